@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of actions. Importing it loads none of them.
+
+An action is a module with `run(task, source, **flags)`; it knows no task by name.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ActionInfo(NamedTuple):
+    """A row of the table: where the action is (empty until it is built), and what the help says of it."""
+
+    module: str
+    summary: str
+
+
+ACTIONS = {
+    "quantize": ActionInfo("taoq.actions.quantize", "quantize a checkpoint into an artifact"),
+    "evaluate": ActionInfo(
+        "taoq.actions.evaluate", "measure a float checkpoint or an artifact on labelled data"
+    ),
+    "inference": ActionInfo("taoq.actions.inference", "run a float checkpoint or an artifact on images"),
+    "export": ActionInfo("", "write an ONNX file (not built yet)"),
+    "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
+}

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""evaluate: the task's metric over its labelled data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.table import Table
+
+from taoq.actions.open_model import open_runtime
+from taoq.actions.results import results_dir, write_experiment
+from taoq.artifact import write_json
+from taoq.console import show
+from taoq.spec import SpecSource, load_spec
+from taoq.status import run_status, track
+from taoq.tasks.base import Task
+
+
+def run(task: Task[Any], source: SpecSource) -> None:
+    """Evaluate a float checkpoint or an artifact; write results.json and what the metric draws."""
+    spec = load_spec(source, task.spec, unused=task.unused, needed=("evaluate",))
+    directory = results_dir(spec, "evaluate")
+    with run_status(directory, task.name, "evaluate") as status:
+        batches = task.evaluation_batches(spec)
+        metric = task.metric(spec)
+        runtime = open_runtime(task, spec, spec.evaluate, "evaluate")
+        started = time.monotonic()
+        for batch in track(batches, batches.num_samples, "evaluating"):
+            metric.update(runtime.run(batch.inputs), batch.targets)
+        seconds = time.monotonic() - started
+        figures = metric.compute()
+        results = {
+            "checkpoint": spec.evaluate.checkpoint,
+            "num_images": batches.num_samples,
+            "device": runtime.device,
+            "seconds": round(seconds, 3),
+            "metrics": figures,
+            **metric.write(directory),
+        }
+        write_json(directory / "results.json", results)
+        write_experiment(spec, directory)
+        status.write("RUNNING", "Evaluation metrics.", figures)
+    print(f"{spec.evaluate.checkpoint}: {batches.num_samples} images on {runtime.device}")
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}")
+    show(table)
+    print(f"{batches.num_samples / seconds:.1f} images/s; results: {directory}")

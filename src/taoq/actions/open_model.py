@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open whatever a `checkpoint` field names: an artifact, or a float checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from taoq.artifact import find_artifact, read_manifest
+from taoq.errors import Fault, SpecError, TaoqError
+from taoq.quantization.backends import load_backend
+from taoq.runtime import Runtime, TorchRuntime, torch_device
+from taoq.spec import spec_from_dict
+from taoq.tasks.base import Task
+from taoq.tasks.sections import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Runtime:
+    """The model of `evaluate` or `inference`, on its device.
+
+    Args:
+        task: The task.
+        spec: Its spec.
+        section: The section of the action.
+        where: Name of that section.
+    """
+    device = torch_device(_device(section, where), f"{where}.device")
+    directory = find_artifact(section.checkpoint) if section.checkpoint else None
+    if section.is_quantized and directory is None:
+        what = f"{section.checkpoint} is not an artifact: there is no manifest.json beside it that names it"
+        raise SpecError(
+            Fault(
+                f"{where}.is_quantized",
+                what,
+                f"quantize first, or give the folder of an artifact as {where}.checkpoint",
+            )
+        )
+    if section.is_quantized is False and directory is not None:
+        what = f"is false, but {section.checkpoint} is a quantized artifact"
+        raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the artifact knows"))
+    model = (
+        task.build_model(spec, section.checkpoint)
+        if directory is None
+        else _open_artifact(task, spec, directory)
+    )
+    return TorchRuntime(model, task.outputs, device)
+
+
+def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
+    """Rebuild a quantized model from its manifest alone; the spec supplies only the data."""
+    manifest = read_manifest(directory)
+    if manifest.task != task.name:
+        raise TaoqError(
+            Fault(
+                str(directory), f"is an artifact of {manifest.task}", f"run it with: taoq {manifest.task} ..."
+            )
+        )
+    stored = spec_from_dict(manifest.spec, task.spec)
+    task.check_same_model(spec, stored)
+    backend = load_backend(manifest.backend)
+    quantized = sum(1 for row in manifest.plan if row["weights"] or row["activations"])
+    log.info("%s: quantized by %s, %d layers", directory, manifest.backend, quantized)
+    model: nn.Module = backend.load(directory / manifest.payload, lambda: task.build_model(stored, None))
+    return model
+
+
+def _device(section: RunSpec, where: str) -> str:
+    """The one device of a section: `gpu_ids` says which GPU `cuda` is."""
+    if section.num_gpus > 1 or len(section.gpu_ids) > 1:
+        what = f"num_gpus is {section.num_gpus}, gpu_ids is {section.gpu_ids}: taoq runs on one device"
+        raise SpecError(Fault(f"{where}.num_gpus", what, "write num_gpus: 1 and one entry in gpu_ids"))
+    if section.device == "trt":
+        raise SpecError(
+            Fault(f"{where}.device", "trt does not run torch models", "write cuda, cuda:N or cpu")
+        )
+    if section.device == "cuda" and section.gpu_ids and section.gpu_ids[0] > 0:
+        return f"cuda:{section.gpu_ids[0]}"
+    return section.device

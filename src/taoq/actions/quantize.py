@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quantize: spec -> plan -> backend -> artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import taoq
+from taoq.actions.results import results_dir, write_experiment
+from taoq.artifact import SCHEMA_VERSION, Manifest, find_artifact, publish, sha256, versions, write_json
+from taoq.console import show, size
+from taoq.errors import Fault, SpecError, TaoqError
+from taoq.quantization import report
+from taoq.quantization.backends import load_backend
+from taoq.quantization.backends.base import Backend, Inputs, verify
+from taoq.quantization.plan import QuantizationPlan, check, resolve
+from taoq.quantization.spec import QuantizeSpec
+from taoq.runtime import torch_device
+from taoq.spec import SpecSource, load_spec, spec_to_dict
+from taoq.status import Status, run_status, track
+from taoq.tasks.base import Batches, Task
+
+log = logging.getLogger(__name__)
+
+
+def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
+    """Quantize the checkpoint of a spec.
+
+    Args:
+        task: The task.
+        source: The spec.
+        dry_run: Print the plan, touch no data and write nothing.
+    """
+    spec = load_spec(source, task.spec, unused=task.unused, needed=("quantize",))
+    section: QuantizeSpec = spec.quantize
+    backend = load_backend(section.backend)
+    warnings = check(section, backend.support)
+    faults = backend.check_options(section.backend_kwargs, section.algorithm)
+    if faults:
+        raise SpecError(*faults)
+    directory = results_dir(spec, "quantize")
+    _check_source(section, directory, backend)
+    if dry_run:
+        model, plan = _plan(task, spec, backend, warnings)
+        log.info("dry run: nothing was calibrated, nothing was written")
+        return
+    with run_status(directory, task.name, "quantize") as status:
+        model, plan = _plan(task, spec, backend, warnings)
+        _quantize(task, spec, backend, model, plan, directory, status)
+
+
+def _check_source(section: QuantizeSpec, directory: Path, backend: Backend[Any]) -> None:
+    if not section.model_path:
+        return  # the task says whether it can do without
+    if find_artifact(section.model_path):
+        what = f"{section.model_path} is quantized already"
+        raise SpecError(Fault("quantize.model_path", what, "give the float checkpoint it was made from"))
+    if Path(section.model_path).resolve() == (directory / backend.payload).resolve():
+        what = f"the artifact would replace {section.model_path}"
+        raise SpecError(Fault("quantize.results_dir", what, "name another folder"))
+
+
+def _plan(
+    task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...]
+) -> tuple[Any, QuantizationPlan]:
+    """Build the float model, decide its layers, show the plan."""
+    section: QuantizeSpec = spec.quantize
+    model = task.build_model(spec, section.model_path)
+    plan = resolve(section, backend.layers(model), backend.support, warnings)
+    for warning in plan.warnings:
+        log.warning(warning)
+    patterns = {f"quantize.layers[{index}]": rule.module_name for index, rule in enumerate(section.layers)}
+    patterns |= {f"quantize.skip_names[{index}]": pattern for index, pattern in enumerate(section.skip_names)}
+    show(report.table(plan, patterns))
+    log.info("%s is for %s", backend.name, backend.support.target)
+    return model, plan
+
+
+def _quantize(
+    task: Task[Any],
+    spec: Any,
+    backend: Backend[Any],
+    model: Any,
+    plan: QuantizationPlan,
+    directory: Path,
+    status: Status,
+) -> None:
+    section: QuantizeSpec = spec.quantize
+    device = torch_device(section.device, "quantize.device")
+    float_size = backend.float_size(model)
+    batches = task.calibration_batches(spec) if plan.needs_calibration else None
+    started = time.monotonic()
+    model = backend.quantize(model.to(device), plan, _feed(batches, device), section.backend_kwargs).to("cpu")
+    seconds = time.monotonic() - started
+    verify(plan, backend.applied(model))
+    partial = directory / f".{backend.payload}.partial"
+    with _removed_on_failure(partial):
+        backend.save(model, partial)
+        calibration = (
+            {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
+        )
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            taoq=taoq.__version__,
+            task=task.name,
+            backend=backend.name,
+            format=backend.format,
+            payload=backend.payload,
+            sha256=sha256(partial),
+            size=partial.stat().st_size,
+            float_size=float_size,
+            source={
+                "path": section.model_path,
+                "sha256": sha256(Path(section.model_path)) if section.model_path else "",
+            },
+            spec=spec_to_dict(spec),
+            plan=tuple(report.rows(plan)),
+            calibration=calibration,
+            versions=versions(backend.libraries),
+        )
+        summary = {
+            "backend": backend.name,
+            "mode": plan.mode,
+            "algorithm": plan.algorithm,
+            "layers_quantized": len(plan.quantized),
+            "layers_quantizable": len(plan.quantizable),
+            "size": manifest.size,
+            "float_size": float_size,
+            "seconds": round(seconds, 3),
+            "device": device,
+            "calibration": calibration,
+            "warnings": list(plan.warnings),
+            "command": " ".join(sys.argv),
+            "layers": manifest.plan,
+        }
+        write_json(directory / "quantization_report.json", summary)
+        write_experiment(spec, directory)
+        publish(directory, {backend.payload: partial}, manifest)
+    kpi = {
+        "layers_quantized": len(plan.quantized),
+        "size_mb": manifest.size / 1e6,
+        "float_size_mb": float_size / 1e6,
+    }
+    status.write("RUNNING", "Quantized.", kpi)
+    calibrated = f" with {batches.num_samples} calibration images" if batches else ""
+    print(
+        f"quantized {len(plan.quantized)} of {len(plan.quantizable)} layers{calibrated} in {seconds:.1f} s on {device};"
+        f" {size(float_size)} as float32, {size(manifest.size)} now\nartifact: {directory}"
+    )
+
+
+def _feed(batches: Batches | None, device: str) -> Iterator[Inputs]:
+    """Inputs of the calibration batches on the device, one batch in memory at a time."""
+    if batches is None:
+        return
+    for batch in track(batches, batches.num_samples, "calibrating"):
+        yield {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TaoqError(
+            Fault(
+                str(path.parent),
+                f"cannot be written: {error.strerror}",
+                "free some space, or name another folder",
+            )
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The artifact: a folder with the payload and manifest.json, which is written last and verified on read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taoq.errors import Fault, TaoqError
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What rebuilds a quantized model, and says where it came from.
+
+    Attributes:
+        schema_version: Version of this format.
+        taoq: Version of taoq.
+        task: Name of the task.
+        backend: Name of the backend.
+        format: torch or onnx.
+        payload: File name beside the manifest.
+        sha256: Of the payload.
+        size: Of the payload, bytes.
+        float_size: Of the same model saved as float32, bytes.
+        source: The float checkpoint and its sha256.
+        spec: The resolved spec.
+        plan: One entry per layer: name, type, weights, activations, rule, reason.
+        calibration: Number of samples and seed; empty without calibration.
+        versions: Of python and the libraries.
+    """
+
+    schema_version: int
+    taoq: str
+    task: str
+    backend: str
+    format: str
+    payload: str
+    sha256: str
+    size: int
+    float_size: int
+    source: Mapping[str, str]
+    spec: Mapping[str, Any]
+    plan: tuple[Mapping[str, Any], ...]
+    calibration: Mapping[str, int]
+    versions: Mapping[str, str]
+
+
+def find_artifact(checkpoint: str) -> Path | None:
+    """The artifact folder that a path means: the folder itself, or its payload. None for any other file."""
+    path = Path(checkpoint)
+    directory = path if path.is_dir() else path.parent
+    if not (directory / MANIFEST).is_file():
+        return None
+    if path.is_dir() or _read_json(directory / MANIFEST).get("payload") == path.name:
+        return directory
+    return None
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and verify an artifact.
+
+    Raises:
+        TaoqError: The manifest is damaged or of a newer taoq, or the payload is missing or is not the one it names.
+    """
+    path = directory / MANIFEST
+    data = _read_json(path)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        what = f"its schema_version is {data.get('schema_version')}, this taoq reads {SCHEMA_VERSION}"
+        raise TaoqError(Fault(str(path), what, "read it with the taoq that wrote it, or quantize again"))
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if set(data) != names:
+        what = "is not a manifest of taoq: " + ", ".join(sorted(set(data) ^ names)) + " missing or unknown"
+        raise TaoqError(Fault(str(path), what, "quantize again"))
+    manifest = Manifest(**{**data, "plan": tuple(data["plan"])})
+    payload = directory / manifest.payload
+    if payload.name != manifest.payload or not payload.is_file():
+        raise TaoqError(Fault(str(payload), "the payload of this artifact is missing", "quantize again"))
+    if sha256(payload) != manifest.sha256:
+        hint = "the file was changed or cut off after it was written: quantize again"
+        raise TaoqError(Fault(str(payload), "is not the file that its manifest names (sha256 differs)", hint))
+    return manifest
+
+
+def publish(directory: Path, staged: Mapping[str, Path], manifest: Manifest) -> None:
+    """Rename the staged files into place, the manifest last: a folder with a manifest is whole.
+
+    Args:
+        directory: The artifact folder.
+        staged: Temporary file by final name; on the same file system.
+        manifest: Written after all files are in place.
+    """
+    write_json(directory / f".{MANIFEST}.partial", dataclasses.asdict(manifest))
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for name, temporary in staged.items():
+        os.replace(temporary, directory / name)
+    os.replace(directory / f".{MANIFEST}.partial", directory / MANIFEST)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON to a temporary name and rename it."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text to a temporary name and rename it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Version of python and of installed distributions."""
+    found = {"python": sys.version.split()[0]}
+    return found | {name: importlib.metadata.version(name) for name in distributions}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        data = None
+    if not isinstance(data, dict):
+        raise TaoqError(Fault(str(path), "is not readable as a manifest", "quantize again"))
+    return data

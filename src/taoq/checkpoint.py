@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a float checkpoint into a model: plain state dict, Lightning or TAO file, safetensors. Runs no code of it."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taoq.errors import Fault, TaoqError
+
+log = logging.getLogger(__name__)
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training frameworks keep the state dict."""
+
+
+def load_weights(model: nn.Module, checkpoint: str) -> None:
+    """Load every tensor of a model from a file; values are converted to the model's dtype.
+
+    A prefix that a framework put in front of all names (`model.`, `module.`) is found and taken off.
+
+    Raises:
+        TaoqError: The file is missing, damaged, holds code or no tensors, or does not fit the model.
+    """
+    state = read_state_dict(checkpoint)
+    own = model.state_dict()
+    prefix = _prefix(state, own)
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    outside = sorted(key for key in state if not key.startswith(prefix))
+    _check_fit(inside, own, checkpoint)
+    if outside:
+        log.info(
+            "%s: %d tensors outside of '%s*' are not of this network: %s",
+            checkpoint,
+            len(outside),
+            prefix,
+            _some(outside),
+        )
+    model.load_state_dict(inside)
+
+
+def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name.
+
+    Raises:
+        TaoqError: The file is missing, damaged, or holds code or no tensors.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        what = "is a folder, not a checkpoint" if path.is_dir() else "there is no such checkpoint"
+        raise TaoqError(Fault(checkpoint, what, "give a .pth, .ckpt or .safetensors file"))
+    if path.suffix == ".safetensors":
+        import safetensors
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            what = f"is not a whole safetensors file: {str(error).splitlines()[0]}"
+            raise TaoqError(Fault(checkpoint, what, "copy the file again")) from None
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower().replace("weights only", "weights_only"):
+            raise TaoqError(_damaged(checkpoint)) from None
+        what = "holds objects besides tensors, which taoq does not load: they could run code"
+        hint = (
+            "save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')"
+        )
+        raise TaoqError(Fault(checkpoint, what, hint)) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError):
+        raise TaoqError(_damaged(checkpoint)) from None
+    state = _tensors(data)
+    if not state:
+        raise TaoqError(
+            Fault(checkpoint, "holds no state dict", "give a file that torch.save wrote of a state dict")
+        )
+    return state
+
+
+def _damaged(checkpoint: str) -> Fault:
+    return Fault(
+        checkpoint, "is cut off, or is not a checkpoint of torch", "copy the file again, or give another one"
+    )
+
+
+def _tensors(data: Any) -> dict[str, Tensor]:
+    """The state dict in what torch.load returned: the data itself, or under a framework's key."""
+    if not isinstance(data, Mapping):
+        return {}
+    for key in _CONTAINERS:
+        if isinstance(data.get(key), Mapping):
+            return _tensors(data[key])
+    return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
+
+
+def _prefix(state: Iterable[str], own: Mapping[str, Tensor]) -> str:
+    """What stands in front of the model's names in most keys of a checkpoint."""
+    votes: Counter[str] = Counter()
+    for key in state:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in own:
+                votes["".join(f"{part}." for part in parts[:start])] += 1
+                break
+    return votes.most_common(1)[0][0] if votes else ""
+
+
+def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoint: str) -> None:
+    missing = [key for key in own if key not in state]
+    unknown = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if not (missing or unknown or shapes):
+        return
+    parts = []
+    if shapes:
+        parts.append(f"{len(shapes)} of another shape ({_some(shapes)})")
+    if missing:
+        parts.append(f"{len(missing)} missing ({_some(missing)})")
+    if unknown:
+        parts.append(f"{len(unknown)} unknown ({_some(unknown)})")
+    hint = "check model.backbone.type, model.backbone.args and dataset.num_classes"
+    raise TaoqError(Fault(checkpoint, "does not fit the network: tensors " + ", ".join(parts), hint))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: parse, route, turn a TaoqError into two lines and an exit code. No logic, no heavy import."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import taoq
+from taoq.actions import ACTIONS
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.spec import SpecSource, read_spec
+from taoq.tasks import TASKS, load_task
+
+INTERRUPTED = 130
+_HELP = ("-h", "--help", "help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`taoq <task> <action> -e spec.yaml [key=value ...]`. Returns the exit code."""
+    return _guarded(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def classification_pyt() -> int:
+    """The console script of the task, as in TAO."""
+    return _guarded(["classification_pyt", *sys.argv[1:]])
+
+
+def rtdetr() -> int:
+    """The console script of the task, as in TAO."""
+    return _guarded(["rtdetr", *sys.argv[1:]])
+
+
+def _guarded(words: list[str]) -> int:
+    stderr = _log_to_stderr()
+    terminate = signal.signal(signal.SIGTERM, _terminated)
+    source: SpecSource | None = None
+    try:
+        request = _parse(words)
+        if request.help:
+            print(request.help)
+            return 0
+        action = importlib.import_module(ACTIONS[request.action].module)
+        source = read_spec(request.spec, request.overrides)
+        stderr.setFormatter(_Formatter(source))
+        action.run(load_task(request.task), source, **request.flags)
+    except TaoqError as error:
+        for fault in error.faults:
+            where = source.locate(fault.where) if source else fault.where
+            print(f"{where}: {fault.what}\nhint: {fault.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        logging.getLogger("taoq").removeHandler(stderr)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """A parsed command line; only `help` is set where a help text is asked for."""
+
+    help: str = ""
+    task: str = ""
+    action: str = ""
+    spec: str | None = None
+    overrides: Sequence[str] = ()
+    flags: Mapping[str, bool] = field(default_factory=dict)
+
+
+def _parse(words: list[str]) -> _Request:
+    """Split the command line by hand: a wrong word gets the nearest right one, not a usage dump.
+
+    Raises:
+        SpecError: A word is missing or unknown.
+    """
+    if words[:1] == ["--version"]:
+        return _Request(help=f"taoq {taoq.__version__}")
+    if not words or words[0] in _HELP:
+        return _Request(help=_help_taoq())
+    task = words[0]
+    if task not in TASKS:
+        raise SpecError(
+            Fault(task, "there is no such task", did_you_mean(task, TASKS, "tasks are " + ", ".join(TASKS)))
+        )
+    if not TASKS[task].module:
+        built = ", ".join(name for name, info in TASKS.items() if info.module)
+        raise SpecError(Fault(task, "this task is not built yet", f"built are: {built}"))
+    if len(words) == 1 or words[1] in _HELP:
+        return _Request(help=_help_task(task))
+    action = words[1]
+    if action not in ACTIONS:
+        otherwise = "actions are " + ", ".join(ACTIONS)
+        raise SpecError(
+            Fault(f"{task} {action}", "there is no such action", did_you_mean(action, ACTIONS, otherwise))
+        )
+    if not ACTIONS[action].module:
+        built = ", ".join(name for name, info in ACTIONS.items() if info.module)
+        raise SpecError(Fault(f"{task} {action}", "this action is not built yet", f"built are: {built}"))
+    parser = _Parser(prog=f"taoq {task} {action}", description=ACTIONS[action].summary, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this text")
+    parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", help="the spec, a YAML file")
+    if action == "quantize":
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print the plan and stop before calibration"
+        )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a field: quantize.device=cpu"
+    )
+    parsed = vars(parser.parse_intermixed_args(words[2:]))
+    if parsed.pop("help"):
+        return _Request(help=parser.format_help().rstrip())
+    spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
+    if spec is None and action != "default_specs":
+        raise SpecError(Fault(f"{task} {action}", "no spec is given", "add -e spec.yaml"))
+    return _Request(task=task, action=action, spec=spec, overrides=overrides, flags=parsed)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(Fault(self.prog.removeprefix("taoq "), message, f"see {self.prog} --help"))
+
+
+class _Formatter(logging.Formatter):
+    """`warning: spec.yaml:7: field: text`: a message that opens with a field of the spec gets its line."""
+
+    def __init__(self, source: SpecSource | None) -> None:
+        super().__init__()
+        self._source = source
+
+    def format(self, record: logging.LogRecord) -> str:
+        where, colon, text = record.getMessage().partition(": ")
+        if colon and self._source:
+            where = self._source.locate(where)
+        return ("warning: " if record.levelno >= logging.WARNING else "") + where + colon + text
+
+
+def _log_to_stderr() -> logging.Handler:
+    logger = logging.getLogger("taoq")
+    logger.setLevel(logging.DEBUG)  # log.txt takes everything
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(_Formatter(None))
+    logger.addHandler(handler)
+    return handler
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 (a signal handler)
+    sys.exit(128 + signum)  # an exception, so that status.json gets its last line
+
+
+def _help_taoq() -> str:
+    rows = "\n".join(f"  {name:<20} {info.summary}" for name, info in TASKS.items())
+    return (
+        "usage: taoq <task> <action> -e spec.yaml [key=value ...]\n\n"
+        "Quantize vision models from one YAML spec, and know what it cost.\n\n"
+        f"tasks:\n{rows}\n\n{_help_actions()}\n\n"
+        "taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ..."
+    )
+
+
+def _help_task(task: str) -> str:
+    return f"usage: taoq {task} <action> -e spec.yaml [key=value ...]\n\n{TASKS[task].summary}\n\n{_help_actions()}"
+
+
+def _help_actions() -> str:
+    return "actions:\n" + "\n".join(f"  {name:<20} {info.summary}" for name, info in ACTIONS.items())

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is, and what all of them share."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from taoq.errors import Fault, TaoqError
+from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+
+M = TypeVar("M")
+"""The model of a backend: torch.nn.Module, or onnx.ModelProto."""
+
+Inputs = Mapping[str, Any]
+"""Tensors by model input name."""
+
+Applied = Mapping[str, tuple[TensorScheme | None, TensorScheme | None]]
+"""Weights and activations of each quantized layer, read back from a model."""
+
+_library = logging.getLogger("taoq.library")
+
+
+class Backend(Protocol[M]):
+    """A quantization library behind one face. A module of this package is a backend: it has these names."""
+
+    name: str
+    format: Literal["torch", "onnx"]
+    libraries: tuple[str, ...]
+    """Distributions whose versions go into the manifest."""
+    support: Support
+    payload: str
+    """File name of the quantized model, as TAO calls it."""
+
+    def check_options(self, options: Mapping[str, Any], algorithm: str) -> list[Fault]:
+        """Faults of `backend_kwargs` against the signature of the library."""
+
+    def layers(self, model: M) -> list[Layer]:
+        """All layers of a float model, quantizable or not."""
+
+    def float_size(self, model: M) -> int:
+        """Bytes of the float model saved in this format, as float32."""
+
+    def quantize(
+        self, model: M, plan: QuantizationPlan, batches: Iterable[Inputs], options: Mapping[str, Any]
+    ) -> M:
+        """Quantize in place as the plan says. `batches` is not touched unless the plan needs calibration."""
+
+    def applied(self, model: M) -> Applied:
+        """What is really quantized, read from the model itself."""
+
+    def save(self, model: M, path: Path) -> None:
+        """Write the quantized model to a file."""
+
+    def load(self, path: Path, build_model: Callable[[], M]) -> M:
+        """Read it back into a fresh float model. Never re-quantizes, never unpickles code."""
+
+
+def verify(plan: QuantizationPlan, applied: Applied) -> None:
+    """Compare the plan with what a library really did.
+
+    Raises:
+        TaoqError: They differ.
+    """
+    faults: list[Fault] = []
+    planned = {item.layer.name: (item.weights, item.activations) for item in plan.quantized}
+    for name in sorted({*planned, *applied}):
+        want, got = planned.get(name, (None, None)), applied.get(name, (None, None))
+        for part, asked, real in zip(("weights", "activations"), want, got, strict=True):
+            if _format(asked) != _format(real):
+                what = f"{part} are {real or 'float'} after quantization, the plan says {asked or 'float'}"
+                faults.append(
+                    Fault(name, what, f"put it into quantize.skip_names; this is a limit of {plan.backend}")
+                )
+    if faults:
+        raise TaoqError(*faults)
+
+
+def _format(scheme: TensorScheme | None) -> tuple[str, int | None] | None:
+    return None if scheme is None else (scheme.dtype, scheme.axis)
+
+
+@contextlib.contextmanager
+def library_output() -> Iterator[None]:
+    """Send what a library prints and warns of to the log (level debug) instead of the user's screen."""
+    printed = io.StringIO()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            for line in printed.getvalue().splitlines():
+                _library.debug(line)
+            for warning in caught:
+                _library.debug("%s: %s", warning.category.__name__, warning.message)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of a torch model, and why some cannot be quantized whatever the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import IO, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from taoq.quantization.plan import Layer
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[Layer]:
+    """All leaf layers of a model, and its nn.MultiheadAttention, in model order.
+
+    Args:
+        model: A float model.
+        obstacle: Why the library cannot quantize a layer that has a weight; empty if it can.
+    """
+    inside_attention = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.children()
+    }
+    owner: dict[int, str] = {}
+    layers: list[Layer] = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
+            continue
+        weight = getattr(module, "weight", None)
+        has_matrix = isinstance(weight, nn.Parameter) and weight.ndim >= 2
+        tied_to = owner.setdefault(id(weight), name) if has_matrix else name
+        if parametrize.is_parametrized(module):
+            why = "its weight is parametrized; remove the parametrization first"
+        elif not has_matrix:
+            why = "it has no weight matrix or kernel"
+        elif id(module) in inside_attention:
+            why = "nn.MultiheadAttention uses its weight without calling it"
+        elif tied_to != name:
+            why = f"it shares its weight with '{tied_to}'"
+        else:
+            why = obstacle(module)
+        layers.append(
+            Layer(
+                name=name,
+                type=type(module).__name__,
+                weight_shape=tuple(weight.shape) if has_matrix and weight is not None else (),
+                channel_axis=1 if isinstance(module, _TRANSPOSED) else 0,
+                obstacle=why,
+            )
+        )
+    # the first owner of a shared weight must stay float too, or the others would no longer share it
+    shared = {
+        layer.obstacle.split("'")[1] for layer in layers if layer.obstacle.startswith("it shares its weight")
+    }
+    return [
+        replace(layer, obstacle="it shares its weight with another layer") if layer.name in shared else layer
+        for layer in layers
+    ]
+
+
+def saved_size(model: nn.Module) -> int:
+    """Bytes of the state dict as torch.save writes it."""
+    sink = _Counter()
+    torch.save(model.state_dict(), cast(IO[bytes], sink))
+    return sink.size
+
+
+class _Counter:
+    """A file that only counts what is written to it."""
+
+    size = 0
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""

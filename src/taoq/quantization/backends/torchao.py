@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchao: weight-only quantization of linear layers. No data, any device."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from taoq.errors import Fault, did_you_mean
+from taoq.quantization.backends.base import Applied, Inputs, library_output
+from taoq.quantization.backends.torch_layers import list_layers, saved_size
+from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+
+with library_output():
+    import torchao.quantization as ao
+
+name = "torchao"
+format: Literal["torch"] = "torch"
+libraries = ("torch", "torchao")
+payload = "quantized_model_torchao.pth"
+support = Support(
+    modes=("weight_only_ptq",),
+    algorithms=(),
+    weights=("int8", "fp8_e4m3fn", "fp8_e5m2"),
+    activations=(),
+    layer_types=("Linear",),
+    devices=("cuda", "cpu"),
+    target="smaller files and less memory; on a CPU in eager mode slower than float",
+)
+
+_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8_e4m3fn", torch.float8_e5m2: "fp8_e5m2"}
+_OURS = ("model", "config", "filter_fn")  # arguments of quantize_ that the plan decides
+
+
+def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:  # noqa: ARG001 (one face for all backends)
+    """Faults of `backend_kwargs` against `torchao.quantization.quantize_`."""
+    known = [key for key in inspect.signature(ao.quantize_).parameters if key not in _OURS]
+    faults = []
+    for key, value in options.items():
+        where = f"quantize.backend_kwargs.{key}"
+        if key in _OURS:
+            faults.append(
+                Fault(
+                    where,
+                    f"'{key}' of torchao's quantize_ is set by the plan",
+                    "write rules in quantize.layers",
+                )
+            )
+        elif key not in known:
+            otherwise = "its arguments are " + ", ".join(known)
+            faults.append(
+                Fault(
+                    where, f"torchao's quantize_ has no argument '{key}'", did_you_mean(key, known, otherwise)
+                )
+            )
+        elif key == "device":
+            try:
+                torch.device(value)
+            except (RuntimeError, TypeError):
+                faults.append(Fault(where, f"'{value}' is not a torch device", "write cpu, cuda or cuda:N"))
+    return faults
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """All layers; torchao quantizes nn.Linear itself, not its subclasses with a forward of their own."""
+    return list_layers(model, _obstacle)
+
+
+float_size = saved_size
+
+
+def quantize(
+    model: nn.Module,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],  # noqa: ARG001 (weight-only opens no data)
+    options: Mapping[str, Any],
+) -> nn.Module:
+    """Replace the planned weights by quantized tensors, one scale per output row; in place."""
+    configs = OrderedDict((item.layer.name, _config(item.weights)) for item in plan.quantized if item.weights)
+    model.requires_grad_(False)
+    with library_output():
+        # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
+        # that is no Linear would convert and fail later, in forward.
+        ao.quantize_(model, ao.FqnToConfig(configs), filter_fn=None, **options)
+    for name_ in configs:
+        _clear_zero_rows(model.get_submodule(name_).weight)
+    return model
+
+
+def applied(model: nn.Module) -> Applied:
+    """Quantized weights by layer, read from the tensors."""
+    found = {}
+    for name_, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, ao.Int8Tensor | ao.Float8Tensor):
+            # a scale of shape [rows, 1] has one value per row, also where there is but one row
+            axis = 0 if weight.scale.shape[0] == weight.shape[0] else None
+            found[name_] = (TensorScheme(_DTYPES[weight.qdata.dtype], axis), None)
+    return found
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """Write the state dict; its quantized tensors are torchao's and load under weights_only."""
+    torch.save(model.state_dict(), path)
+
+
+def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
+    """Put the quantized tensors in the place of a fresh model's weights."""
+    model = build_model()
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+    return model.requires_grad_(False)  # assigned parameters come back with requires_grad
+
+
+def _obstacle(module: nn.Module) -> str:
+    if not isinstance(module, nn.Linear):
+        return f"torchao does not quantize {type(module).__name__}"
+    if type(module).forward is not nn.Linear.forward:
+        return f"{type(module).__name__} has a forward of its own"
+    return ""
+
+
+def _config(scheme: TensorScheme) -> Any:
+    if scheme.dtype == "int8":
+        # version 2 is the tensor class that later releases of torchao load as well
+        return ao.Int8WeightOnlyConfig(version=2)
+    dtype = next(dtype for dtype, name_ in _DTYPES.items() if name_ == scheme.dtype)
+    return ao.Float8WeightOnlyConfig(weight_dtype=dtype)
+
+
+def _clear_zero_rows(weight: Any) -> None:
+    """Make rows of zeros zero again: torchao's float8 divides them by their scale of 0 and stores NaN."""
+    dead = weight.scale == 0
+    if bool(dead.any()):
+        weight.scale[dead] = 1.0
+        weight.qdata.view(torch.uint8)[dead.flatten()] = 0

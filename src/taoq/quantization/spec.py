@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `quantize:` section: the one vocabulary of backends, modes, dtypes and algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from taoq.spec import REQUIRED, option
+
+BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx")
+MODES = ("weight_only_ptq", "static_ptq")
+ALGORITHMS = ("minmax", "max", "entropy")
+NATIVE = "native"
+"""The dtype of a tensor that stays float."""
+DTYPES = ("int8", "fp8_e4m3fn", "fp8_e5m2", NATIVE)
+DTYPE_ALIASES = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"}
+DEVICE_PATTERN = r"cuda|cpu|trt|cuda:[0-9]+"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """What a rule says of the weights or of the activations of a layer."""
+
+    dtype: str = option(
+        REQUIRED,
+        "Numeric format: int8, fp8_e4m3fn, fp8_e5m2, or native to stay float; float8_* is the same as fp8_*",
+        options=DTYPES,
+        aliases=DTYPE_ALIASES,
+    )
+    quant_axis: int | None = option(
+        None,
+        "Axis with one scale per index; without it weights have one per output channel, activations one per tensor",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One rule. The last rule that matches a layer decides the whole layer."""
+
+    module_name: str = option(
+        REQUIRED,
+        "Pattern (* ? [seq]) on the layer's name, else on its type (Linear, Conv2d, ...)",
+        example="Linear",
+    )
+    weights: TensorSpec | None = option(None, "Format of the weights; without it they stay float")
+    activations: TensorSpec | None = option(
+        None, "Format of the layer's inputs; without it they stay float; torchao has none"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSpec:
+    """How much calibration data static quantization sees."""
+
+    num_samples: int = option(
+        512, "Number of images, drawn at random; all of them if there are fewer", minimum=1
+    )
+    batch_size: int | None = option(None, "Images per batch; without it dataset.batch_size", minimum=1)
+    seed: int = option(
+        0, "Seed of the draw: the same seed gives the same images, in the same order, and the same scales"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """ModelQuantizationConfig of TAO, and `calibration`, which is ours."""
+
+    backend: str = option("torchao", "The quantization backend to use", options=BACKENDS)
+    mode: str = option("weight_only_ptq", "The quantization mode to use", options=MODES)
+    algorithm: str = option(
+        "minmax",
+        "How activation ranges come from calibration data; minmax and max are the same; entropy takes int8 only",
+        options=ALGORITHMS,
+    )
+    default_layer_dtype: str | None = option(
+        None, "Deprecated, no effect: set weights.dtype in each rule", options=DTYPES, aliases=DTYPE_ALIASES
+    )
+    default_activation_dtype: str | None = option(
+        None,
+        "Deprecated, no effect: set activations.dtype in each rule",
+        options=DTYPES,
+        aliases=DTYPE_ALIASES,
+    )
+    layers: list[LayerSpec] = option(list, "The rules: which layers are quantized, and to what")
+    skip_names: list[str] = option(list, "Patterns of layers that stay float, whatever the rules say")
+    model_path: str = option(
+        "", "The trained checkpoint to quantize (.pth, .ckpt or .safetensors)", example="model.pth"
+    )
+    results_dir: str = option("", "Folder of the artifact; without it <results_dir>/quantize")
+    backend_kwargs: dict[str, Any] = option(
+        dict, "Arguments of the library behind the backend, checked against it"
+    )
+    device: str = option(
+        "cuda", "Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx", pattern=DEVICE_PATTERN
+    )
+    calibration: CalibrationSpec = option(CalibrationSpec, "Calibration data of static quantization")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a model: named tensors in, named tensors out, on a device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from taoq.errors import Fault, SpecError
+
+log = logging.getLogger(__name__)
+
+
+class Runtime(Protocol):
+    """What evaluation and inference need of a model, whatever runs it."""
+
+    device: str
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """One forward pass; the outputs are on the CPU."""
+
+
+class TorchRuntime:
+    """A torch model in eval mode."""
+
+    def __init__(self, model: nn.Module, outputs: Sequence[str], device: str) -> None:
+        self.device = device
+        self._model = model.to(device).eval()
+        self._outputs = tuple(outputs)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """One forward pass; the outputs are on the CPU, float32."""
+        with torch.inference_mode():
+            result = self._model(*(tensor.to(self.device, non_blocking=True) for tensor in inputs.values()))
+        values = result if isinstance(result, tuple) else (result,)
+        return {name: value.float().cpu() for name, value in zip(self._outputs, values, strict=True)}
+
+
+def torch_device(device: str, where: str) -> str:
+    """The torch device of a spec's `device`: falls back to the CPU, and says so.
+
+    Args:
+        device: cuda, cuda:N or cpu.
+        where: The field, for messages.
+
+    Raises:
+        SpecError: The machine has GPUs, but not that one.
+    """
+    if device == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        log.warning("%s: %s is not available on this machine; running on the CPU", where, device)
+        return "cpu"
+    index = int(device.partition(":")[2] or 0)
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise SpecError(
+            Fault(
+                where,
+                f"there is no {device}: this machine has {count} GPU(s)",
+                f"write cuda:0 to cuda:{count - 1}",
+            )
+        )
+    return f"cuda:{index}"

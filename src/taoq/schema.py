@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema reference and the commented default spec, made from the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from taoq.spec import without_none
+
+_KINDS = {str: "string", int: "int", float: "float", bool: "bool"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the schema reference, in the words of TAO's own."""
+
+    field: str
+    value_type: str
+    description: str
+    default_value: str
+    valid_options: str
+
+
+def rows(schema: Any, prefix: str = "") -> Iterator[Row]:
+    """The fields of a schema, sections before their fields; an entry of a list is written `layers[]`."""
+    for field, kind in _fields(schema):
+        name = f"{prefix}{field.name}"
+        item = _item(kind)
+        meta = field.metadata
+        if dataclasses.is_dataclass(kind) or dataclasses.is_dataclass(item):
+            is_list = item is not None
+            yield Row(
+                name, "list" if is_list else "section", meta["description"], "[]" if is_list else "", ""
+            )
+            yield from rows(item or kind, f"{name}[]." if is_list else f"{name}.")
+            continue
+        value_type = "categorical" if meta["options"] else _value_type(kind)
+        options = ",".join(meta["options"]) or meta["pattern"].replace("|", ",")
+        yield Row(name, value_type, meta["description"], _default(field), options)
+
+
+def markdown(title: str, schema: Any, prefix: str = "") -> str:
+    """A table of the fields, as in TAO's documentation."""
+    lines = [
+        f"## {title}",
+        "",
+        "| field | value_type | description | default_value | valid_options |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows(schema, prefix):
+        cells = (f"`{row.field}`", row.value_type, row.description, row.default_value, row.valid_options)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def commented_yaml(schema: Any) -> str:
+    """A valid spec with every field: its default, or an example where the default would leave it incomplete."""
+    return "\n".join(_yaml(schema, "")) + "\n"
+
+
+def _yaml(schema: Any, indent: str) -> Iterator[str]:
+    for field, kind in _fields(schema):
+        meta = field.metadata
+        options = f" [{', '.join(meta['options'])}]" if meta["options"] else ""
+        yield f"{indent}# {meta['description']}{options}"
+        item = _item(kind)
+        example = meta["example"]
+        if dataclasses.is_dataclass(item):
+            yield f"{indent}{field.name}:"
+            yield from _list_item(item, f"{indent}  ")
+        elif dataclasses.is_dataclass(kind) and field.default is None:
+            yield f"{indent}{field.name}: null"
+        elif dataclasses.is_dataclass(kind):
+            yield f"{indent}{field.name}:"
+            yield from _yaml(kind, f"{indent}  ")
+        else:
+            # JSON is YAML, and one line
+            yield f"{indent}{field.name}: {json.dumps(example if example is not None else _default_value(field))}"
+
+
+def _list_item(schema: Any, indent: str) -> Iterator[str]:
+    """One example entry: its required fields, and its first optional section with the first option."""
+    required = [field for field, _ in _fields(schema) if _default_value(field) == MISSING]
+    yield f"{indent}- " + f"\n{indent}  ".join(
+        f"{f.name}: {json.dumps(f.metadata['example'])}" for f in required
+    )
+    for field, kind in _fields(schema):
+        if dataclasses.is_dataclass(kind):
+            inner = [f for f, _ in _fields(kind) if _default_value(f) == MISSING]
+            values = ", ".join(f"{f.name}: {f.metadata['options'][0]}" for f in inner)
+            yield f"{indent}  {field.name}: {{{values}}}"
+            return
+
+
+def _fields(schema: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield field, without_none(hints[field.name])
+
+
+def _item(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
+
+
+def _value_type(kind: Any) -> str:
+    origin = typing.get_origin(kind)
+    return "list" if origin is list else "dict" if origin is dict else _KINDS[kind]
+
+
+def _default_value(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = _default_value(field)
+    return "required" if value == MISSING else "" if value in ("", None) else json.dumps(value).strip('"')

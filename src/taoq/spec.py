@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a YAML spec with command-line overrides into frozen dataclasses, with every fault at once.
+
+A schema is a dataclass whose fields are made by `option`. OmegaConf parses, interpolates and converts;
+what it does not do is done here: all faults in one go, their line in the file, near names, option lists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import logging
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from taoq.errors import Fault, SpecError, did_you_mean
+
+log = logging.getLogger(__name__)
+S = TypeVar("S")
+
+_REQUIRED: Any = MISSING
+
+
+def option(
+    default: Any,
+    description: str,
+    *,
+    options: Sequence[str] = (),
+    aliases: Mapping[str, str] | None = None,
+    pattern: str = "",
+    minimum: float | None = None,
+    example: Any = None,
+) -> Any:
+    """A field of a schema: its default and what the reference says of it.
+
+    Args:
+        default: The default value, a zero-argument factory, or `REQUIRED`.
+        description: One sentence for the schema reference and the comments of `default_specs`.
+        options: The only values allowed.
+        aliases: Other spellings, by the option they stand for.
+        pattern: A regular expression that the whole value must match.
+        minimum: The least value of a number.
+        example: What `default_specs` writes where the default would not make a complete spec.
+    """
+    metadata = {
+        "description": description,
+        "options": tuple(options),
+        "aliases": dict(aliases or {}),
+        "pattern": pattern,
+        "minimum": minimum,
+        "example": example,
+    }
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+REQUIRED = _REQUIRED
+
+
+@dataclass(frozen=True)
+class SpecSource:
+    """Where the values of a spec came from: the file, the line of each field, the overrides.
+
+    Attributes:
+        path: The YAML file as the user named it.
+        data: The parsed, not yet interpolated tree.
+        lines: Line number (from 1) by field, `quantize.layers[0].module_name`.
+        overrides: The `key=value` that set a field, by field.
+    """
+
+    path: str
+    data: DictConfig
+    lines: Mapping[str, int]
+    overrides: Mapping[str, str]
+
+    def locate(self, where: str) -> str:
+        """`where` with its file and line, when it is a field of this spec."""
+        field = where
+        while field:
+            if field in self.overrides:
+                return f"override {self.overrides[field]}: {where}"
+            if field in self.lines:
+                return f"{self.path}:{self.lines[field]}: {where}"
+            field = re.sub(r"(\.?[^.\[\]]+|\[\d+\])$", "", field)
+        return where
+
+
+def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
+    """Parse a YAML file and merge `key=value` overrides into it; nothing is interpolated or checked yet.
+
+    Args:
+        path: The file; None is an empty spec.
+        overrides: `key=value`, the key dotted, with an index in lists.
+
+    Raises:
+        SpecError: The file is missing, does not parse, has a duplicate key, or is not a mapping; an override
+            has no `=` or does not fit the tree.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+    except OSError as error:
+        raise SpecError(
+            Fault(str(path), f"cannot be read: {error.strerror}", "give the spec file with -e")
+        ) from None
+    except UnicodeDecodeError:
+        raise SpecError(Fault(str(path), "is not a text file in UTF-8", "give a YAML file with -e")) from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        # an empty file is an empty spec: the schema then says what is missing
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+            raise SpecError(
+                Fault(
+                    f"{path}:1",
+                    f"the spec is {kind}, not a mapping",
+                    "write sections: `quantize:`, `dataset:`, ...",
+                )
+            )
+        data = OmegaConf.create(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = (error.problem or "does not parse").replace("tag:yaml.org,2002:", "!!")
+        hint = "a key may stand once in a section" if "duplicate" in what else "a spec is plain YAML data"
+        raise SpecError(Fault(where, f"not valid YAML: {what}", hint)) from None
+    except yaml.YAMLError as error:
+        raise SpecError(
+            Fault(str(path), f"not valid YAML: {str(error).splitlines()[0]}", "a spec is plain YAML data")
+        ) from None
+    assert isinstance(data, DictConfig)
+    by_field: dict[str, str] = {}
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise SpecError(
+                Fault(override, "an override has the form key=value", "for example quantize.device=cpu")
+            )
+        try:
+            data.merge_with_dotlist([override])
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+            what = str(error).splitlines()[0]
+            raise SpecError(
+                Fault(
+                    f"override {override}",
+                    what,
+                    "name an existing field; lists take an index, layers.0.weights.dtype",
+                )
+            ) from None
+        by_field[_brackets(key)] = override
+    lines = dict(_lines(root, "")) if root is not None else {}
+    return SpecSource(path or "", data, lines, by_field)
+
+
+def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str], needed: Sequence[str]) -> S:
+    """Interpolate, check and convert a spec.
+
+    Args:
+        source: What `read_spec` returned.
+        schema: The dataclass of the whole spec.
+        unused: Fields accepted and not used, as patterns (`train`, `wandb.*`), with the reason; one log line
+            names those present.
+        needed: The sections this action works with. Another section with a missing (`???`) value becomes its
+            default, as a spec for the whole job of TAO carries such.
+
+    Raises:
+        SpecError: With every fault found.
+    """
+    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
+    faults: list[Fault] = []
+    present: list[str] = []
+    merged = OmegaConf.merge(defaults, source.data)
+    plain = _resolve(merged, "", faults, unused, present)
+    if present:
+        log.info(
+            "not used by taoq: %s",
+            ", ".join(f"{field} ({reason})" for field, reason in _reasons(present, unused)),
+        )
+    _check(plain, schema, "", faults)
+    if not faults:
+        _missing(plain, schema, "", faults, needed)
+    if faults:
+        raise SpecError(*faults)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+    spec = OmegaConf.to_object(merged)
+    assert isinstance(spec, schema)
+    return spec
+
+
+def spec_from_dict(data: Mapping[str, Any], schema: type[S]) -> S:
+    """The spec that `spec_to_dict` wrote into a manifest."""
+    spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(data)))
+    assert isinstance(spec, schema)
+    return spec
+
+
+def spec_to_dict(spec: Any) -> dict[str, Any]:
+    """A spec as plain data, for the manifest and `experiment.yaml`."""
+    return dataclasses.asdict(spec)
+
+
+def _reasons(present: Iterable[str], unused: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each present field with the reason of the pattern that it matched."""
+    for field in present:
+        yield field, next(reason for pattern, reason in unused.items() if fnmatch.fnmatchcase(field, pattern))
+
+
+def _brackets(dotted: str) -> str:
+    """`quantize.layers.0.weights` as `quantize.layers[0].weights`."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", dotted)
+
+
+def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            field = f"{path}.{key.value}" if path else str(key.value)
+            yield field, key.start_mark.line + 1
+            yield from _lines(value, field)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield f"{path}[{index}]", value.start_mark.line + 1
+            yield from _lines(value, f"{path}[{index}]")
+
+
+def _resolve(node: Any, path: str, faults: list[Fault], unused: Mapping[str, str], present: list[str]) -> Any:
+    """Plain data of a config, interpolated value by value, without the unused fields."""
+    if not OmegaConf.is_config(node):
+        return node
+    is_list = OmegaConf.is_list(node)
+    keys = range(len(node)) if is_list else list(node)
+    result: dict[Any, Any] = {}
+    for key in keys:
+        field = f"{path}[{key}]" if is_list else f"{path}.{key}" if path else str(key)
+        if any(fnmatch.fnmatchcase(field, pattern) for pattern in unused):
+            present.append(field)
+            continue
+        if OmegaConf.is_missing(node, key):
+            result[key] = MISSING
+            continue
+        try:
+            value = node[key]
+        except OmegaConfBaseException as error:
+            what = str(error).splitlines()[0]
+            hint = "give it a value, or write the path of an existing field as ${section.field}"
+            if "Unsupported interpolation" in what:
+                hint = "a spec is data: taoq runs no code from it; write the value itself"
+            faults.append(Fault(field, what[0].lower() + what[1:], hint))
+            continue
+        result[key] = _resolve(value, field, faults, unused, present)
+    return [result[key] for key in keys if key in result] if is_list else result
+
+
+def _check(data: Any, schema: Any, path: str, faults: list[Fault]) -> None:
+    """Unknown keys, wrong types and values that are not among the options; aliases are replaced in place."""
+    if not isinstance(data, dict):
+        faults.append(
+            Fault(
+                path,
+                f"is {_kind(data)}, not a section",
+                f"write `{path.split('.')[-1]}:` with fields below it",
+            )
+        )
+        return
+    hints = typing.get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for key, value in data.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            section = f"section '{path}'" if path else "the spec"
+            known = "its fields are " + ", ".join(fields)
+            faults.append(Fault(where, f"unknown field in {section}", did_you_mean(str(key), fields, known)))
+            continue
+        if value == MISSING:
+            continue
+        kind = without_none(hints[key])
+        item = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
+        if value is None and kind is not hints[key]:
+            continue
+        if dataclasses.is_dataclass(kind):
+            _check(value, kind, where, faults)
+        elif item is not None and dataclasses.is_dataclass(item) and isinstance(value, list):
+            for index, entry in enumerate(value):
+                _check(entry, item, f"{where}[{index}]", faults)
+        else:
+            data[key] = _check_value(value, schema, fields[key], where, faults)
+
+
+def _check_value(
+    value: Any, schema: Any, field: dataclasses.Field[Any], where: str, faults: list[Fault]
+) -> Any:
+    meta = field.metadata
+    if isinstance(value, str):
+        value = meta["aliases"].get(value, value)
+    try:
+        converted = getattr(OmegaConf.merge(OmegaConf.structured(schema), {field.name: value}), field.name)
+    except OmegaConfBaseException as error:
+        what = str(error).splitlines()[0]
+        faults.append(Fault(where, what[0].lower() + what[1:], meta["description"]))
+        return value
+    if meta["options"] and converted not in meta["options"]:
+        options = "one of " + ", ".join(meta["options"])
+        faults.append(
+            Fault(where, f"unknown value '{value}'", did_you_mean(str(value), meta["options"], options))
+        )
+    elif meta["pattern"] and not re.fullmatch(meta["pattern"], str(converted)):
+        faults.append(Fault(where, f"unknown value '{value}'", meta["description"]))
+    elif meta["minimum"] is not None and converted is not None and converted < meta["minimum"]:
+        faults.append(Fault(where, f"{value} is less than {meta['minimum']}", meta["description"]))
+    return value
+
+
+def _missing(
+    data: dict[str, Any], schema: Any, path: str, faults: list[Fault], needed: Sequence[str]
+) -> None:
+    """Faults for missing values in the needed sections; other sections that have some become their default."""
+    for section in needed:
+        if data.get(section) is None:
+            faults.append(
+                Fault(section, "missing: this action needs the section", f"write a section `{section}:`")
+            )
+    config = OmegaConf.merge(OmegaConf.structured(schema), data)
+    for field in sorted(OmegaConf.missing_keys(config)):
+        section = field.partition(".")[0]
+        if section in needed or section == field:
+            faults.append(
+                Fault(
+                    field,
+                    "missing: this field has no default",
+                    f"give it a value in the spec, or {field}=...",
+                )
+            )
+        else:
+            data.pop(section, None)
+
+
+def without_none(hint: Any) -> Any:
+    """The type of an optional field without its None."""
+    if isinstance(hint, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else "empty" if value is None else f"the value '{value}'"

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is: a value that supplies models, data and metrics to the task-agnostic actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+S = TypeVar("S")
+"""The spec of a task."""
+
+Inputs = Mapping[str, "Tensor"]
+"""Tensors by model input name, in the order of the model's arguments; axis 0 is the batch."""
+
+Outputs = Mapping[str, "Tensor"]
+"""Tensors by model output name."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of a data set.
+
+    Attributes:
+        inputs: What the model takes.
+        targets: What the metric compares with; the task's own type.
+        paths: The image files, one a sample.
+    """
+
+    inputs: Inputs
+    targets: Any
+    paths: Sequence[str]
+
+
+class Batches(Protocol):
+    """Lazy batches that can be gone through more than once, each time in the same order."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Metric(Protocol):
+    """Collects over batches, then computes once."""
+
+    def update(self, outputs: Outputs, targets: Any) -> None:
+        """Add one batch."""
+
+    def compute(self) -> Mapping[str, float]:
+        """The figures that go into status.json, under TAO's names."""
+
+    def write(self, directory: Path) -> Mapping[str, Any]:
+        """Write pictures and tables; return what `results.json` shows besides the figures."""
+
+
+class Predictions(Protocol):
+    """Writes what the model says of each image. Leaving it without an error puts the files into place."""
+
+    files: Sequence[Path]
+
+    def __enter__(self) -> Predictions: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None: ...
+
+    def write(self, outputs: Outputs, batch: Batch) -> None:
+        """Add one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Generic[S]):
+    """A task as data: adding one is adding a folder.
+
+    Attributes:
+        name: As on the command line.
+        spec: The dataclass of its spec; has the sections quantize, evaluate, inference, export.
+        unused: Fields of TAO's spec that it accepts and does not use, as patterns, with the reason.
+        outputs: Names of the model's outputs, in order.
+        build_model: The float model of a spec, with the weights of a checkpoint, or initialised if it is None.
+        calibration_batches: Images for calibration: seeded, capped, without labels.
+        evaluation_batches: Labelled images.
+        inference_batches: Images.
+        metric: An empty metric for `evaluate`.
+        predictions: A writer into a folder for `inference`.
+        check_same_model: Raise if a spec and the spec in an artifact's manifest are about different models.
+    """
+
+    name: str
+    spec: type[S]
+    unused: Mapping[str, str]
+    outputs: tuple[str, ...]
+    build_model: Callable[[S, str | None], nn.Module]
+    calibration_batches: Callable[[S], Batches]
+    evaluation_batches: Callable[[S], Batches]
+    inference_batches: Callable[[S], Batches]
+    metric: Callable[[S], Metric]
+    predictions: Callable[[S, Path], Predictions]
+    check_same_model: Callable[[S, S], None]

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image folders as lazy batches. Nothing is ever written into them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from taoq.errors import Fault, SpecError, TaoqError
+from taoq.tasks.base import Batch
+from taoq.tasks.classification.spec import ClassificationSpec
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Image files, in any case of letters."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Images of a list of files, transformed, in order; can be gone through again.
+
+    Attributes:
+        paths: Image files.
+        labels: Class index of each; -1 where it is not known.
+        transform: PIL image to a tensor [3, size, size].
+        batch_size: Images per batch; the last one may be smaller.
+        workers: Processes that read.
+    """
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+    transform: transforms.Compose
+    batch_size: int
+    workers: int
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches: input [N, 3, size, size] float32, targets [N] int64.
+
+        Raises:
+            TaoqError: An image cannot be read.
+        """
+        # reader processes cost more than they bring where there is but one batch
+        workers = min(self.workers, os.cpu_count() or 1) if self.num_samples > self.batch_size else 0
+        loader: DataLoader[Any] = DataLoader(
+            _Images(self), batch_size=self.batch_size, num_workers=workers, collate_fn=_collate
+        )
+        for batch in loader:
+            if isinstance(batch, Fault):
+                raise TaoqError(batch)
+            yield batch
+
+
+class _Images(Dataset[tuple[Tensor, int, str] | Fault]):
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return self._batches.num_samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, str] | Fault:
+        path = self._batches.paths[index]
+        try:
+            image = read_image(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # a value, not an exception: the reader process could not hand a typed one over
+            what = f"cannot be read as an image: {str(error).replace(repr(str(path)), 'the file')}"
+            return Fault(str(path), what, "replace the file, or take it out of the folder")
+        return self._batches.transform(image), self._batches.labels[index], str(path)
+
+
+def _collate(samples: list[tuple[Tensor, int, str] | Fault]) -> Batch | Fault:
+    good = []
+    for sample in samples:
+        if isinstance(sample, Fault):
+            return sample
+        good.append(sample)
+    images, labels, paths = zip(*good, strict=True)
+    return Batch({"input": torch.stack(images)}, torch.tensor(labels), paths)
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image as RGB, turned upright by its EXIF orientation."""
+    with Image.open(path) as file:
+        return ImageOps.exif_transpose(file).convert("RGB")
+
+
+def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
+    """Names of the classes by index: the lines of classes.txt, else the sorted folder names.
+
+    Raises:
+        TaoqError: The file is missing, or there are not dataset.num_classes of them.
+    """
+    file = _classes_file(spec)
+    names = _read_classes(file) if file else _folder_names(images_dir)
+    wanted = spec.dataset.num_classes
+    if len(names) != wanted:
+        what = f"{f'{file} names' if file else f'{images_dir} has'} {len(names)} classes, dataset.num_classes is {wanted}"
+        hint = f"set it to {len(names)}, or name the classes in dataset.classes_file"
+        raise TaoqError(Fault("dataset.num_classes", what, hint))
+    return names
+
+
+def known_classes(spec: ClassificationSpec) -> list[str]:
+    """Names of the classes for inference, whose images need no labels: plain numbers if nothing names them."""
+    folder = Path(spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir)
+    if _classes_file(spec) or (folder.is_dir() and len(_folder_names(folder)) == spec.dataset.num_classes):
+        return class_names(spec, folder)
+    log.warning("dataset.classes_file: nothing names the classes, they are numbered")
+    return [str(number) for number in range(spec.dataset.num_classes)]
+
+
+def _classes_file(spec: ClassificationSpec) -> Path | None:
+    if spec.dataset.classes_file:
+        return Path(spec.dataset.classes_file)
+    file = Path(spec.dataset.root_dir, "classes.txt")
+    return file if spec.dataset.root_dir and file.is_file() else None
+
+
+def _read_classes(file: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        what = f"{file} cannot be read"
+        raise TaoqError(Fault("dataset.classes_file", what, "give a text file, one class a line")) from None
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise TaoqError(Fault(str(file), f"names the class '{twice[0]}' twice", "write each class once"))
+    return names
+
+
+def _folder_names(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def calibration_batches(spec: ClassificationSpec) -> Batches:
+    """A seeded draw of calibration images through the evaluation transform; labels do not matter."""
+    section = spec.quantize.calibration
+    where = "dataset.quant_calibration_dataset.images_dir"
+    if not spec.dataset.quant_calibration_dataset.images_dir:
+        what = f"missing: {spec.quantize.mode} with activations needs calibration images"
+        raise SpecError(
+            Fault(where, what, "name a folder of a few hundred images like those the model will see")
+        )
+    paths = list(_images(_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
+    if len(paths) < section.num_samples:
+        log.info(
+            "quantize.calibration.num_samples is %d, the folder has %d images: all are used",
+            section.num_samples,
+            len(paths),
+        )
+    random.Random(section.seed).shuffle(paths)
+    chosen = paths[: section.num_samples]
+    return _batches(spec, chosen, [-1] * len(chosen), section.batch_size or spec.dataset.batch_size)
+
+
+def evaluation_batches(spec: ClassificationSpec) -> Batches:
+    """All labelled images of val_dataset, or of test_dataset where only that is given."""
+    name = "val_dataset" if spec.dataset.val_dataset.images_dir else "test_dataset"
+    where = f"dataset.{name}.images_dir"
+    images_dir = getattr(spec.dataset, name).images_dir
+    if not images_dir:
+        raise SpecError(
+            Fault(
+                "dataset.val_dataset.images_dir",
+                "missing: evaluate needs labelled images",
+                "name a folder with one folder per class",
+            )
+        )
+    if name == "test_dataset":
+        log.info("dataset.val_dataset is not given: evaluating dataset.test_dataset")
+    folder = _folder(images_dir, where)
+    index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
+    paths: list[Path] = []
+    labels: list[int] = []
+    strange: Counter[str] = Counter()
+    for path in _images(folder, where):
+        class_name = path.relative_to(folder).parts[0]
+        if class_name in index and path.parent != folder:
+            paths.append(path)
+            labels.append(index[class_name])
+        else:
+            strange[class_name if path.parent != folder else "."] += 1
+    if not paths:
+        raise TaoqError(
+            Fault(where, f"{folder} has no folder of a known class", "labelled data has one folder per class")
+        )
+    for class_name, count in strange.items():
+        log.warning(
+            "%s: %d image(s) in '%s' are left out: it is no class of classes.txt", where, count, class_name
+        )
+    batch_size = spec.evaluate.batch_size
+    return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
+
+
+def inference_batches(spec: ClassificationSpec) -> Batches:
+    """All images of test_dataset, in class folders or not; a label is known where the folder is a class."""
+    where = "dataset.test_dataset.images_dir"
+    if not spec.dataset.test_dataset.images_dir:
+        raise SpecError(Fault(where, "missing: inference needs images", "name a folder of images"))
+    folder = _folder(spec.dataset.test_dataset.images_dir, where)
+    index = {class_name: number for number, class_name in enumerate(known_classes(spec))}
+    paths = list(_images(folder, where))
+    labels = [index.get(path.relative_to(folder).parts[0], -1) for path in paths]
+    batch_size = spec.inference.batch_size
+    return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
+
+
+def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], batch_size: int) -> Batches:
+    return Batches(paths, labels, evaluation_transform(spec), batch_size, spec.dataset.workers)
+
+
+def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
+    """TAO's: resize to a square (PIL bilinear, no crop), 0..1, mean and std."""
+    augmentation, size = spec.dataset.augmentation, spec.dataset.img_size
+    for name, values in (("mean", augmentation.mean), ("std", augmentation.std)):
+        if len(values) != 3 or (name == "std" and 0.0 in values):
+            raise SpecError(
+                Fault(
+                    f"dataset.augmentation.{name}",
+                    f"{values} is not three numbers for red, green, blue",
+                    "std has no zeros",
+                )
+            )
+    return transforms.Compose(
+        [
+            transforms.Resize((size, size)),
+            transforms.ToTensor(),
+            transforms.Normalize(augmentation.mean, augmentation.std),
+        ]
+    )
+
+
+def _folder(images_dir: str, where: str) -> Path:
+    folder = Path(images_dir)
+    if not folder.is_dir():
+        what = f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
+        raise TaoqError(Fault(where, what, "name a folder of images"))
+    return folder
+
+
+def _images(folder: Path, where: str) -> Iterator[Path]:
+    """Image files below a folder, sorted, hidden ones left out.
+
+    Raises:
+        TaoqError: There is none.
+    """
+    found = False
+    for parent, directories, files in os.walk(folder):
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                found = True
+                yield Path(parent, name)
+    if not found:
+        raise TaoqError(Fault(where, f"{folder} has no images", "image files end in " + ", ".join(SUFFIXES)))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write predictions: result.csv, and the pictures with their class."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from taoq.tasks.base import Batch, Outputs
+from taoq.tasks.classification.data import known_classes, read_image
+from taoq.tasks.classification.spec import ClassificationSpec
+
+_LEAST_SIDE = 224  # smaller images are enlarged, or the text would not fit
+
+
+class ClassificationPredictions:
+    """Writes as batches come, below temporary names."""
+
+    def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
+        self._names = known_classes(spec)
+        self._images_dir = Path(spec.dataset.test_dataset.images_dir)
+        self._every = spec.inference.vis_after_n_batches
+        self._batches = 0
+        self._csv = directory / "result.csv"
+        self._pictures = directory / "visualize"
+        self.files: Sequence[Path] = (self._csv, self._pictures)
+        self._partial = directory / ".visualize.partial"
+
+    def __enter__(self) -> ClassificationPredictions:
+        """Open the temporary files."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir()
+        self._file = self._csv.with_name(".result.csv.partial").open("w", newline="", encoding="utf-8")
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["image", "prediction", "score", "ground_truth", *self._names])
+        return self
+
+    def write(self, outputs: Outputs, batch: Batch) -> None:
+        """Add logits [N, classes]; a score is the softmax probability, in 0..1."""
+        scores = outputs["output"].softmax(1)
+        best = scores.max(1)
+        draw = self._every > 0 and self._batches % self._every == 0
+        self._batches += 1
+        for row, path in enumerate(batch.paths):
+            name, score = self._names[int(best.indices[row])], float(best.values[row])
+            truth = int(batch.targets[row])
+            label = self._names[truth] if truth >= 0 else ""
+            relative = Path(path).relative_to(self._images_dir)
+            self._rows.writerow(
+                [relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())]
+            )
+            if draw:
+                # the suffix stays in the name: a.jpg and a.png are two pictures
+                target = self._partial / relative.with_name(f"{relative.name}.png")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                annotate(
+                    read_image(Path(path)), f"{name}  {100 * score:.1f} %", right=not label or label == name
+                ).save(target)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Rename the files into place; after an error take them away."""
+        self._file.close()
+        if kind is None:
+            os.replace(self._file.name, self._csv)
+            shutil.rmtree(self._pictures, ignore_errors=True)
+            os.replace(self._partial, self._pictures)
+        else:
+            Path(self._file.name).unlink()
+            shutil.rmtree(self._partial)
+
+
+def annotate(image: Image.Image, text: str, *, right: bool) -> Image.Image:
+    """A copy of an image with a bar of text below it, green or, for a wrong class, red."""
+    factor = max(1, -(-_LEAST_SIDE // max(image.size)))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    points = max(14, image.width // 16)
+    font = ImageFont.load_default(points)
+    height = int(points * 1.6)
+    result = Image.new("RGB", (image.width, image.height + height), (22, 101, 52) if right else (153, 27, 27))
+    result.paste(image)
+    ImageDraw.Draw(result).text((6, image.height + height // 2), text, fill="white", font=font, anchor="lm")
+    return result

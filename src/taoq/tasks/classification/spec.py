@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spec of classification_pyt, after TAO 7.0.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from taoq.quantization.spec import QuantizeSpec
+from taoq.spec import option
+from taoq.tasks.sections import EvaluateSpec, ExportSpec, InferenceSpec
+
+_TRAINING = "used in training only"
+UNUSED = {
+    "model_name": "a label of TAO's",
+    "encryption_key": "taoq reads and writes plain files",
+    "wandb": "experiment tracking",
+    "train": "another job",
+    "distill": "another job",
+    "gen_trt_engine": "a job of TAO Deploy",
+    "model.backbone.pretrained_backbone_path": _TRAINING,
+    "model.backbone.freeze_backbone": _TRAINING,
+    "model.backbone.freeze_norm": _TRAINING,
+    "model.head.in_channels": "the network knows it",
+    "model.head.custom_args": "for TAO's own heads",
+    "model.head.loss": _TRAINING,
+    "dataset.shuffle": _TRAINING,
+    "dataset.train_dataset": _TRAINING,
+    "dataset.train_nolabel": _TRAINING,
+    "dataset.augmentation.random_*": _TRAINING,
+    "dataset.augmentation.with_*": _TRAINING,
+    "dataset.augmentation.mixup_*": _TRAINING,
+    "evaluate.trt_engine": "TensorRT engines are run by TAO Deploy",
+    "inference.trt_engine": "TensorRT engines are run by TAO Deploy",
+    "evaluate.vis_after_n_batches": "pictures are drawn by inference",
+    "evaluate.num_nodes": "one machine",
+    "inference.num_nodes": "one machine",
+    "quantize.layers[[]*].observer_or_fake_quant*": "no backend reads it, in TAO neither",
+}
+"""Fields of TAO's spec that are accepted and not used, with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """The network."""
+
+    type: str = option(
+        "",
+        "Network: a TAO name (resnet_50, vit_base_patch16), any timm or torchvision name; timm/NAME and torchvision/NAME"
+        " choose the library",
+        example="resnet_50",
+    )
+    args: dict[str, Any] = option(dict, "Arguments of the network's constructor in its library")
+    pretrained: bool = option(
+        False, "Take the library's pretrained weights (a download) where no checkpoint is given"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """The classifier on top."""
+
+    type: str = option(
+        "TAOLinearClsHead",
+        "The network's own linear classifier; TAO's LogisticRegressionHead is in no public library",
+        options=("TAOLinearClsHead",),
+    )
+    binary: bool = option(False, "TAO's one-output head, which no library has: only false is possible")
+    topk: list[int] = option(lambda: [1], "The k of the top-k accuracies reported", example=[1, 5])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The `model:` section."""
+
+    backbone: BackboneSpec = option(BackboneSpec, "The network")
+    head: HeadSpec = option(HeadSpec, "The classifier on top")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesSpec:
+    """A folder of images."""
+
+    images_dir: str = option(
+        "", "Folder of images; labelled data has one folder per class", example="data/val"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSpec:
+    """The part of TAO's augmentation that evaluation uses too."""
+
+    mean: list[float] = option(
+        lambda: [0.485, 0.456, 0.406], "Subtracted from each channel (red, green, blue) of an image in 0..1"
+    )
+    std: list[float] = option(lambda: [0.229, 0.224, 0.225], "Each channel is divided by it, after the mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """The `dataset:` section."""
+
+    dataset: str = option("CLDataset", "Format of the data set: a folder per class", options=("CLDataset",))
+    root_dir: str = option(
+        "", "Folder with classes.txt, one class name a line; without it the sorted folder names count"
+    )
+    classes_file: str = option("", "Another file of class names")
+    num_classes: int = option(20, "Number of classes", minimum=1)
+    img_size: int = option(
+        224, "Width and height of the input, pixels; images are resized to it without cropping", minimum=1
+    )
+    batch_size: int = option(8, "Images per batch", minimum=1)
+    workers: int = option(8, "Processes that read images; at most one per processor is started", minimum=0)
+    val_dataset: ImagesSpec = option(ImagesSpec, "Labelled images for evaluate")
+    test_dataset: ImagesSpec = option(
+        ImagesSpec, "Images for inference, and for evaluate where val_dataset has none"
+    )
+    quant_calibration_dataset: ImagesSpec = option(
+        ImagesSpec, "Images for calibration; labels are not needed"
+    )
+    augmentation: AugmentationSpec = option(AugmentationSpec, "Normalisation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSpec:
+    """A classification_pyt spec."""
+
+    results_dir: str = option(
+        "", "Folder of all results; an action without a folder of its own writes below it", example="results"
+    )
+    model: ModelSpec = option(ModelSpec, "The network")
+    dataset: DatasetSpec = option(DatasetSpec, "The data")
+    quantize: QuantizeSpec = option(QuantizeSpec, "What to quantize, and how")
+    evaluate: EvaluateSpec = option(EvaluateSpec, "What to evaluate")
+    inference: InferenceSpec = option(InferenceSpec, "What to run on new images")
+    export: ExportSpec = option(ExportSpec, "What to export to ONNX")

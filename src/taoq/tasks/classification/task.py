@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""classification_pyt as a value."""
+
+from __future__ import annotations
+
+from taoq.errors import Fault, SpecError
+from taoq.tasks.base import Task
+from taoq.tasks.classification.data import calibration_batches, evaluation_batches, inference_batches
+from taoq.tasks.classification.metric import AccuracyMetric
+from taoq.tasks.classification.model import build_model
+from taoq.tasks.classification.predict import ClassificationPredictions
+from taoq.tasks.classification.spec import UNUSED, ClassificationSpec
+
+
+def check_same_model(spec: ClassificationSpec, stored: ClassificationSpec) -> None:
+    """Refuse to run an artifact on data for another network; a spec may leave the network out.
+
+    Raises:
+        SpecError: They name different networks, class counts, sizes or normalisation.
+    """
+    pairs = [
+        ("dataset.num_classes", spec.dataset.num_classes, stored.dataset.num_classes),
+        ("dataset.img_size", spec.dataset.img_size, stored.dataset.img_size),
+        ("dataset.augmentation", spec.dataset.augmentation, stored.dataset.augmentation),
+    ]
+    if spec.model.backbone.type:
+        pairs.append(("model.backbone.type", spec.model.backbone.type, stored.model.backbone.type))
+    faults = [
+        Fault(
+            field,
+            f"is {mine}, the artifact was made with {theirs}",
+            "use the spec that it was quantized with",
+        )
+        for field, mine, theirs in pairs
+        if mine != theirs
+    ]
+    if faults:
+        raise SpecError(*faults)
+
+
+TASK = Task(
+    name="classification_pyt",
+    spec=ClassificationSpec,
+    unused=UNUSED,
+    outputs=("output",),
+    build_model=build_model,
+    calibration_batches=calibration_batches,
+    evaluation_batches=evaluation_batches,
+    inference_batches=inference_batches,
+    metric=AccuracyMetric,
+    predictions=ClassificationPredictions,
+    check_same_model=check_same_model,
+)

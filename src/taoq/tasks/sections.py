@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections that every task's spec has beside `quantize:`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taoq.quantization.spec import DEVICE_PATTERN
+from taoq.spec import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What `evaluate:` and `inference:` share."""
+
+    checkpoint: str = option(
+        "", "Artifact folder or its payload, or a float checkpoint", example="results/quantize"
+    )
+    is_quantized: bool | None = option(
+        None, "TAO's flag; not needed, the artifact knows; a contradiction is an error"
+    )
+    results_dir: str = option("", "Folder of the results; without it <results_dir>/<action>")
+    batch_size: int = option(-1, "Images per batch; -1 is dataset.batch_size", minimum=-1)
+    device: str = option("cuda", "Where to run: cuda, cuda:N or cpu", pattern=DEVICE_PATTERN)
+    num_gpus: int = option(1, "Number of GPUs; only 1 is possible", minimum=0)
+    gpu_ids: list[int] = option(lambda: [0], "Index of the GPU that `device: cuda` means; one entry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec(RunSpec):
+    """The `evaluate:` section."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSpec(RunSpec):
+    """The `inference:` section."""
+
+    vis_after_n_batches: int = option(1, "Draw the pictures of every n-th batch; 0 draws none", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """The `export:` section: checked here, used by the export action once it is built."""
+
+    checkpoint: str = option("", "The checkpoint to export", example="model.pth")
+    onnx_file: str = option("", "The ONNX file to write", example="model.onnx")
+    results_dir: str = option("", "Folder of the results; without it <results_dir>/export")
+    is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows")
+    input_channel: int = option(3, "Channels of the input; only 3 is possible", minimum=1)
+    input_width: int | None = option(None, "Width of the input, pixels; without it the data set's", minimum=1)
+    input_height: int | None = option(
+        None, "Height of the input, pixels; without it the data set's", minimum=1
+    )
+    opset_version: int = option(17, "Version of the ONNX operator set", minimum=1)
+    batch_size: int = option(-1, "Images per batch; -1 is a dynamic batch", minimum=-1)
+    on_cpu: bool = option(False, "Export on the CPU")
+    gpu_id: int = option(0, "Index of the GPU to export on", minimum=0)
+    verbose: bool = option(False, "Show what the exporter prints")
+    format: str = option("onnx", "File format; TAO's xdl has no public reader", options=("onnx",))
+    serialize_nvdsinfer: bool = option(
+        False, "Also write nvdsinfer_config.yaml and labels.txt for DeepStream"
+    )
