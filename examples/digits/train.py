@@ -137,8 +137,7 @@ def top1(network: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int) ->
 def to_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Round the floating-point tensors of a state dict to float16."""
     half = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in state.items()
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in state.items()
     }
     for name, tensor in half.items():
         if not tensor.isfinite().all():

@@ -71,24 +71,18 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
         if "weights_only" not in str(error).lower().replace("weights only", "weights_only"):
             raise TaoqError(_damaged(checkpoint)) from None
         what = "holds objects besides tensors, which taoq does not load: they could run code"
-        hint = (
-            "save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')"
-        )
+        hint = "save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')"
         raise TaoqError(Fault(checkpoint, what, hint)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError):
         raise TaoqError(_damaged(checkpoint)) from None
     state = _tensors(data)
     if not state:
-        raise TaoqError(
-            Fault(checkpoint, "holds no state dict", "give a file that torch.save wrote of a state dict")
-        )
+        raise TaoqError(Fault(checkpoint, "holds no state dict", "give a file that torch.save wrote of a state dict"))
     return state
 
 
 def _damaged(checkpoint: str) -> Fault:
-    return Fault(
-        checkpoint, "is cut off, or is not a checkpoint of torch", "copy the file again, or give another one"
-    )
+    return Fault(checkpoint, "is cut off, or is not a checkpoint of torch", "copy the file again, or give another one")
 
 
 def _tensors(data: Any) -> dict[str, Tensor]:

@@ -99,9 +99,7 @@ def _parse(words: list[str]) -> _Request:
     action = words[1]
     if action not in ACTIONS:
         otherwise = "actions are " + ", ".join(ACTIONS)
-        raise SpecError(
-            Fault(f"{task} {action}", "there is no such action", did_you_mean(action, ACTIONS, otherwise))
-        )
+        raise SpecError(Fault(f"{task} {action}", "there is no such action", did_you_mean(action, ACTIONS, otherwise)))
     if not ACTIONS[action].module:
         built = ", ".join(name for name, info in ACTIONS.items() if info.module)
         raise SpecError(Fault(f"{task} {action}", "this action is not built yet", f"built are: {built}"))
@@ -109,12 +107,8 @@ def _parse(words: list[str]) -> _Request:
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", help="the spec, a YAML file")
     if action == "quantize":
-        parser.add_argument(
-            "--dry-run", action="store_true", help="print the plan and stop before calibration"
-        )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="override a field: quantize.device=cpu"
-    )
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before calibration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field: quantize.device=cpu")
     parsed = vars(parser.parse_intermixed_args(words[2:]))
     if parsed.pop("help"):
         return _Request(help=parser.format_help().rstrip())

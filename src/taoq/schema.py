@@ -36,9 +36,7 @@ def rows(schema: Any, prefix: str = "") -> Iterator[Row]:
         meta = field.metadata
         if dataclasses.is_dataclass(kind) or dataclasses.is_dataclass(item):
             is_list = item is not None
-            yield Row(
-                name, "list" if is_list else "section", meta["description"], "[]" if is_list else "", ""
-            )
+            yield Row(name, "list" if is_list else "section", meta["description"], "[]" if is_list else "", "")
             yield from rows(item or kind, f"{name}[]." if is_list else f"{name}.")
             continue
         value_type = "categorical" if meta["options"] else _value_type(kind)
@@ -88,9 +86,7 @@ def _yaml(schema: Any, indent: str) -> Iterator[str]:
 def _list_item(schema: Any, indent: str) -> Iterator[str]:
     """One example entry: its required fields, and its first optional section with the first option."""
     required = [field for field, _ in _fields(schema) if _default_value(field) == MISSING]
-    yield f"{indent}- " + f"\n{indent}  ".join(
-        f"{f.name}: {json.dumps(f.metadata['example'])}" for f in required
-    )
+    yield f"{indent}- " + f"\n{indent}  ".join(f"{f.name}: {json.dumps(f.metadata['example'])}" for f in required)
     for field, kind in _fields(schema):
         if dataclasses.is_dataclass(kind):
             inner = [f for f, _ in _fields(kind) if _default_value(f) == MISSING]

@@ -109,9 +109,7 @@ def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
     try:
         text = Path(path).read_text(encoding="utf-8") if path else ""
     except OSError as error:
-        raise SpecError(
-            Fault(str(path), f"cannot be read: {error.strerror}", "give the spec file with -e")
-        ) from None
+        raise SpecError(Fault(str(path), f"cannot be read: {error.strerror}", "give the spec file with -e")) from None
     except UnicodeDecodeError:
         raise SpecError(Fault(str(path), "is not a text file in UTF-8", "give a YAML file with -e")) from None
     try:
@@ -142,9 +140,7 @@ def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
-            raise SpecError(
-                Fault(override, "an override has the form key=value", "for example quantize.device=cpu")
-            )
+            raise SpecError(Fault(override, "an override has the form key=value", "for example quantize.device=cpu"))
         try:
             data.merge_with_dotlist([override])
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
@@ -187,7 +183,7 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
         )
     _check(plain, schema, "", faults)
     if not faults:
-        _missing(plain, schema, "", faults, needed)
+        _missing(plain, schema, faults, needed)
     if faults:
         raise SpecError(*faults)
     merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
@@ -294,9 +290,7 @@ def _check(data: Any, schema: Any, path: str, faults: list[Fault]) -> None:
             data[key] = _check_value(value, schema, fields[key], where, faults)
 
 
-def _check_value(
-    value: Any, schema: Any, field: dataclasses.Field[Any], where: str, faults: list[Fault]
-) -> Any:
+def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: str, faults: list[Fault]) -> Any:
     meta = field.metadata
     if isinstance(value, str):
         value = meta["aliases"].get(value, value)
@@ -308,9 +302,7 @@ def _check_value(
         return value
     if meta["options"] and converted not in meta["options"]:
         options = "one of " + ", ".join(meta["options"])
-        faults.append(
-            Fault(where, f"unknown value '{value}'", did_you_mean(str(value), meta["options"], options))
-        )
+        faults.append(Fault(where, f"unknown value '{value}'", did_you_mean(str(value), meta["options"], options)))
     elif meta["pattern"] and not re.fullmatch(meta["pattern"], str(converted)):
         faults.append(Fault(where, f"unknown value '{value}'", meta["description"]))
     elif meta["minimum"] is not None and converted is not None and converted < meta["minimum"]:
@@ -318,15 +310,11 @@ def _check_value(
     return value
 
 
-def _missing(
-    data: dict[str, Any], schema: Any, path: str, faults: list[Fault], needed: Sequence[str]
-) -> None:
+def _missing(data: dict[str, Any], schema: Any, faults: list[Fault], needed: Sequence[str]) -> None:
     """Faults for missing values in the needed sections; other sections that have some become their default."""
     for section in needed:
         if data.get(section) is None:
-            faults.append(
-                Fault(section, "missing: this action needs the section", f"write a section `{section}:`")
-            )
+            faults.append(Fault(section, "missing: this action needs the section", f"write a section `{section}:`"))
     config = OmegaConf.merge(OmegaConf.structured(schema), data)
     for field in sorted(OmegaConf.missing_keys(config)):
         section = field.partition(".")[0]

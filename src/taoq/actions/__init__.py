@@ -18,9 +18,7 @@ class ActionInfo(NamedTuple):
 
 ACTIONS = {
     "quantize": ActionInfo("taoq.actions.quantize", "quantize a checkpoint into an artifact"),
-    "evaluate": ActionInfo(
-        "taoq.actions.evaluate", "measure a float checkpoint or an artifact on labelled data"
-    ),
+    "evaluate": ActionInfo("taoq.actions.evaluate", "measure a float checkpoint or an artifact on labelled data"),
     "inference": ActionInfo("taoq.actions.inference", "run a float checkpoint or an artifact on images"),
     "export": ActionInfo("", "write an ONNX file (not built yet)"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),

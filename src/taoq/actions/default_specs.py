@@ -21,9 +21,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
         return
     path = Path(source.data["results_dir"], "experiment.yaml")
     if path.exists():
-        raise TaoqError(
-            Fault(str(path), "is there already", "name another results_dir, or move the file away")
-        )
+        raise TaoqError(Fault(str(path), "is there already", "name another results_dir, or move the file away"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     print(path)

@@ -24,6 +24,4 @@ def run(task: Task[Any], source: SpecSource) -> None:
                 predictions.write(runtime.run(batch.inputs), batch)
         write_experiment(spec, directory)
         status.write("RUNNING", "Inference done.", {"num_images": batches.num_samples})
-    print(
-        f"{batches.num_samples} images on {runtime.device}; wrote " + ", ".join(map(str, predictions.files))
-    )
+    print(f"{batches.num_samples} images on {runtime.device}; wrote " + ", ".join(map(str, predictions.files)))

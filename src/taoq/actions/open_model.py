@@ -43,11 +43,7 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
     if section.is_quantized is False and directory is not None:
         what = f"is false, but {section.checkpoint} is a quantized artifact"
         raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the artifact knows"))
-    model = (
-        task.build_model(spec, section.checkpoint)
-        if directory is None
-        else _open_artifact(task, spec, directory)
-    )
+    model = task.build_model(spec, section.checkpoint) if directory is None else _open_artifact(task, spec, directory)
     return TorchRuntime(model, task.outputs, device)
 
 
@@ -56,9 +52,7 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
     manifest = read_manifest(directory)
     if manifest.task != task.name:
         raise TaoqError(
-            Fault(
-                str(directory), f"is an artifact of {manifest.task}", f"run it with: taoq {manifest.task} ..."
-            )
+            Fault(str(directory), f"is an artifact of {manifest.task}", f"run it with: taoq {manifest.task} ...")
         )
     stored = spec_from_dict(manifest.spec, task.spec)
     task.check_same_model(spec, stored)
@@ -75,9 +69,7 @@ def _device(section: RunSpec, where: str) -> str:
         what = f"num_gpus is {section.num_gpus}, gpu_ids is {section.gpu_ids}: taoq runs on one device"
         raise SpecError(Fault(f"{where}.num_gpus", what, "write num_gpus: 1 and one entry in gpu_ids"))
     if section.device == "trt":
-        raise SpecError(
-            Fault(f"{where}.device", "trt does not run torch models", "write cuda, cuda:N or cpu")
-        )
+        raise SpecError(Fault(f"{where}.device", "trt does not run torch models", "write cuda, cuda:N or cpu"))
     if section.device == "cuda" and section.gpu_ids and section.gpu_ids[0] > 0:
         return f"cuda:{section.gpu_ids[0]}"
     return section.device

@@ -66,9 +66,7 @@ def _check_source(section: QuantizeSpec, directory: Path, backend: Backend[Any])
         raise SpecError(Fault("quantize.results_dir", what, "name another folder"))
 
 
-def _plan(
-    task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...]
-) -> tuple[Any, QuantizationPlan]:
+def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...]) -> tuple[Any, QuantizationPlan]:
     """Build the float model, decide its layers, show the plan."""
     section: QuantizeSpec = spec.quantize
     model = task.build_model(spec, section.model_path)
@@ -102,9 +100,7 @@ def _quantize(
     partial = directory / f".{backend.payload}.partial"
     with _removed_on_failure(partial):
         backend.save(model, partial)
-        calibration = (
-            {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
-        )
+        calibration = {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             taoq=taoq.__version__,

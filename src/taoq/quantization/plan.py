@@ -166,9 +166,7 @@ def check(spec: QuantizeSpec, support: Support) -> tuple[str, ...]:
     for index, rule in enumerate(spec.layers):
         if rule.activations and rule.activations.dtype != NATIVE and not support.activations:
             where = f"quantize.layers[{index}].activations"
-            warnings.append(
-                f"{where}: {rule.activations.dtype} has no effect, {backend} quantizes weights only"
-            )
+            warnings.append(f"{where}: {rule.activations.dtype} has no effect, {backend} quantizes weights only")
         for part, tensor in _tensors(rule):
             if tensor.dtype in support.realised:
                 real = support.realised[tensor.dtype]
@@ -192,18 +190,14 @@ def resolve(
         SpecError: A rule matches nothing quantizable, an axis is outside of a weight, or nothing is left.
     """
     faults: list[Fault] = []
-    plans = {
-        layer.name: LayerPlan(layer=layer, reason=layer.obstacle or "no rule names it") for layer in layers
-    }
+    plans = {layer.name: LayerPlan(layer=layer, reason=layer.obstacle or "no rule names it") for layer in layers}
     for index, rule in enumerate(spec.layers):
         where = f"quantize.layers[{index}]"
         matched = [layer for layer in layers if matches(rule.module_name, layer)]
         able = [layer for layer in matched if not layer.obstacle]
         if not able:
             faults.append(
-                _matches_nothing(
-                    f"{where}.module_name", rule.module_name, matched, layers, spec.backend, support
-                )
+                _matches_nothing(f"{where}.module_name", rule.module_name, matched, layers, spec.backend, support)
             )
         for layer in able:
             plans[layer.name] = _apply(rule, where, layer, support, faults)
@@ -257,9 +251,7 @@ def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Suppor
             continue  # check() says that this part has no effect
         if tensor.dtype not in (*dtypes, *support.realised, NATIVE):
             hint = "choose one of " + ", ".join((*dtypes, NATIVE))
-            faults.append(
-                Fault(f"{where}.{part}.dtype", f"backend {spec.backend} has no {tensor.dtype} {part}", hint)
-            )
+            faults.append(Fault(f"{where}.{part}.dtype", f"backend {spec.backend} has no {tensor.dtype} {part}", hint))
         if part == "activations" and spec.algorithm == "entropy" and tensor.dtype != NATIVE:
             if tensor.dtype not in support.entropy_activations:
                 hint = "write algorithm: max, or activations: {dtype: int8}"
@@ -291,9 +283,7 @@ def _apply(rule: LayerSpec, where: str, layer: Layer, support: Support, faults: 
         if not -rank <= weights.axis < rank:
             what = f"axis {weights.axis} is outside of the weight of '{layer.name}', shape {list(layer.weight_shape)}"
             faults.append(
-                Fault(
-                    f"{where}.weights.quant_axis", what, f"the output channels are axis {layer.channel_axis}"
-                )
+                Fault(f"{where}.weights.quant_axis", what, f"the output channels are axis {layer.channel_axis}")
             )
         weights = replace(weights, axis=weights.axis % rank)
     reason = "" if weights or activations else "native"

@@ -32,22 +32,16 @@ def table(plan: QuantizationPlan, spec_rules: dict[str, str]) -> Table:
         plan: The plan.
         spec_rules: The pattern of each rule, by field.
     """
-    result = Table(
-        title=f"{plan.backend}, {plan.mode}" + (f", {plan.algorithm}" if plan.needs_calibration else "")
-    )
+    result = Table(title=f"{plan.backend}, {plan.mode}" + (f", {plan.algorithm}" if plan.needs_calibration else ""))
     for column in ("layer", "type", "weights", "activations", "decided by"):
         result.add_column(column, overflow="fold")
     for item, row in zip(_listed(plan), rows(plan), strict=True):
         style = "" if item.quantized else "dim"
         decided = f"{item.rule} '{spec_rules[item.rule]}'" if item.rule else ""
         why = " ".join(
-            part
-            for part in (decided, f"({item.reason})" if item.reason and item.rule else item.reason)
-            if part
+            part for part in (decided, f"({item.reason})" if item.reason and item.rule else item.reason) if part
         )
-        result.add_row(
-            row["layer"], row["type"], _words(item.weights), _words(item.activations), why, style=style
-        )
+        result.add_row(row["layer"], row["type"], _words(item.weights), _words(item.activations), why, style=style)
     hidden = len(plan.layers) - len(_listed(plan))
     result.caption = (
         f"{len(plan.quantized)} of {len(plan.quantizable)} quantizable layers are quantized;"

@@ -53,9 +53,7 @@ class LayerSpec:
 class CalibrationSpec:
     """How much calibration data static quantization sees."""
 
-    num_samples: int = option(
-        512, "Number of images, drawn at random; all of them if there are fewer", minimum=1
-    )
+    num_samples: int = option(512, "Number of images, drawn at random; all of them if there are fewer", minimum=1)
     batch_size: int | None = option(None, "Images per batch; without it dataset.batch_size", minimum=1)
     seed: int = option(
         0, "Seed of the draw: the same seed gives the same images, in the same order, and the same scales"
@@ -88,9 +86,7 @@ class QuantizeSpec:
         "", "The trained checkpoint to quantize (.pth, .ckpt or .safetensors)", example="model.pth"
     )
     results_dir: str = option("", "Folder of the artifact; without it <results_dir>/quantize")
-    backend_kwargs: dict[str, Any] = option(
-        dict, "Arguments of the library behind the backend, checked against it"
-    )
+    backend_kwargs: dict[str, Any] = option(dict, "Arguments of the library behind the backend, checked against it")
     device: str = option(
         "cuda", "Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx", pattern=DEVICE_PATTERN
     )

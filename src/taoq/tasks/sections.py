@@ -13,12 +13,8 @@ from taoq.spec import option
 class RunSpec:
     """What `evaluate:` and `inference:` share."""
 
-    checkpoint: str = option(
-        "", "Artifact folder or its payload, or a float checkpoint", example="results/quantize"
-    )
-    is_quantized: bool | None = option(
-        None, "TAO's flag; not needed, the artifact knows; a contradiction is an error"
-    )
+    checkpoint: str = option("", "Artifact folder or its payload, or a float checkpoint", example="results/quantize")
+    is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows; a contradiction is an error")
     results_dir: str = option("", "Folder of the results; without it <results_dir>/<action>")
     batch_size: int = option(-1, "Images per batch; -1 is dataset.batch_size", minimum=-1)
     device: str = option("cuda", "Where to run: cuda, cuda:N or cpu", pattern=DEVICE_PATTERN)
@@ -48,15 +44,11 @@ class ExportSpec:
     is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows")
     input_channel: int = option(3, "Channels of the input; only 3 is possible", minimum=1)
     input_width: int | None = option(None, "Width of the input, pixels; without it the data set's", minimum=1)
-    input_height: int | None = option(
-        None, "Height of the input, pixels; without it the data set's", minimum=1
-    )
+    input_height: int | None = option(None, "Height of the input, pixels; without it the data set's", minimum=1)
     opset_version: int = option(17, "Version of the ONNX operator set", minimum=1)
     batch_size: int = option(-1, "Images per batch; -1 is a dynamic batch", minimum=-1)
     on_cpu: bool = option(False, "Export on the CPU")
     gpu_id: int = option(0, "Index of the GPU to export on", minimum=0)
     verbose: bool = option(False, "Show what the exporter prints")
     format: str = option("onnx", "File format; TAO's xdl has no public reader", options=("onnx",))
-    serialize_nvdsinfer: bool = option(
-        False, "Also write nvdsinfer_config.yaml and labels.txt for DeepStream"
-    )
+    serialize_nvdsinfer: bool = option(False, "Also write nvdsinfer_config.yaml and labels.txt for DeepStream")

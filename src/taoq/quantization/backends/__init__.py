@@ -25,9 +25,7 @@ def load_backend(name: str) -> Backend[Any]:
     """
     if name not in BACKENDS:
         raise SpecError(
-            Fault(
-                "quantize.backend", f"backend {name} is not built yet", "choose one of " + ", ".join(BACKENDS)
-            )
+            Fault("quantize.backend", f"backend {name} is not built yet", "choose one of " + ", ".join(BACKENDS))
         )
     try:
         return cast(Backend[Any], importlib.import_module(BACKENDS[name]))

@@ -46,9 +46,7 @@ class Backend(Protocol[M]):
     def float_size(self, model: M) -> int:
         """Bytes of the float model saved in this format, as float32."""
 
-    def quantize(
-        self, model: M, plan: QuantizationPlan, batches: Iterable[Inputs], options: Mapping[str, Any]
-    ) -> M:
+    def quantize(self, model: M, plan: QuantizationPlan, batches: Iterable[Inputs], options: Mapping[str, Any]) -> M:
         """Quantize in place as the plan says. `batches` is not touched unless the plan needs calibration."""
 
     def applied(self, model: M) -> Applied:
@@ -74,9 +72,7 @@ def verify(plan: QuantizationPlan, applied: Applied) -> None:
         for part, asked, real in zip(("weights", "activations"), want, got, strict=True):
             if _format(asked) != _format(real):
                 what = f"{part} are {real or 'float'} after quantization, the plan says {asked or 'float'}"
-                faults.append(
-                    Fault(name, what, f"put it into quantize.skip_names; this is a limit of {plan.backend}")
-                )
+                faults.append(Fault(name, what, f"put it into quantize.skip_names; this is a limit of {plan.backend}"))
     if faults:
         raise TaoqError(*faults)
 

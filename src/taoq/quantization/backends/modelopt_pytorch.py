@@ -84,9 +84,7 @@ def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:
         if key not in known:
             otherwise = "its arguments are " + ", ".join(known)
             faults.append(
-                Fault(
-                    where, f"ModelOpt's {what} has no argument '{key}'", did_you_mean(key, known, otherwise)
-                )
+                Fault(where, f"ModelOpt's {what} has no argument '{key}'", did_you_mean(key, known, otherwise))
             )
         elif algorithm == "entropy":
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -196,9 +194,7 @@ def _rules(plan: QuantizationPlan, *, histogram: bool) -> list[dict[str, Any]]:
     return rules
 
 
-def _calibrate_entropy(
-    model: nn.Module, feed: Callable[[nn.Module], None] | None, options: Mapping[str, Any]
-) -> None:
+def _calibrate_entropy(model: nn.Module, feed: Callable[[nn.Module], None] | None, options: Mapping[str, Any]) -> None:
     """Find input ranges by the least KL divergence of the quantized histogram; weights by their maximum.
 
     ModelOpt has no `entropy` algorithm, but its calibrator has (after TensorRT's, S. Migacz, "8-bit inference
@@ -247,7 +243,5 @@ def _check_ranges(model: nn.Module, plan: QuantizationPlan) -> None:
 def _read(quantizer: Any) -> TensorScheme | None:
     if not isinstance(quantizer, TensorQuantizer) or not quantizer.is_enabled:
         return None
-    dtype = next(
-        (dtype for dtype, bits in _BITS.items() if bits == quantizer.num_bits), f"{quantizer.num_bits} bits"
-    )
+    dtype = next((dtype for dtype, bits in _BITS.items() if bits == quantizer.num_bits), f"{quantizer.num_bits} bits")
     return TensorScheme(dtype, quantizer.axis)

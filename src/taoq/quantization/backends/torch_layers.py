@@ -57,9 +57,7 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
             )
         )
     # the first owner of a shared weight must stay float too, or the others would no longer share it
-    shared = {
-        layer.obstacle.split("'")[1] for layer in layers if layer.obstacle.startswith("it shares its weight")
-    }
+    shared = {layer.obstacle.split("'")[1] for layer in layers if layer.obstacle.startswith("it shares its weight")}
     return [
         replace(layer, obstacle="it shares its weight with another layer") if layer.name in shared else layer
         for layer in layers

@@ -55,9 +55,7 @@ def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:  #
         elif key not in known:
             otherwise = "its arguments are " + ", ".join(known)
             faults.append(
-                Fault(
-                    where, f"torchao's quantize_ has no argument '{key}'", did_you_mean(key, known, otherwise)
-                )
+                Fault(where, f"torchao's quantize_ has no argument '{key}'", did_you_mean(key, known, otherwise))
             )
         elif key == "device":
             try:

@@ -112,7 +112,9 @@ def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
     names = _read_classes(file) if file else _folder_names(images_dir)
     wanted = spec.dataset.num_classes
     if len(names) != wanted:
-        what = f"{f'{file} names' if file else f'{images_dir} has'} {len(names)} classes, dataset.num_classes is {wanted}"
+        what = (
+            f"{f'{file} names' if file else f'{images_dir} has'} {len(names)} classes, dataset.num_classes is {wanted}"
+        )
         hint = f"set it to {len(names)}, or name the classes in dataset.classes_file"
         raise TaoqError(Fault("dataset.num_classes", what, hint))
     return names
@@ -147,9 +149,7 @@ def _read_classes(file: Path) -> list[str]:
 
 
 def _folder_names(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def calibration_batches(spec: ClassificationSpec) -> Batches:
@@ -158,9 +158,7 @@ def calibration_batches(spec: ClassificationSpec) -> Batches:
     where = "dataset.quant_calibration_dataset.images_dir"
     if not spec.dataset.quant_calibration_dataset.images_dir:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
-        raise SpecError(
-            Fault(where, what, "name a folder of a few hundred images like those the model will see")
-        )
+        raise SpecError(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
     paths = list(_images(_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
     if len(paths) < section.num_samples:
         log.info(
@@ -205,9 +203,7 @@ def evaluation_batches(spec: ClassificationSpec) -> Batches:
             Fault(where, f"{folder} has no folder of a known class", "labelled data has one folder per class")
         )
     for class_name, count in strange.items():
-        log.warning(
-            "%s: %d image(s) in '%s' are left out: it is no class of classes.txt", where, count, class_name
-        )
+        log.warning("%s: %d image(s) in '%s' are left out: it is no class of classes.txt", where, count, class_name)
     batch_size = spec.evaluate.batch_size
     return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
 

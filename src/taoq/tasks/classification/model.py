@@ -35,9 +35,7 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
     """
     backbone = spec.model.backbone
     if spec.model.head.binary:
-        raise SpecError(
-            Fault("model.head.binary", "no library has TAO's one-output head", "train with two classes")
-        )
+        raise SpecError(Fault("model.head.binary", "no library has TAO's one-output head", "train with two classes"))
     if checkpoint == "" and not backbone.pretrained:
         hint = "give the checkpoint in the action's section, or set model.backbone.pretrained: true"
         raise SpecError(
@@ -91,9 +89,7 @@ def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bo
         if library == "timm":
             if pretrained and timm.get_pretrained_cfg(name) is not None:
                 _check_pretrained_classes(timm.get_pretrained_cfg(name).num_classes, classes)
-            model: nn.Module = timm.create_model(
-                name, pretrained=pretrained, num_classes=classes, **arguments
-            )
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, **arguments)
             return model
         if pretrained:
             weights = torchvision.models.get_model_weights(name).DEFAULT

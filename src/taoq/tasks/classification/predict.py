@@ -51,16 +51,14 @@ class ClassificationPredictions:
             truth = int(batch.targets[row])
             label = self._names[truth] if truth >= 0 else ""
             relative = Path(path).relative_to(self._images_dir)
-            self._rows.writerow(
-                [relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())]
-            )
+            self._rows.writerow([relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())])
             if draw:
                 # the suffix stays in the name: a.jpg and a.png are two pictures
                 target = self._partial / relative.with_name(f"{relative.name}.png")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                annotate(
-                    read_image(Path(path)), f"{name}  {100 * score:.1f} %", right=not label or label == name
-                ).save(target)
+                annotate(read_image(Path(path)), f"{name}  {100 * score:.1f} %", right=not label or label == name).save(
+                    target
+                )
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Rename the files into place; after an error take them away."""

@@ -46,14 +46,12 @@ class BackboneSpec:
 
     type: str = option(
         "",
-        "Network: a TAO name (resnet_50, vit_base_patch16), any timm or torchvision name; timm/NAME and torchvision/NAME"
+        "Network: a TAO name (resnet_50, vit_base_patch16), any timm or torchvision name; timm/NAME, torchvision/NAME"
         " choose the library",
         example="resnet_50",
     )
     args: dict[str, Any] = option(dict, "Arguments of the network's constructor in its library")
-    pretrained: bool = option(
-        False, "Take the library's pretrained weights (a download) where no checkpoint is given"
-    )
+    pretrained: bool = option(False, "Take the library's pretrained weights (a download) where no checkpoint is given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +79,7 @@ class ModelSpec:
 class ImagesSpec:
     """A folder of images."""
 
-    images_dir: str = option(
-        "", "Folder of images; labelled data has one folder per class", example="data/val"
-    )
+    images_dir: str = option("", "Folder of images; labelled data has one folder per class", example="data/val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +108,8 @@ class DatasetSpec:
     batch_size: int = option(8, "Images per batch", minimum=1)
     workers: int = option(8, "Processes that read images; at most one per processor is started", minimum=0)
     val_dataset: ImagesSpec = option(ImagesSpec, "Labelled images for evaluate")
-    test_dataset: ImagesSpec = option(
-        ImagesSpec, "Images for inference, and for evaluate where val_dataset has none"
-    )
-    quant_calibration_dataset: ImagesSpec = option(
-        ImagesSpec, "Images for calibration; labels are not needed"
-    )
+    test_dataset: ImagesSpec = option(ImagesSpec, "Images for inference, and for evaluate where val_dataset has none")
+    quant_calibration_dataset: ImagesSpec = option(ImagesSpec, "Images for calibration; labels are not needed")
     augmentation: AugmentationSpec = option(AugmentationSpec, "Normalisation")
 
 

@@ -1,0 +1,38 @@
+# make demo, make test and make check each install what they need, once, and again when the lock changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check docs bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/digits/make_data.py
+	$(BIN)/python examples/digits/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/quantize.py
+	$(BIN)/python bench/evaluate.py
+
+# uv, because pip takes minutes for what it does in one; --no-deps, because the lock is complete
+$(INSTALLED): requirements/lock.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/lock.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) results examples/digits/data
