@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import taoq
 from taoq.actions import ACTIONS
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
-from taoq.spec import SpecSource, read_spec
+from taoq.spec import read_spec
 from taoq.tasks import TASKS, load_task
 
 INTERRUPTED = 130
@@ -40,7 +41,7 @@ def rtdetr() -> int:
 def _guarded(words: list[str]) -> int:
     stderr = _log_to_stderr()
     terminate = signal.signal(signal.SIGTERM, _terminated)
-    source: SpecSource | None = None
+    locate: Callable[[str], str] = str
     try:
         request = _parse(words)
         if request.help:
@@ -48,12 +49,13 @@ def _guarded(words: list[str]) -> int:
             return 0
         action = importlib.import_module(ACTIONS[request.action].module)
         source = read_spec(request.spec, request.overrides)
-        stderr.setFormatter(_Formatter(source))
-        action.run(load_task(request.task), source, **request.flags)
+        task = load_task(request.task)
+        locate = functools.partial(source.locate, schema=task.spec)
+        stderr.setFormatter(_Formatter(locate))
+        action.run(task, source, **request.flags)
     except TaoqError as error:
         for fault in error.faults:
-            where = source.locate(fault.where) if source else fault.where
-            print(f"{where}: {fault.what}\nhint: {fault.hint}", file=sys.stderr)
+            print(f"{locate(fault.where)}: {fault.what}\nhint: {fault.hint}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -128,14 +130,14 @@ class _Parser(argparse.ArgumentParser):
 class _Formatter(logging.Formatter):
     """`warning: spec.yaml:7: field: text`: a message that opens with a field of the spec gets its line."""
 
-    def __init__(self, source: SpecSource | None) -> None:
+    def __init__(self, locate: Callable[[str], str]) -> None:
         super().__init__()
-        self._source = source
+        self._locate = locate
 
     def format(self, record: logging.LogRecord) -> str:
         where, colon, text = record.getMessage().partition(": ")
-        if colon and self._source:
-            where = self._source.locate(where)
+        if colon:
+            where = self._locate(where)
         return ("warning: " if record.levelno >= logging.WARNING else "") + where + colon + text
 
 
@@ -145,7 +147,7 @@ def _log_to_stderr() -> logging.Handler:
     logger.propagate = False
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO)
-    handler.setFormatter(_Formatter(None))
+    handler.setFormatter(_Formatter(str))
     logger.addHandler(handler)
     return handler
 

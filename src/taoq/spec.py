@@ -83,15 +83,16 @@ class SpecSource:
     lines: Mapping[str, int]
     overrides: Mapping[str, str]
 
-    def locate(self, where: str) -> str:
-        """`where` with its file and line, when it is a field of this spec."""
-        field = where
-        while field:
-            if field in self.overrides:
-                return f"override {self.overrides[field]}: {where}"
+    def locate(self, where: str, schema: Any = None) -> str:
+        """`where` with its file and line, when it is a field that was written, or one of `schema` below such."""
+        if where in self.overrides:
+            return f"override {self.overrides[where]}: {where}"
+        if where in self.lines:
+            return f"{self.path}:{self.lines[where]}: {where}"
+        field = where if schema is not None and is_field(schema, where) else ""
+        while field := re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field):
             if field in self.lines:
                 return f"{self.path}:{self.lines[field]}: {where}"
-            field = re.sub(r"(\.?[^.\[\]]+|\[\d+\])$", "", field)
         return where
 
 
@@ -181,9 +182,15 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
             "not used by taoq: %s",
             ", ".join(f"{field} ({reason})" for field, reason in _reasons(present, unused)),
         )
-    _check(plain, schema, "", faults)
-    if not faults:
-        _missing(plain, schema, faults, needed)
+    missing: list[str] = []
+    _check(plain, schema, "", faults, missing)
+    for field in missing:
+        section = field.partition(".")[0]
+        if section in needed or section == field:
+            hint = f"give it a value in the spec, or {field}=..."
+            faults.append(Fault(field, "missing: this field has no default", hint))
+        else:
+            plain.pop(section, None)
     if faults:
         raise SpecError(*faults)
     merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
@@ -208,6 +215,21 @@ def _reasons(present: Iterable[str], unused: Mapping[str, str]) -> Iterator[tupl
     """Each present field with the reason of the pattern that it matched."""
     for field in present:
         yield field, next(reason for pattern, reason in unused.items() if fnmatch.fnmatchcase(field, pattern))
+
+
+def is_field(schema: Any, path: str) -> bool:
+    """Whether a path, `quantize.layers[0].weights`, leads to a field of a schema."""
+    kind = schema
+    for name in re.sub(r"\[\d+\]", "", path).split("."):
+        if typing.get_origin(kind) is list:
+            kind = typing.get_args(kind)[0]
+        if not dataclasses.is_dataclass(kind):
+            return typing.get_origin(kind) is dict
+        hints = typing.get_type_hints(kind)
+        if name not in hints:
+            return False
+        kind = without_none(hints[name])
+    return True
 
 
 def _brackets(dotted: str) -> str:
@@ -255,16 +277,18 @@ def _resolve(node: Any, path: str, faults: list[Fault], unused: Mapping[str, str
     return [result[key] for key in keys if key in result] if is_list else result
 
 
-def _check(data: Any, schema: Any, path: str, faults: list[Fault]) -> None:
-    """Unknown keys, wrong types and values that are not among the options; aliases are replaced in place."""
+def _check(data: Any, schema: Any, path: str, faults: list[Fault], missing: list[str]) -> None:
+    """Find unknown keys, wrong types, values that are not among the options; replace aliases in place.
+
+    Args:
+        data: A section as plain data.
+        schema: Its dataclass.
+        path: Its field.
+        faults: Gets what is wrong.
+        missing: Gets the fields without a value.
+    """
     if not isinstance(data, dict):
-        faults.append(
-            Fault(
-                path,
-                f"is {_kind(data)}, not a section",
-                f"write `{path.split('.')[-1]}:` with fields below it",
-            )
-        )
+        faults.append(Fault(path, f"is {_kind(data)}, not a section", "write `field: value` lines below it"))
         return
     hints = typing.get_type_hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}
@@ -275,59 +299,44 @@ def _check(data: Any, schema: Any, path: str, faults: list[Fault]) -> None:
             known = "its fields are " + ", ".join(fields)
             faults.append(Fault(where, f"unknown field in {section}", did_you_mean(str(key), fields, known)))
             continue
-        if value == MISSING:
+        if value == MISSING or (isinstance(value, list) and MISSING in value):
+            missing.append(where)
             continue
         kind = without_none(hints[key])
         item = typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
         if value is None and kind is not hints[key]:
             continue
         if dataclasses.is_dataclass(kind):
-            _check(value, kind, where, faults)
+            _check(value, kind, where, faults, missing)
         elif item is not None and dataclasses.is_dataclass(item) and isinstance(value, list):
             for index, entry in enumerate(value):
-                _check(entry, item, f"{where}[{index}]", faults)
+                _check(entry, item, f"{where}[{index}]", faults, missing)
         else:
             data[key] = _check_value(value, schema, fields[key], where, faults)
+    for name, field in fields.items():
+        if field.default == MISSING and name not in data:
+            missing.append(f"{path}.{name}" if path else name)
 
 
 def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: str, faults: list[Fault]) -> Any:
     meta = field.metadata
+    hint = f"the field is: {meta['description']}"
     if isinstance(value, str):
         value = meta["aliases"].get(value, value)
     try:
         converted = getattr(OmegaConf.merge(OmegaConf.structured(schema), {field.name: value}), field.name)
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
-        faults.append(Fault(where, what[0].lower() + what[1:], meta["description"]))
+        faults.append(Fault(where, what[0].lower() + what[1:], hint))
         return value
     if meta["options"] and converted not in meta["options"]:
         options = "one of " + ", ".join(meta["options"])
         faults.append(Fault(where, f"unknown value '{value}'", did_you_mean(str(value), meta["options"], options)))
     elif meta["pattern"] and not re.fullmatch(meta["pattern"], str(converted)):
-        faults.append(Fault(where, f"unknown value '{value}'", meta["description"]))
+        faults.append(Fault(where, f"unknown value '{value}'", hint))
     elif meta["minimum"] is not None and converted is not None and converted < meta["minimum"]:
-        faults.append(Fault(where, f"{value} is less than {meta['minimum']}", meta["description"]))
+        faults.append(Fault(where, f"{value} is less than {meta['minimum']}", hint))
     return value
-
-
-def _missing(data: dict[str, Any], schema: Any, faults: list[Fault], needed: Sequence[str]) -> None:
-    """Faults for missing values in the needed sections; other sections that have some become their default."""
-    for section in needed:
-        if data.get(section) is None:
-            faults.append(Fault(section, "missing: this action needs the section", f"write a section `{section}:`"))
-    config = OmegaConf.merge(OmegaConf.structured(schema), data)
-    for field in sorted(OmegaConf.missing_keys(config)):
-        section = field.partition(".")[0]
-        if section in needed or section == field:
-            faults.append(
-                Fault(
-                    field,
-                    "missing: this field has no default",
-                    f"give it a value in the spec, or {field}=...",
-                )
-            )
-        else:
-            data.pop(section, None)
 
 
 def without_none(hint: Any) -> Any:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from taoq.artifact import find_artifact, read_manifest
+from taoq.artifact import MANIFEST, find_artifact, read_manifest, versions
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization.backends import load_backend
 from taoq.runtime import Runtime, TorchRuntime, torch_device
@@ -54,12 +56,29 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
         raise TaoqError(
             Fault(str(directory), f"is an artifact of {manifest.task}", f"run it with: taoq {manifest.task} ...")
         )
-    stored = spec_from_dict(manifest.spec, task.spec)
+    try:
+        stored = spec_from_dict(manifest.spec, task.spec)
+    except OmegaConfBaseException as error:
+        what = f"its spec does not fit this taoq: {str(error).splitlines()[0]}"
+        raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}")) from None
     task.check_same_model(spec, stored)
     backend = load_backend(manifest.backend)
     quantized = sum(1 for row in manifest.plan if row["weights"] or row["activations"])
     log.info("%s: quantized by %s, %d layers", directory, manifest.backend, quantized)
-    model: nn.Module = backend.load(directory / manifest.payload, lambda: task.build_model(stored, None))
+    here = versions(backend.libraries)
+    changed = [
+        f"{name} {then}, here {here.get(name)}" for name, then in manifest.versions.items() if here.get(name) != then
+    ]
+    if changed:
+        log.info("%s: written with %s", directory, "; ".join(changed))
+    try:
+        model: nn.Module = backend.load(directory / manifest.payload, lambda: task.build_model(stored, None))
+    except (RuntimeError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+        if not changed:
+            raise  # the libraries are those that wrote it: a bug
+        what = f"does not load with these libraries: {str(error).splitlines()[0]}"
+        hint = f"install the versions it was written with ({'; '.join(changed)}), or quantize again"
+        raise TaoqError(Fault(str(directory / manifest.payload), what, hint)) from error
     return model
 
 

@@ -47,7 +47,7 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
     directory = results_dir(spec, "quantize")
     _check_source(section, directory, backend)
     if dry_run:
-        model, plan = _plan(task, spec, backend, warnings)
+        _plan(task, spec, backend, warnings)
         log.info("dry run: nothing was calibrated, nothing was written")
         return
     with run_status(directory, task.name, "quantize") as status:

@@ -53,8 +53,8 @@ class ClassificationPredictions:
             relative = Path(path).relative_to(self._images_dir)
             self._rows.writerow([relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())])
             if draw:
-                # the suffix stays in the name: a.jpg and a.png are two pictures
-                target = self._partial / relative.with_name(f"{relative.name}.png")
+                # another suffix stays in the name: a.jpg and a.png are two pictures
+                target = self._partial / relative.with_name(relative.name.removesuffix(".png") + ".png")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 annotate(read_image(Path(path)), f"{name}  {100 * score:.1f} %", right=not label or label == name).save(
                     target

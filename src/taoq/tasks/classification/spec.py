@@ -35,7 +35,7 @@ UNUSED = {
     "evaluate.vis_after_n_batches": "pictures are drawn by inference",
     "evaluate.num_nodes": "one machine",
     "inference.num_nodes": "one machine",
-    "quantize.layers[[]*].observer_or_fake_quant*": "no backend reads it, in TAO neither",
+    "quantize.layers[[]*].*.observer_or_fake_quant*": "no backend reads it, in TAO neither",
 }
 """Fields of TAO's spec that are accepted and not used, with the reason."""
 
@@ -79,7 +79,7 @@ class ModelSpec:
 class ImagesSpec:
     """A folder of images."""
 
-    images_dir: str = option("", "Folder of images; labelled data has one folder per class", example="data/val")
+    images_dir: str = option("", "Folder of images; labelled data has one folder per class")
 
 
 @dataclass(frozen=True, kw_only=True)
