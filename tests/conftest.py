@@ -19,7 +19,9 @@ DIGITS = ROOT / "examples" / "digits"
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real handwritten digits as an image folder: train/, calibration/, val/, classes.txt."""
     folder = tmp_path_factory.mktemp("digits") / "data"
-    subprocess.run([sys.executable, str(DIGITS / "make_data.py"), "--out", str(folder)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(DIGITS / "make_data.py"), "--out", str(folder)], check=True, capture_output=True
+    )
     return folder
 
 

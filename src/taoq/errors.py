@@ -56,6 +56,6 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A hint with the nearest of `known`, or `otherwise` where none is near."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
-    if not near:  # a difference of case only scores low on short words
-        near = [name for name in names if name.lower() == word.lower()]
+    if not near:  # a part of a name, or another case, scores low
+        near = [name for name in names if word.lower() in name.lower()][:3]
     return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else otherwise

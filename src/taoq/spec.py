@@ -184,6 +184,8 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
         )
     missing: list[str] = []
     _check(plain, schema, "", faults, missing)
+    wrong = {fault.where for fault in faults}
+    missing += [section for section in needed if plain.get(section) is None and section not in wrong]
     for field in missing:
         section = field.partition(".")[0]
         if section in needed or section == field:

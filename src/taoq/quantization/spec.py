@@ -85,7 +85,7 @@ class QuantizeSpec:
     model_path: str = option(
         "", "The trained checkpoint to quantize (.pth, .ckpt or .safetensors)", example="model.pth"
     )
-    results_dir: str = option("", "Folder of the artifact; without it <results_dir>/quantize")
+    results_dir: str = option("", "Folder of the artifact; without it results_dir/quantize")
     backend_kwargs: dict[str, Any] = option(dict, "Arguments of the library behind the backend, checked against it")
     device: str = option(
         "cuda", "Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx", pattern=DEVICE_PATTERN

@@ -15,7 +15,7 @@ class RunSpec:
 
     checkpoint: str = option("", "Artifact folder or its payload, or a float checkpoint", example="results/quantize")
     is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows; a contradiction is an error")
-    results_dir: str = option("", "Folder of the results; without it <results_dir>/<action>")
+    results_dir: str = option("", "Folder of the results; without it results_dir/evaluate or results_dir/inference")
     batch_size: int = option(-1, "Images per batch; -1 is dataset.batch_size", minimum=-1)
     device: str = option("cuda", "Where to run: cuda, cuda:N or cpu", pattern=DEVICE_PATTERN)
     num_gpus: int = option(1, "Number of GPUs; only 1 is possible", minimum=0)
@@ -40,7 +40,7 @@ class ExportSpec:
 
     checkpoint: str = option("", "The checkpoint to export", example="model.pth")
     onnx_file: str = option("", "The ONNX file to write", example="model.onnx")
-    results_dir: str = option("", "Folder of the results; without it <results_dir>/export")
+    results_dir: str = option("", "Folder of the results; without it results_dir/export")
     is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows")
     input_channel: int = option(3, "Channels of the input; only 3 is possible", minimum=1)
     input_width: int | None = option(None, "Width of the input, pixels; without it the data set's", minimum=1)

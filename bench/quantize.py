@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`taoq quantize` against a hand-written script with the bare library: time beyond start-up, and peak memory."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measure
+
+BATCH_SIZE, WORKERS = 32, 1
+TARGET = 1.10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backend and a network.
+
+    Attributes:
+        backend: As in the spec.
+        network: timm's name.
+        rounds: Pairs to measure.
+        images: Calibration images; 0 for weight-only.
+    """
+
+    backend: str
+    network: str
+    rounds: int
+    images: int
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"{self.backend}, {self.network}" + (f", {self.images} images" if self.images else "")
+
+
+def main() -> int:
+    """Measure both backends."""
+    options = measure.options(__doc__)
+    if options.quick:
+        cases = [Case("modelopt.pytorch", "resnet18", 1, 32), Case("torchao", "vit_tiny_patch16_224", 1, 0)]
+    else:
+        cases = [Case("modelopt.pytorch", "resnet18", 7, 128), Case("torchao", "vit_base_patch16_224", 11, 0)]
+    rows: list[measure.Row] = []
+    with measure.workplace() as folder:
+        for case in cases:
+            rows += _compare(case, folder)
+    return measure.report("taoq quantize / bare library", "taoq", "bare", rows, gate=not options.no_gate)
+
+
+def _compare(case: Case, folder: Path) -> list[measure.Row]:
+    images, checkpoint = folder / f"images_{case.images}", folder / f"{case.network}.pth"
+    measure.in_child(measure.make_images, images, case.images)
+    measure.in_child(measure.make_checkpoint, case.network, checkpoint)
+    spec, bare = folder / f"{case.backend}.yaml", folder / f"{case.backend}.pth"
+    section = _section(case, checkpoint)
+    measure.write_spec(spec, case.network, images, BATCH_SIZE, WORKERS, quantize=section)
+    artifact = Path(section["results_dir"])
+    pairs = measure.interleave(
+        case.rounds,
+        functools.partial(_taoq, spec, case.backend, artifact),
+        functools.partial(_bare, case, checkpoint, images, bare),
+    )
+    payload = next(artifact.glob("*.pth"))
+    measure.in_child(_same_tensors, payload, bare)
+    return [
+        measure.Row(case=case.name, what="seconds", pairs=measure.column(pairs, "seconds"), target=TARGET),
+        measure.Row(case=case.name, what="peak, MB", pairs=measure.column(pairs, "peak", measure.MB), target=TARGET),
+        measure.Row(
+            case=case.name, what="peak beyond start-up, MB", pairs=measure.column(pairs, "work_peak", measure.MB)
+        ),
+    ]
+
+
+def _section(case: Case, checkpoint: Path) -> dict[str, Any]:
+    static = case.backend != "torchao"
+    scheme = {"weights": {"dtype": "int8"}, **({"activations": {"dtype": "int8"}} if static else {})}
+    return {
+        "model_path": str(checkpoint),
+        "results_dir": str(checkpoint.parent / f"artifact_{case.backend}"),
+        "backend": case.backend,
+        "mode": "static_ptq" if static else "weight_only_ptq",
+        "algorithm": "minmax",
+        "device": "cpu",
+        "layers": [{"module_name": type_, **scheme} for type_ in (("Conv2d", "Linear") if static else ("Linear",))],
+        "calibration": {"num_samples": max(1, case.images), "batch_size": BATCH_SIZE},
+    }
+
+
+def _taoq(spec: Path, backend: str, artifact: Path) -> measure.Figures:
+    shutil.rmtree(artifact, ignore_errors=True)
+    return measure.in_child(_taoq_child, spec, backend)
+
+
+def _taoq_child(spec: Path, backend: str) -> measure.Figures:
+    import timm  # noqa: F401 (start-up, on both sides)
+    import torchvision  # noqa: F401
+
+    import taoq.actions.quantize
+    import taoq.tasks.classification.task  # noqa: F401
+    from taoq.quantization.backends import load_backend
+
+    load_backend(backend)
+    return measure.measured(lambda: measure.run_taoq(["classification_pyt", "quantize", "-e", str(spec)]))
+
+
+def _bare(case: Case, checkpoint: Path, images: Path, result: Path) -> measure.Figures:
+    result.unlink(missing_ok=True)
+    child = _bare_torchao if case.backend == "torchao" else _bare_modelopt
+    return measure.in_child(child, case.network, checkpoint, images, result)
+
+
+def _bare_modelopt(network: str, checkpoint: Path, images: Path, result: Path) -> measure.Figures:
+    import modelopt.torch.opt as mto
+    import modelopt.torch.quantization as mtq
+    import timm  # noqa: F401
+    import torch
+    import torchvision  # noqa: F401
+
+    config: dict[str, Any] = {
+        "quant_cfg": [
+            {"quantizer_name": "*", "enable": False},
+            *(
+                {"quantizer_name": f"*{quantizer}", "parent_class": layer, "cfg": {"num_bits": 8, "axis": axis}}
+                for layer in ("nn.Conv2d", "nn.Linear")
+                for quantizer, axis in (("weight_quantizer", 0), ("input_quantizer", None))
+            ),
+        ],
+        "algorithm": "max",
+    }
+
+    def work() -> None:
+        model = measure.raw_model(network, checkpoint)
+
+        def calibrate(fed: torch.nn.Module) -> None:
+            with torch.no_grad():
+                for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS):
+                    fed(batch)
+
+        mtq.quantize(model, config, calibrate)
+        mtq.compress(model)
+        mto.save(model, result)
+
+    return measure.measured(work)
+
+
+def _bare_torchao(network: str, checkpoint: Path, images: Path, result: Path) -> measure.Figures:  # noqa: ARG001
+    import timm  # noqa: F401
+    import torch
+    import torchao.quantization as ao
+    import torchvision  # noqa: F401
+
+    def work() -> None:
+        model = measure.raw_model(network, checkpoint)
+        ao.quantize_(model, ao.Int8WeightOnlyConfig(version=2))
+        torch.save(model.state_dict(), result)
+
+    return measure.measured(work)
+
+
+def _same_tensors(payload: Path, bare: Path) -> None:
+    """Both sides must have done the same work, or the ratio says nothing."""
+    import modelopt.torch.quantization
+    import torch
+    import torchao.quantization  # noqa: F401 (torch.load needs its tensors)
+
+    ours, other = (torch.load(path, map_location="cpu", weights_only=True) for path in (payload, bare))
+    ours, other = (state.get("model_state_dict", state) for state in (ours, other))
+    if ours.keys() != other.keys():
+        raise RuntimeError(f"taoq and the bare library differ in {sorted(ours.keys() ^ other.keys())[:8]}")
+    for name in ours:
+        pair = [
+            tensor.dequantize() if type(tensor).__module__.startswith("torchao") else tensor
+            for tensor in (ours[name], other[name])
+        ]
+        if not torch.equal(*pair):
+            raise RuntimeError(f"taoq and the bare library differ in {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import taoq as package
+from taoq.actions import ACTIONS
+from taoq.tasks import TASKS, load_task
+
+Taoq = Callable[..., tuple[int, str, str]]
+
+HELP = """\
+usage: taoq <task> <action> -e spec.yaml [key=value ...]
+
+Quantize vision models from one YAML spec, and know what it cost.
+
+tasks:
+  classification_pyt   image classification (timm and torchvision networks)
+  rtdetr               RT-DETR object detection (not built yet)
+
+actions:
+  quantize             quantize a checkpoint into an artifact
+  evaluate             measure a float checkpoint or an artifact on labelled data
+  inference            run a float checkpoint or an artifact on images
+  export               write an ONNX file (not built yet)
+  default_specs        write a commented spec with all defaults
+
+taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ...
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]], ids=" ".join)
+def test_help_lists_tasks_and_actions(taoq: Taoq, words: list[str]) -> None:
+    assert taoq(*words) == (0, HELP, "")
+
+
+def test_help_of_a_task_lists_its_actions(taoq: Taoq) -> None:
+    code, out, err = taoq("classification_pyt", "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: taoq classification_pyt <action> -e spec.yaml [key=value ...]\n")
+
+
+def test_help_of_an_action_shows_its_flags(taoq: Taoq) -> None:
+    code, out, _ = taoq("classification_pyt", "quantize", "--help")
+    assert code == 0
+    assert "--dry-run" in out
+    assert "--dry-run" not in taoq("classification_pyt", "evaluate", "-h")[1]
+
+
+def test_version(taoq: Taoq) -> None:
+    assert taoq("--version") == (0, f"taoq {package.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["classification"], "classification: there is no such task\nhint: did you mean 'classification_pyt'?\n"),
+        (["yolo"], "yolo: there is no such task\nhint: tasks are classification_pyt, rtdetr\n"),
+        (
+            ["classification_pyt", "quantise"],
+            "classification_pyt quantise: there is no such action\nhint: did you mean 'quantize'?\n",
+        ),
+        (
+            ["classification_pyt", "train"],
+            "classification_pyt train: there is no such action\n"
+            "hint: actions are quantize, evaluate, inference, export, default_specs\n",
+        ),
+        (
+            ["classification_pyt", "export", "-e", "a.yaml"],
+            "classification_pyt export: this action is not built yet\n"
+            "hint: built are: quantize, evaluate, inference, default_specs\n",
+        ),
+        (["rtdetr", "quantize"], "rtdetr: this task is not built yet\nhint: built are: classification_pyt\n"),
+        (["classification_pyt", "quantize"], "classification_pyt quantize: no spec is given\nhint: add -e spec.yaml\n"),
+        (
+            ["classification_pyt", "evaluate", "-e", "a.yaml", "--dry-run"],
+            "classification_pyt evaluate: unrecognized arguments: --dry-run\n"
+            "hint: see taoq classification_pyt evaluate --help\n",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_word_gets_two_lines(taoq: Taoq, words: list[str], message: str) -> None:
+    assert taoq(*words) == (2, "", message)
+
+
+@pytest.mark.parametrize("script", ["taoq", "classification_pyt", "rtdetr"])
+def test_console_scripts(script: str) -> None:
+    command = Path(sys.executable).parent / script
+    result = subprocess.run(
+        [command, "--version" if script == "taoq" else "-h"], capture_output=True, text=True, check=False
+    )
+    if script == "rtdetr":
+        assert (result.returncode, result.stderr) == (
+            2,
+            "rtdetr: this task is not built yet\nhint: built are: classification_pyt\n",
+        )
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_every_task_of_the_table_loads_under_its_name() -> None:
+    for name, info in TASKS.items():
+        if info.module:
+            assert load_task(name).name == name
+
+
+def test_every_action_of_the_table_has_a_run() -> None:
+    for info in ACTIONS.values():
+        if info.module:
+            module = __import__(info.module, fromlist=["run"])
+            assert callable(module.run)
