@@ -101,16 +101,23 @@ def test_one_log_line_names_what_is_not_used(
 def test_a_missing_value_is_named_where_it_is_needed(tmp_path: Path) -> None:
     text = "job:\n  source: ???\nquantize:\n  layers:\n    - weights: {dtype: int8}\n    - {module_name: A}\n"
     assert faults(tmp_path, text, needed=("job", "quantize")) == [
-        "./spec.yaml:2: job.source: missing: this field has no default | give it a value in the spec, or job.source=...",
-        "./spec.yaml:5: quantize.layers[0].module_name: missing: this field has no default"
-        " | give it a value in the spec, or quantize.layers[0].module_name=...",
+        "./spec.yaml:2: job.source: missing: this field needs a value | write it in the spec, or give job.source=...",
+        "./spec.yaml:5: quantize.layers[0].module_name: missing: this field needs a value"
+        " | write it in the spec, or give quantize.layers[0].module_name=...",
+    ]
+
+
+def test_a_missing_value_is_not_filled_by_a_default(tmp_path: Path) -> None:
+    assert faults(tmp_path, "quantize:\n  model_path: ???\n", needed=("quantize",)) == [
+        "./spec.yaml:2: quantize.model_path: missing: this field needs a value"
+        " | write it in the spec, or give quantize.model_path=..."
     ]
 
 
 def test_a_needed_section_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert faults(tmp_path, "size: 1\nquantize:\n", needed=("job", "quantize")) == [
         "./spec.yaml:2: quantize: is empty, not a section | write `field: value` lines below it",
-        "job: missing: this field has no default | give it a value in the spec, or job=...",
+        "job: missing: this field needs a value | write it in the spec, or give job=...",
     ]
 
 
@@ -150,12 +157,14 @@ job: {source: '${nothing.here}'}
         "./spec.yaml:12: quantize.layers[0].weights.dtype: unknown value 'int7' | did you mean 'int8'?",
         "./spec.yaml:13: quantize.layers[0].weights.axis: unknown field in section 'quantize.layers[0].weights'"
         " | did you mean 'quant_axis'?",
-        "./spec.yaml:14: quantize.layers[1]: is the value 'Linear', not a section | write `field: value` lines below it",
+        "./spec.yaml:14: quantize.layers[1]: is the value 'Linear', not a section"
+        " | write `field: value` lines below it",
         "./spec.yaml:6: quantize.device: unknown value 'gpu'"
         " | the field is: Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx",
         "./spec.yaml:8: quantize.calibration.num_samples: 0 is less than 1"
         " | the field is: Number of images, drawn at random; all of them if there are fewer",
-        "./spec.yaml:4: quantize.bakend: unknown field in section 'quantize' | did you mean 'backend' or 'backend_kwargs'?",
+        "./spec.yaml:4: quantize.bakend: unknown field in section 'quantize'"
+        " | did you mean 'backend' or 'backend_kwargs'?",
         "./spec.yaml:1: sise: unknown field in the spec | did you mean 'size'?",
     ]
 

@@ -54,7 +54,7 @@ class MissingDependency(TaoqError):
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """A hint with the nearest of `known`, or `otherwise` where none is near."""
-    names = list(known)
+    names = list(dict.fromkeys(known))
     near = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if not near:  # a part of a name, or another case, scores low
         near = [name for name in names if word.lower() in name.lower()][:3]

@@ -176,6 +176,8 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
     faults: list[Fault] = []
     present: list[str] = []
     merged = OmegaConf.merge(defaults, source.data)
+    for field in _missing(OmegaConf.to_container(source.data), ""):  # a merge puts the default in the place of ???
+        OmegaConf.update(merged, field, MISSING)
     plain = _resolve(merged, "", faults, unused, present)
     if present:
         log.info(
@@ -189,8 +191,8 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
     for field in missing:
         section = field.partition(".")[0]
         if section in needed or section == field:
-            hint = f"give it a value in the spec, or {field}=..."
-            faults.append(Fault(field, "missing: this field has no default", hint))
+            hint = f"write it in the spec, or give {field}=..."
+            faults.append(Fault(field, "missing: this field needs a value", hint))
         else:
             plain.pop(section, None)
     if faults:
@@ -249,6 +251,18 @@ def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
         for index, value in enumerate(node.value):
             yield f"{path}[{index}]", value.start_mark.line + 1
             yield from _lines(value, f"{path}[{index}]")
+
+
+def _missing(data: Any, path: str) -> Iterator[str]:
+    """The fields of plain data that are written as ???."""
+    if data == MISSING:
+        yield path
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            yield from _missing(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _missing(value, f"{path}[{index}]")
 
 
 def _resolve(node: Any, path: str, faults: list[Fault], unused: Mapping[str, str], present: list[str]) -> Any:

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from taoq.checkpoint import load_weights
+from taoq.errors import TaoqError
+
+
+def net(width: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width, 2))
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module.", "model.model.", "_orig_mod.module."])
+@pytest.mark.parametrize("container", [None, "state_dict", "model", "model_state_dict"])
+def test_prefixes_and_containers_of_frameworks(tmp_path: Path, prefix: str, container: str | None) -> None:
+    source, target = net(), net()
+    state: dict[str, Any] = {f"{prefix}{key}": value for key, value in source.state_dict().items()}
+    data = {container: state, "epoch": 3, "optimizer_states": [{"lr": 0.1}]} if container else state
+    torch.save(data, tmp_path / "a.ckpt")
+    load_weights(target, str(tmp_path / "a.ckpt"))
+    assert equal(source, target)
+
+
+def test_safetensors_in_half_precision_become_float32(tmp_path: Path) -> None:
+    source, target = net().half(), net()
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "a.safetensors")
+    load_weights(target, str(tmp_path / "a.safetensors"))
+    assert equal(source.float(), target)
+    assert {value.dtype for key, value in target.named_parameters()} == {torch.float32}
+
+
+def test_tensors_outside_of_the_network_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("taoq"), "propagate", True)
+    state = {f"model.{key}": value for key, value in net().state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(2)}}, tmp_path / "a.ckpt")
+    with caplog.at_level(logging.INFO, "taoq"):
+        load_weights(net(), str(tmp_path / "a.ckpt"))
+    path = tmp_path / "a.ckpt"
+    assert caplog.messages == [f"{path}: 1 tensors outside of 'model.*' are not of this network: criterion.weight"]
+
+
+def test_a_mismatch_says_which_keys_and_shapes(tmp_path: Path) -> None:
+    state = net(8).state_dict()
+    del state["3.bias"]
+    state["4.weight"] = torch.ones(1)
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    with pytest.raises(TaoqError) as error:
+        load_weights(net(), str(path))
+    assert str(error.value) == (
+        f"{path}: does not fit the network: tensors 7 of another shape (0.weight [8, 3, 3, 3] for [4, 3, 3, 3],"
+        " 0.bias [8] for [4], 1.weight [8] for [4], ...), 1 missing (3.bias), 1 unknown (4.weight)\n"
+        "hint: check model.backbone.type, model.backbone.args and dataset.num_classes"
+    )
+
+
+def test_a_failed_load_changes_no_tensor(tmp_path: Path) -> None:
+    torch.save(net(8).state_dict(), tmp_path / "a.pth")
+    target = net()
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    with pytest.raises(TaoqError):
+        load_weights(target, str(tmp_path / "a.pth"))
+    assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
