@@ -64,7 +64,7 @@ def _draw(matrix: Tensor, names: list[str], path: Path) -> None:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    picture = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, label="share of the true class")
     axes.set(xlabel="predicted class", ylabel="true class", title=f"{int(matrix.sum())} images")
     if named:

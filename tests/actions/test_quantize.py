@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taoq.artifact import read_manifest, sha256
+
+Taoq = Callable[..., tuple[int, str, str]]
+Words = Callable[..., list[str]]
+
+TORCHAO = ("quantize.backend=torchao", "quantize.mode=weight_only_ptq")
+LINEAR = "quantize.layers=[{module_name: Linear, weights: {dtype: int8}}]"
+NO_DATA = "dataset.quant_calibration_dataset.images_dir=nowhere"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_artifact_folder(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    code, out, _ = taoq(*digits_words("quantize", "resnet_18", "quantize.skip_names=[conv1]"))
+    directory = tmp_path / "results" / "quantize"
+    assert code == 0
+    assert out.rstrip().endswith(f"artifact: {directory}")
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "experiment.yaml",
+        "log.txt",
+        "manifest.json",
+        "quantization_report.json",
+        "quantized_model_modelopt.pytorch.pth",
+        "status.json",
+    ]
+    manifest = read_manifest(directory)
+    payload = directory / "quantized_model_modelopt.pytorch.pth"
+    assert (manifest.task, manifest.backend, manifest.format) == ("classification_pyt", "modelopt.pytorch", "torch")
+    assert (manifest.sha256, manifest.size) == (sha256(payload), payload.stat().st_size)
+    assert manifest.size < 0.32 * manifest.float_size
+    assert manifest.calibration == {"num_samples": 200, "seed": 0}
+    assert manifest.source["sha256"] == sha256(Path(manifest.source["path"]))
+    assert set(manifest.versions) == {"python", "torch", "nvidia-modelopt"}
+    rows = {row["layer"]: row for row in manifest.plan}
+    assert len(rows) == 22
+    assert rows["conv1"] == {
+        "layer": "conv1",
+        "type": "Conv2d",
+        "weights": None,
+        "activations": None,
+        "rule": "quantize.skip_names[0]",
+        "reason": "skipped by 'conv1'",
+    }
+    assert rows["fc"]["weights"] == {"dtype": "int8", "axis": 0, "asked": "int8"}
+    report = read(directory / "quantization_report.json")
+    assert (report["layers_quantized"], report["layers_quantizable"]) == (21, 22)
+    assert report["layers"] == list(manifest.plan)
+
+
+def test_status_json_has_tao_s_lines(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR))
+    found = lines(tmp_path / "results" / "quantize" / "status.json")
+    assert [(line["status"], line["verbosity"], line["message"]) for line in found] == [
+        ("STARTED", "INFO", "Starting classification_pyt quantize."),
+        ("RUNNING", "INFO", "Quantized."),
+        ("SUCCESS", "INFO", "Quantize finished successfully."),
+    ]
+    assert found[1]["kpi"]["layers_quantized"] == 25
+    assert set(found[0]) == {"date", "time", "status", "verbosity", "message"}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    code, out, err = taoq(*digits_words("quantize", "vit_tiny", NO_DATA, "quantize.skip_names=[head]"), "--dry-run")
+    assert code == 0
+    assert "25 of 26 quantizable layers are quantized" in out
+    assert "quantize.skip_names[0] 'head' (skipped by 'head')" in out
+    assert err.endswith("dry run: nothing was calibrated, nothing was written\n")
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_quantize_prints_the_plan(taoq: Taoq, digits_words: Words) -> None:
+    _, out, _ = taoq(*digits_words("quantize", "resnet_18", *TORCHAO, LINEAR))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows[0] == ["conv1", "Conv2d", "float", "float", "torchao does not quantize Conv2d"]
+    assert rows[-1] == ["fc", "Linear", "int8 axis 0", "float", "quantize.layers[0] 'Linear'"]
+
+
+def test_weight_only_opens_no_data(taoq: Taoq, digits_words: Words) -> None:
+    assert taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR, NO_DATA))[0] == 0
+
+
+def test_static_rules_of_weights_alone_open_no_data(taoq: Taoq, digits_words: Words) -> None:
+    assert taoq(*digits_words("quantize", "vit_tiny", LINEAR, NO_DATA))[0] == 0
+
+
+@pytest.mark.parametrize("algorithm", ["minmax", "entropy"])
+def test_the_same_seed_gives_the_same_artifact(taoq: Taoq, digits_words: Words, tmp_path: Path, algorithm: str) -> None:
+    def scales(name: str, seed: int) -> dict[str, torch.Tensor]:
+        directory = tmp_path / name
+        words = digits_words(
+            "quantize",
+            "resnet_18",
+            f"quantize.results_dir={directory}",
+            f"quantize.algorithm={algorithm}",
+            "quantize.calibration.num_samples=16",
+            f"quantize.calibration.seed={seed}",
+            "quantize.layers=[{module_name: fc, weights: {dtype: int8}, activations: {dtype: int8}}]",
+        )
+        assert taoq(*words)[0] == 0
+        state = torch.load(directory / "quantized_model_modelopt.pytorch.pth", weights_only=True)["model_state_dict"]
+        return {key: value for key, value in state.items() if key.endswith("_amax")}
+
+    first, again, other = scales("a", 1), scales("b", 1), scales("c", 2)
+    assert len(first) == 2
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["fc.input_quantizer._amax"], other["fc.input_quantizer._amax"])
+
+
+def test_quantizing_again_replaces_the_artifact_as_a_whole(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    directory = tmp_path / "results" / "quantize"
+    taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR))
+    first = read_manifest(directory)
+    taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR.replace("int8", "fp8_e5m2")))
+    second = read_manifest(directory)
+    assert first.sha256 != second.sha256
+    assert len(lines(directory / "status.json")) == 6
+
+
+def test_a_fall_back_to_the_cpu_is_said(taoq: Taoq, digits_words: Words) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    words = digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR, "quantize.device=cuda:1")
+    code, out, err = taoq(*words)
+    assert code == 0
+    assert (
+        "warning: override quantize.device=cuda:1: quantize.device: cuda:1 is not available on this machine;"
+        " running on the CPU\n"
+    ) in err
+    assert " s on cpu; " in out

@@ -1,0 +1,192 @@
+"""Shipped specs load; specs of TAO users run unchanged but for paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from taoq.actions import ACTIONS
+from taoq.quantization.backends import load_backend
+from taoq.quantization.plan import check, resolve
+from taoq.spec import load_spec, read_spec
+from taoq.tasks import load_task
+
+Taoq = Callable[..., tuple[int, str, str]]
+
+ROOT = Path(__file__).parent.parent
+SPECS = sorted(ROOT.glob("specs/**/*.yaml")) + sorted(ROOT.glob("examples/**/*.yaml"))
+
+
+def test_there_are_specs() -> None:
+    assert len(SPECS) >= 8
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> None:
+    task = load_task(path.parent.name if path.is_relative_to(ROOT / "specs") else "classification_pyt")
+    action = path.stem.partition("_")[0] if path.is_relative_to(ROOT / "specs") else "quantize"
+    assert action in ACTIONS
+    spec = load_spec(read_spec(str(path), []), task.spec, unused=task.unused, needed=(action,))
+    if action == "quantize":
+        backend = load_backend(spec.quantize.backend)
+        warnings = check(spec.quantize, backend.support)
+        with torch.device("meta"):  # the names of the layers, without their memory
+            model = task.build_model(spec, None)
+        assert resolve(spec.quantize, backend.layers(model), backend.support, warnings).warnings == ()
+
+
+@pytest.fixture
+def job(tmp_path: Path, digits: Path) -> Callable[[str], Path]:
+    """Write a spec on a tiny ResNet with its checkpoint in place of the paths."""
+    network = timm.create_model("resnet18", num_classes=10, channels=(8, 8, 8, 8))
+    torch.save({"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "model.pth")
+
+    def write(text: str) -> Path:
+        path = tmp_path / "spec.yaml"
+        model = "model: {backbone: {type: resnet_18, args: {channels: [8, 8, 8, 8]}}}\n"
+        images = f"{{images_dir: {digits / 'calibration'}}}"
+        data = f"dataset: {{num_classes: 10, img_size: 32, quant_calibration_dataset: {images}}}\n"
+        text = text.replace("/path/to/model.pth", str(tmp_path / "model.pth")).replace(
+            "/path/to/output", str(tmp_path / "out")
+        )
+        path.write_text(text if "dataset:" in text else model + data + text)
+        return path
+
+    return write
+
+
+WEIGHT_ONLY = """\
+quantize:
+  backend: "torchao"
+  mode: "weight_only_ptq"
+  layers:
+    - module_name: "Linear"
+      weights: { dtype: "int8" }
+  skip_names: ["classifier.fc"]
+"""
+STATIC = """\
+quantize:
+  model_path: "/path/to/model.pth"
+  results_dir: "/path/to/output"
+  backend: "modelopt.pytorch"
+  mode: "static_ptq"
+  algorithm: "minmax"
+  layers:
+    - module_name: "Conv2d"
+      weights: { dtype: "int8" }
+      activations: { dtype: "int8" }
+    - module_name: "Linear"
+      weights: { dtype: "int8" }
+      activations: { dtype: "int8" }
+"""
+
+
+def test_the_weight_only_example_of_tao_s_documentation_runs(
+    taoq: Taoq, job: Callable[[str], Path], tmp_path: Path
+) -> None:
+    spec = job(WEIGHT_ONLY)
+    code, out, err = taoq(
+        "classification_pyt", "quantize", "-e", str(spec),
+        f"quantize.model_path={tmp_path / 'model.pth'}", f"quantize.results_dir={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"warning: {spec}:9: quantize.skip_names[0]: 'classifier.fc' matches no layer\n" in err
+    assert "quantized 1 of 1 layers" in out
+    assert (tmp_path / "out" / "quantized_model_torchao.pth").is_file()
+
+
+def test_the_static_example_of_tao_s_documentation_runs(taoq: Taoq, job: Callable[[str], Path], tmp_path: Path) -> None:
+    code, out, err = taoq("classification_pyt", "quantize", "-e", str(job(STATIC)))
+    assert code == 0, err
+    assert "quantized 22 of 22 layers with 200 calibration images" in out
+    assert (tmp_path / "out" / "quantized_model_modelopt.pytorch.pth").is_file()
+
+
+def test_a_whole_spec_of_a_tao_user_runs_unchanged(
+    taoq: Taoq, job: Callable[[str], Path], tmp_path: Path, digits: Path
+) -> None:
+    """Sections of other jobs, missing values in them, training fields, a stock skip list, TAO's file names."""
+    spec = job(f"""\
+results_dir: {tmp_path}
+encryption_key: tlt_encode
+model_name: flowers
+wandb: {{enable: true, project: p}}
+model:
+  backbone: {{type: resnet_18, args: {{channels: [8, 8, 8, 8]}}, freeze_backbone: true, pretrained_backbone_path: null}}
+  head: {{type: TAOLinearClsHead, topk: [1, 5], in_channels: 448, loss: {{type: CrossEntropyLoss}}}}
+dataset:
+  dataset: CLDataset
+  root_dir: {digits}
+  num_classes: 10
+  img_size: 32
+  batch_size: 64
+  workers: 0
+  shuffle: true
+  train_dataset: {{images_dir: /data/train}}
+  val_dataset: {{images_dir: {digits}/val}}
+  test_dataset: {{images_dir: {digits}/val}}
+  quant_calibration_dataset: {{images_dir: {digits}/calibration}}
+  augmentation:
+    random_flip: {{enable: true}}
+    mixup_cutmix: true
+    with_random_blur: true
+train:
+  num_epochs: 30
+  optim: {{lr: 6.0e-05}}
+distill:
+  teacher: ???
+export:
+  checkpoint: ???
+  onnx_file: ???
+gen_trt_engine: {{onnx_file: a.onnx, tensorrt: {{data_type: FP16}}}}
+quantize:
+  model_path: ${{results_dir}}/model.pth
+  results_dir: ${{results_dir}}/quantize_int8
+  backend: modelopt.pytorch
+  mode: static_ptq
+  algorithm: max
+  default_layer_dtype: native
+  default_activation_dtype: native
+  device: cuda
+  layers:
+    - {{module_name: Conv2d, weights: {{dtype: int8, quant_axis: 0}}, activations: {{dtype: int8}}}}
+    - {{module_name: Linear, weights: {{dtype: int8, quant_axis: 0}}, activations: {{dtype: int8}}}}
+  skip_names: ["*fc*", BatchNorm2d, "*lm_head*"]
+evaluate:
+  checkpoint: ${{results_dir}}/quantize_int8/quantized_model_modelopt.pytorch.pth
+  is_quantized: true
+  num_gpus: 1
+  gpu_ids: [0]
+  trt_engine: ???
+""")
+    code, out, err = taoq("classification_pyt", "quantize", "-e", str(spec))
+    assert code == 0, err
+    assert "quantized 21 of 22 layers" in out
+    assert "'*lm_head*' matches no layer" in err
+    assert "quantize.default_layer_dtype, quantize.default_activation_dtype: deprecated, no effect" in err
+    not_used = next(line for line in err.splitlines() if line.startswith("not used by taoq: "))
+    assert [word.partition(" ")[0] for word in not_used.removeprefix("not used by taoq: ").split("), ")] == [
+        "model.backbone.freeze_backbone",
+        "model.backbone.pretrained_backbone_path",
+        "model.head.in_channels",
+        "model.head.loss",
+        "dataset.augmentation.random_flip",
+        "dataset.augmentation.mixup_cutmix",
+        "dataset.augmentation.with_random_blur",
+        "dataset.shuffle",
+        "dataset.train_dataset",
+        "evaluate.trt_engine",
+        "encryption_key",
+        "model_name",
+        "wandb",
+        "train",
+        "distill",
+        "gen_trt_engine",
+    ]
+    code, out, err = taoq("classification_pyt", "evaluate", "-e", str(spec))
+    assert code == 0, err
+    assert "val_acc_5" in out
