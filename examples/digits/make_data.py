@@ -78,6 +78,7 @@ def write(folder: Path, images: np.ndarray, labels: np.ndarray, files: dict[str,
 
 
 def main() -> int:
+    """Build the folder, unless it is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out",

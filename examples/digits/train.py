@@ -9,18 +9,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-TIMM_NAMES = {"resnet_18": "resnet18", "vit_tiny_patch16": "vit_tiny_patch16_224"}
+from taoq.spec import load_spec, read_spec
+from taoq.tasks.classification.model import build_model
+from taoq.tasks.classification.spec import UNUSED, ClassificationSpec
 
 SEED = 0
 LEARNING_RATE = 2e-3
@@ -30,26 +29,6 @@ LABEL_SMOOTHING = 0.1
 MAX_SHIFT = 0.1  # of the image's side
 MAX_TURN = math.radians(12)
 MAX_SCALE = 0.1
-
-
-def load_spec(path: Path) -> dict[str, Any]:
-    """Read a spec with its references resolved."""
-    spec = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    if not isinstance(spec, dict):
-        raise TypeError(f"{path}: not a mapping")
-    return {str(key): value for key, value in spec.items()}
-
-
-def build(spec: dict[str, Any]) -> nn.Module:
-    """Build the network that a spec names, with random weights."""
-    backbone = spec["model"]["backbone"]
-    network: nn.Module = timm.create_model(
-        TIMM_NAMES[backbone["type"]],
-        pretrained=False,
-        num_classes=spec["dataset"]["num_classes"],
-        **backbone.get("args", {}),
-    )
-    return network
 
 
 def load_images(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -158,6 +137,7 @@ def save(state: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> None:
 
 
 def main() -> int:
+    """Train, save, score what was saved."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path, metavar="SPEC", help="the yaml file of the network")
     parser.add_argument("--epochs", type=int, default=60)
@@ -166,11 +146,11 @@ def main() -> int:
     if arguments.epochs < 1:
         parser.error("--epochs must be at least 1")
 
-    spec = load_spec(arguments.spec)
-    dataset = spec["dataset"]
-    out: Path = arguments.out or Path(spec["quantize"]["model_path"])
-    train_dir = Path(dataset["root_dir"]) / "train"
-    val_dir = Path(dataset["val_dataset"]["images_dir"])
+    spec = load_spec(read_spec(str(arguments.spec), []), ClassificationSpec, unused=UNUSED, needed=("dataset",))
+    dataset = spec.dataset
+    out: Path = arguments.out or Path(spec.quantize.model_path)
+    train_dir = Path(dataset.root_dir) / "train"
+    val_dir = Path(dataset.val_dataset.images_dir)
     for folder in (train_dir, val_dir):
         if not folder.is_dir():
             parser.error(f"no {folder}: run make_data.py first, and this from the repository root")
@@ -178,21 +158,21 @@ def main() -> int:
     torch.manual_seed(SEED)
     # With one thread the sums are always taken in the same order, however many cores there are.
     torch.set_num_threads(1)
-    augmentation = dataset["augmentation"]
-    normalize = transforms.Normalize(augmentation["mean"], augmentation["std"])
-    batch_size = dataset["batch_size"]
-    network = build(spec)
+    augmentation = dataset.augmentation
+    normalize = transforms.Normalize(augmentation.mean, augmentation.std)
+    batch_size = dataset.batch_size
+    network = build_model(spec, None)
     print(f"{sum(p.numel() for p in network.parameters())} parameters")
-    pixels, labels, classes = load_images(train_dir, dataset["img_size"])
+    pixels, labels, classes = load_images(train_dir, dataset.img_size)
     start = time.perf_counter()
     train(network, pixels, labels, normalize, arguments.epochs, batch_size)
     print(f"trained in {time.perf_counter() - start:.0f} s")
 
     # The score is that of the file: rounded to float16, then loaded in float32.
     state = to_half(network.state_dict())
-    network = build(spec)
+    network = build_model(spec, None)
     network.load_state_dict(state)
-    val_pixels, val_labels, val_classes = load_images(val_dir, dataset["img_size"])
+    val_pixels, val_labels, val_classes = load_images(val_dir, dataset.img_size)
     if val_classes != classes:
         raise ValueError(f"{val_dir} has other classes than {train_dir}")
     score = top1(network, normalize(val_pixels), val_labels, batch_size)
