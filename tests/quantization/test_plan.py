@@ -34,7 +34,7 @@ LAYERS = (
     Layer(name="blocks.0.fc1", type="Linear", weight_shape=(16, 8)),
     Layer(name="blocks.0.fc2", type="Linear", weight_shape=(8, 16)),
     Layer(name="up", type="ConvTranspose2d", weight_shape=(8, 4, 2, 2), channel_axis=1),
-    Layer(name="head", type="Linear", weight_shape=(10, 8)),
+    Layer(name="head", type="Linear", weight_shape=(10, 8), input_axis=-1),
 )
 INT8 = TensorSpec(dtype="int8")
 FP8 = TensorSpec(dtype="fp8_e4m3fn")
@@ -137,6 +137,15 @@ def test_an_axis_outside_of_a_weight_is_an_error() -> None:
     assert faults(rule("stem", INT8), rule("head", TensorSpec(dtype="int8", quant_axis=2))) == [
         "quantize.layers[1].weights.quant_axis: axis 2 is outside of the weight of 'head', shape [10, 8]"
         " | the output channels are axis 0"
+    ]
+
+
+def test_activations_may_have_one_scale_per_channel_and_nothing_else() -> None:
+    result = plan(rule("stem", INT8, TensorSpec(dtype="int8", quant_axis=1)))
+    assert str(result.quantized[0].activations) == "int8 axis 1"
+    assert faults(rule("head", INT8, TensorSpec(dtype="int8", quant_axis=7))) == [
+        "quantize.layers[0].activations.quant_axis: axis 7 is not the channel axis of the input of 'head' (Linear)"
+        " | write -1 for one scale per channel, or leave it out for one scale per tensor"
     ]
 
 

@@ -28,6 +28,7 @@ class Layer:
         type: Class name (torch) or op type (ONNX).
         weight_shape: Shape of its weight; empty for a layer without a matrix or kernel.
         channel_axis: Axis of the output channels in the weight.
+        input_axis: Axis of the channels in the layer's input.
         obstacle: Why the backend cannot quantize it; empty if it can.
     """
 
@@ -35,6 +36,7 @@ class Layer:
     type: str
     weight_shape: tuple[int, ...] = ()
     channel_axis: int = 0
+    input_axis: int = 1
     obstacle: str = ""
 
 
@@ -286,6 +288,11 @@ def _apply(rule: LayerSpec, where: str, layer: Layer, support: Support, faults: 
                 Fault(f"{where}.weights.quant_axis", what, f"the output channels are axis {layer.channel_axis}")
             )
         weights = replace(weights, axis=weights.axis % rank)
+    if activations is not None and activations.axis not in (None, layer.input_axis):
+        # a library would take such an axis and find one range for the whole tensor
+        what = f"axis {activations.axis} is not the channel axis of the input of '{layer.name}' ({layer.type})"
+        hint = f"write {layer.input_axis} for one scale per channel, or leave it out for one scale per tensor"
+        faults.append(Fault(f"{where}.activations.quant_axis", what, hint))
     reason = "" if weights or activations else "native"
     return LayerPlan(layer=layer, weights=weights, activations=activations, rule=where, reason=reason)
 

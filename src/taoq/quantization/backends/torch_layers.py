@@ -53,6 +53,7 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
                 type=type(module).__name__,
                 weight_shape=tuple(weight.shape) if has_matrix and weight is not None else (),
                 channel_axis=1 if isinstance(module, _TRANSPOSED) else 0,
+                input_axis=-1 if isinstance(module, nn.Linear) else 1,
                 obstacle=why,
             )
         )
