@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -91,33 +90,6 @@ def read_manifest(directory: Path) -> Manifest:
         hint = "the file was changed or cut off after it was written: quantize again"
         raise TaoqError(Fault(str(payload), "is not the file that its manifest names (sha256 differs)", hint))
     return manifest
-
-
-def publish(directory: Path, staged: Mapping[str, Path], manifest: Manifest) -> None:
-    """Rename the staged files into place, the manifest last: a folder with a manifest is whole.
-
-    Args:
-        directory: The artifact folder.
-        staged: Temporary file by final name; on the same file system.
-        manifest: Written after all files are in place.
-    """
-    write_json(directory / f".{MANIFEST}.partial", dataclasses.asdict(manifest))
-    (directory / MANIFEST).unlink(missing_ok=True)
-    for name, temporary in staged.items():
-        os.replace(temporary, directory / name)
-    os.replace(directory / f".{MANIFEST}.partial", directory / MANIFEST)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON to a temporary name and rename it."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text to a temporary name and rename it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from taoq.artifact import write_text
+from taoq.actions.results import staged
 from taoq.errors import Fault, TaoqError
 from taoq.schema import commented_yaml
 from taoq.spec import SpecSource
@@ -22,6 +22,6 @@ def run(task: Task[Any], source: SpecSource) -> None:
     path = Path(source.data["results_dir"], "experiment.yaml")
     if path.exists():
         raise TaoqError(Fault(str(path), "is there already", "name another results_dir, or move the file away"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    with staged(path.parent) as stage:
+        (stage / path.name).write_text(text, encoding="utf-8")
     print(path)

@@ -9,8 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from taoq.actions.open_model import open_runtime
-from taoq.actions.results import results_dir, write_experiment
-from taoq.artifact import write_json
+from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.console import show
 from taoq.spec import SpecSource, load_spec
 from taoq.status import run_status, track
@@ -30,16 +29,17 @@ def run(task: Task[Any], source: SpecSource) -> None:
             metric.update(runtime.run(batch.inputs), batch.targets)
         seconds = time.monotonic() - started
         figures = metric.compute()
-        results = {
-            "checkpoint": spec.evaluate.checkpoint,
-            "num_images": batches.num_samples,
-            "device": runtime.device,
-            "seconds": round(seconds, 3),
-            "metrics": figures,
-            **metric.write(directory),
-        }
-        write_json(directory / "results.json", results)
-        write_experiment(spec, directory)
+        with staged(directory) as stage:
+            results = {
+                "checkpoint": spec.evaluate.checkpoint,
+                "num_images": batches.num_samples,
+                "device": runtime.device,
+                "seconds": round(seconds, 3),
+                "metrics": figures,
+                **metric.write(stage),
+            }
+            write_json(stage / "results.json", results)
+            write_experiment(stage / "experiment.yaml", spec)
         status.write("RUNNING", "Evaluation metrics.", figures)
     print(f"{spec.evaluate.checkpoint}: {batches.num_samples} images on {runtime.device}")
     table = Table()

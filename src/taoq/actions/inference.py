@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from taoq.actions.open_model import open_runtime
-from taoq.actions.results import results_dir, write_experiment
+from taoq.actions.results import results_dir, staged, write_experiment
 from taoq.spec import SpecSource, load_spec
 from taoq.status import run_status, track
 from taoq.tasks.base import Task
@@ -19,9 +19,13 @@ def run(task: Task[Any], source: SpecSource) -> None:
     with run_status(directory, task.name, "inference") as status:
         batches = task.inference_batches(spec)
         runtime = open_runtime(task, spec, spec.inference, "inference")
-        with task.predictions(spec, directory) as predictions:
-            for batch in track(batches, batches.num_samples, "running"):
-                predictions.write(runtime.run(batch.inputs), batch)
-        write_experiment(spec, directory)
+        with staged(directory) as stage:
+            with task.predictions(spec, stage) as predictions:
+                for batch in track(batches, batches.num_samples, "running"):
+                    predictions.write(runtime.run(batch.inputs), batch)
+            write_experiment(stage / "experiment.yaml", spec)
         status.write("RUNNING", "Inference done.", {"num_images": batches.num_samples})
-    print(f"{batches.num_samples} images on {runtime.device}; wrote " + ", ".join(map(str, predictions.files)))
+    print(
+        f"{batches.num_samples} images on {runtime.device}; wrote "
+        + ", ".join(str(directory / name) for name in predictions.files)
+    )

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import taoq
-from taoq.actions.results import results_dir, write_experiment
-from taoq.artifact import SCHEMA_VERSION, Manifest, find_artifact, publish, sha256, versions, write_json
+from taoq.actions.results import results_dir, staged, write_experiment, write_json
+from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, find_artifact, sha256, versions
 from taoq.console import show, size
-from taoq.errors import Fault, SpecError, TaoqError
+from taoq.errors import Fault, SpecError
 from taoq.quantization import report
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, Inputs, verify
@@ -97,10 +98,10 @@ def _quantize(
     model = backend.quantize(model.to(device), plan, _feed(batches, device), section.backend_kwargs).to("cpu")
     seconds = time.monotonic() - started
     verify(plan, backend.applied(model))
-    partial = directory / f".{backend.payload}.partial"
-    with _removed_on_failure(partial):
-        backend.save(model, partial)
-        calibration = {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
+    calibration = {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
+    with staged(directory) as stage:
+        payload = stage / backend.payload
+        backend.save(model, payload)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             taoq=taoq.__version__,
@@ -108,8 +109,8 @@ def _quantize(
             backend=backend.name,
             format=backend.format,
             payload=backend.payload,
-            sha256=sha256(partial),
-            size=partial.stat().st_size,
+            sha256=sha256(payload),
+            size=payload.stat().st_size,
             float_size=float_size,
             source={
                 "path": section.model_path,
@@ -132,12 +133,12 @@ def _quantize(
             "device": device,
             "calibration": calibration,
             "warnings": list(plan.warnings),
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "layers": manifest.plan,
         }
-        write_json(directory / "quantization_report.json", summary)
-        write_experiment(spec, directory)
-        publish(directory, {backend.payload: partial}, manifest)
+        write_json(stage / "quantization_report.json", summary)
+        write_experiment(stage / "experiment.yaml", spec)
+        write_json(stage / MANIFEST, dataclasses.asdict(manifest))
     kpi = {
         "layers_quantized": len(plan.quantized),
         "size_mb": manifest.size / 1e6,
@@ -157,19 +158,3 @@ def _feed(batches: Batches | None, device: str) -> Iterator[Inputs]:
         return
     for batch in track(batches, batches.num_samples, "calibrating"):
         yield {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-
-
-@contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TaoqError(
-            Fault(
-                str(path.parent),
-                f"cannot be written: {error.strerror}",
-                "free some space, or name another folder",
-            )
-        ) from error
-    finally:
-        path.unlink(missing_ok=True)

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an action writes."""
+"""Where and how an action writes: into a staging folder, renamed into place when everything is there."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from taoq.artifact import write_text
-from taoq.errors import Fault, SpecError
+from taoq.artifact import MANIFEST
+from taoq.errors import Fault, SpecError, TaoqError
 from taoq.spec import spec_to_dict
 
 
@@ -28,6 +33,40 @@ def results_dir(spec: Any, action: str) -> Path:
     return Path(spec.results_dir, action)
 
 
-def write_experiment(spec: Any, directory: Path) -> None:
-    """Keep the resolved spec as experiment.yaml, as TAO does."""
-    write_text(directory / "experiment.yaml", yaml.safe_dump(spec_to_dict(spec), sort_keys=False))
+@contextlib.contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """Give a folder to write into; what is in it moves to `directory` at the end, if nothing went wrong.
+
+    The manifest of an artifact goes away first and comes last: a folder with a manifest is whole. After an
+    error, `directory` is as it was.
+
+    Raises:
+        TaoqError: The disk is full, or the folder cannot be written.
+    """
+    stage = directory / ".partial"
+    try:
+        shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
+        stage.mkdir(parents=True)
+        yield stage
+        names = sorted((path.name for path in stage.iterdir()), key=lambda name: name == MANIFEST)
+        if MANIFEST in names:
+            (directory / MANIFEST).unlink(missing_ok=True)
+        for name in names:
+            if (directory / name).is_dir():
+                shutil.rmtree(directory / name)
+            os.replace(stage / name, directory / name)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise TaoqError(Fault(str(directory), what, "free some space, or name another folder")) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, indented."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def write_experiment(path: Path, spec: Any) -> None:
+    """Keep the resolved spec, as TAO does in experiment.yaml."""
+    path.write_text(yaml.safe_dump(spec_to_dict(spec), sort_keys=False), encoding="utf-8")

@@ -60,9 +60,11 @@ class Metric(Protocol):
 
 
 class Predictions(Protocol):
-    """Writes what the model says of each image. Leaving it without an error puts the files into place."""
+    """Writes what the model says of each image into a folder; leaving it closes the files."""
 
-    files: Sequence[Path]
+    @property
+    def files(self) -> Sequence[str]:
+        """Names of what it writes."""
 
     def __enter__(self) -> Predictions: ...
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,4 @@ def _draw(matrix: Tensor, names: list[str], path: Path) -> None:
                 if count:
                     color = "white" if share[row, column] > 0.5 else "black"
                     axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    figure.savefig(path, dpi=100)

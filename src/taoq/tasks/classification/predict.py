@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write predictions: result.csv, and the pictures with their class."""
+"""Write predictions: result.csv, and below visualize/ the pictures with their class."""
 
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,26 +16,27 @@ _LEAST_SIDE = 224  # smaller images are enlarged, or the text would not fit
 
 
 class ClassificationPredictions:
-    """Writes as batches come, below temporary names."""
+    """Writes as batches come; nothing is kept."""
+
+    files = ("result.csv", "visualize")
 
     def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
         self._names = known_classes(spec)
         self._images_dir = Path(spec.dataset.test_dataset.images_dir)
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
-        self._csv = directory / "result.csv"
         self._pictures = directory / "visualize"
-        self.files: Sequence[Path] = (self._csv, self._pictures)
-        self._partial = directory / ".visualize.partial"
-
-    def __enter__(self) -> ClassificationPredictions:
-        """Open the temporary files."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir()
-        self._file = self._csv.with_name(".result.csv.partial").open("w", newline="", encoding="utf-8")
+        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
         self._rows.writerow(["image", "prediction", "score", "ground_truth", *self._names])
+
+    def __enter__(self) -> ClassificationPredictions:
+        """Leave it to close the table."""
         return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Close the table."""
+        self._file.close()
 
     def write(self, outputs: Outputs, batch: Batch) -> None:
         """Add logits [N, classes]; a score is the softmax probability, in 0..1."""
@@ -54,22 +52,11 @@ class ClassificationPredictions:
             self._rows.writerow([relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())])
             if draw:
                 # another suffix stays in the name: a.jpg and a.png are two pictures
-                target = self._partial / relative.with_name(relative.name.removesuffix(".png") + ".png")
+                target = self._pictures / relative.with_name(relative.name.removesuffix(".png") + ".png")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 annotate(read_image(Path(path)), f"{name}  {100 * score:.1f} %", right=not label or label == name).save(
                     target
                 )
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Rename the files into place; after an error take them away."""
-        self._file.close()
-        if kind is None:
-            os.replace(self._file.name, self._csv)
-            shutil.rmtree(self._pictures, ignore_errors=True)
-            os.replace(self._partial, self._pictures)
-        else:
-            Path(self._file.name).unlink()
-            shutil.rmtree(self._partial)
 
 
 def annotate(image: Image.Image, text: str, *, right: bool) -> Image.Image:
