@@ -35,7 +35,7 @@ class TorchRuntime:
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """One forward pass; the outputs are on the CPU, float32."""
         with torch.inference_mode():
-            result = self._model(*(tensor.to(self.device, non_blocking=True) for tensor in inputs.values()))
+            result = self._model(*(tensor.to(self.device) for tensor in inputs.values()))
         values = result if isinstance(result, tuple) else (result,)
         return {name: value.float().cpu() for name, value in zip(self._outputs, values, strict=True)}
 

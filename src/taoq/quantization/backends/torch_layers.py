@@ -34,15 +34,16 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
     for name, module in model.named_modules():
         if any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
             continue
-        weight = getattr(module, "weight", None)
+        # attention is no leaf, but its packed projection is a weight of its own
+        weight = getattr(module, "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight", None)
         has_matrix = isinstance(weight, nn.Parameter) and weight.ndim >= 2
         tied_to = owner.setdefault(id(weight), name) if has_matrix else name
         if parametrize.is_parametrized(module):
             why = "its weight is parametrized; remove the parametrization first"
         elif not has_matrix:
             why = "it has no weight matrix or kernel"
-        elif id(module) in inside_attention:
-            why = "nn.MultiheadAttention uses its weight without calling it"
+        elif isinstance(module, nn.MultiheadAttention) or id(module) in inside_attention:
+            why = "nn.MultiheadAttention computes with its weights itself, past any quantizer"
         elif tied_to != name:
             why = f"it shares its weight with '{tied_to}'"
         else:

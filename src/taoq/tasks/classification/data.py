@@ -58,7 +58,7 @@ class Batches:
             TaoqError: An image cannot be read.
         """
         # reader processes cost more than they bring where there is but one batch
-        workers = min(self.workers, os.cpu_count() or 1) if self.num_samples > self.batch_size else 0
+        workers = min(self.workers, _processors()) if self.num_samples > self.batch_size else 0
         loader: DataLoader[Any] = DataLoader(
             _Images(self), batch_size=self.batch_size, num_workers=workers, collate_fn=_collate
         )
@@ -244,6 +244,11 @@ def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
             transforms.Normalize(augmentation.mean, augmentation.std),
         ]
     )
+
+
+def _processors() -> int:
+    """Processors that this process may use: fewer than the machine has, in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folder(images_dir: str, where: str) -> Path:
