@@ -128,6 +128,19 @@ def run_taoq(words: Sequence[str]) -> None:
         raise RuntimeError(f"taoq {' '.join(words)}: exit code {code}")
 
 
+def quantize_with_taoq(spec: Path, backend: str) -> Figures:
+    """`taoq classification_pyt quantize`, measured; call it in a child."""
+    import timm  # noqa: F401 (start-up)
+    import torchvision  # noqa: F401
+
+    import taoq.actions.quantize
+    import taoq.tasks.classification.task  # noqa: F401
+    from taoq.quantization.backends import load_backend
+
+    load_backend(backend)
+    return measured(lambda: run_taoq(["classification_pyt", "quantize", "-e", str(spec)]))
+
+
 def interleave(rounds: int, ours: Callable[[], Figures], other: Callable[[], Figures]) -> list[tuple[Figures, Figures]]:
     """Measure both sides in turns, A B, B A, A B, ...: a machine that slows down slows both."""
     pairs = []

@@ -44,7 +44,7 @@ def main() -> int:
     if options.quick:
         cases = [Case("modelopt.pytorch", "resnet18", 1, 32), Case("torchao", "vit_tiny_patch16_224", 1, 0)]
     else:
-        cases = [Case("modelopt.pytorch", "resnet18", 7, 128), Case("torchao", "vit_base_patch16_224", 11, 0)]
+        cases = [Case("modelopt.pytorch", "resnet18", 7, 128), Case("torchao", "vit_base_patch16_224", 7, 0)]
     rows: list[measure.Row] = []
     with measure.workplace() as folder:
         for case in cases:
@@ -93,19 +93,7 @@ def _section(case: Case, checkpoint: Path) -> dict[str, Any]:
 
 def _taoq(spec: Path, backend: str, artifact: Path) -> measure.Figures:
     shutil.rmtree(artifact, ignore_errors=True)
-    return measure.in_child(_taoq_child, spec, backend)
-
-
-def _taoq_child(spec: Path, backend: str) -> measure.Figures:
-    import timm  # noqa: F401 (start-up, on both sides)
-    import torchvision  # noqa: F401
-
-    import taoq.actions.quantize
-    import taoq.tasks.classification.task  # noqa: F401
-    from taoq.quantization.backends import load_backend
-
-    load_backend(backend)
-    return measure.measured(lambda: measure.run_taoq(["classification_pyt", "quantize", "-e", str(spec)]))
+    return measure.in_child(measure.quantize_with_taoq, spec, backend)
 
 
 def _bare(case: Case, checkpoint: Path, images: Path, result: Path) -> measure.Figures:

@@ -53,7 +53,8 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
         return
     with run_status(directory, task.name, "quantize") as status:
         model, plan = _plan(task, spec, backend, warnings)
-        _quantize(task, spec, backend, model, plan, directory, status)
+        summary = _quantize(task, spec, backend, model, plan, directory, status)
+    print(summary)
 
 
 def _check_source(section: QuantizeSpec, directory: Path, backend: Backend[Any]) -> None:
@@ -89,7 +90,8 @@ def _quantize(
     plan: QuantizationPlan,
     directory: Path,
     status: Status,
-) -> None:
+) -> str:
+    """Quantize, verify, write the artifact. Returns what to tell the user."""
     section: QuantizeSpec = spec.quantize
     device = torch_device(section.device, "quantize.device")
     float_size = backend.float_size(model)
@@ -146,7 +148,7 @@ def _quantize(
     }
     status.write("RUNNING", "Quantized.", kpi)
     calibrated = f" with {batches.num_samples} calibration images" if batches else ""
-    print(
+    return (
         f"quantized {len(plan.quantized)} of {len(plan.quantizable)} layers{calibrated} in {seconds:.1f} s on {device};"
         f" {size(float_size)} as float32, {size(manifest.size)} now\nartifact: {directory}"
     )
