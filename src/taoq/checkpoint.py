@@ -70,12 +70,18 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower().replace("weights only", "weights_only"):
             raise TaoqError(_damaged(checkpoint)) from None
+        if "torchao" in str(error):
+            raise TaoqError(_quantized(checkpoint)) from None
         what = "holds objects besides tensors, which taoq does not load: they could run code"
         hint = "save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')"
         raise TaoqError(Fault(checkpoint, what, hint)) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError):
         raise TaoqError(_damaged(checkpoint)) from None
+    if isinstance(data, Mapping) and "modelopt_state" in data:
+        raise TaoqError(_quantized(checkpoint))
     state = _tensors(data)
+    if any(type(value) not in (Tensor, nn.Parameter) for value in state.values()):  # torchao was imported
+        raise TaoqError(_quantized(checkpoint))
     if not state:
         raise TaoqError(Fault(checkpoint, "holds no state dict", "give a file that torch.save wrote of a state dict"))
     return state
@@ -83,6 +89,11 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
 
 def _damaged(checkpoint: str) -> Fault:
     return Fault(checkpoint, "is cut off, or is not a checkpoint of torch", "copy the file again, or give another one")
+
+
+def _quantized(checkpoint: str) -> Fault:
+    what = "is the payload of a quantized model, without the manifest.json that belongs to it"
+    return Fault(checkpoint, what, "give the folder that quantize wrote, or quantize again")
 
 
 def _tensors(data: Any) -> dict[str, Tensor]:

@@ -73,7 +73,10 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
         log.info("%s: written with %s", directory, "; ".join(changed))
     try:
         model: nn.Module = backend.load(directory / manifest.payload, lambda: task.build_model(stored, None))
-    except (RuntimeError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+    except pickle.UnpicklingError:
+        what = "holds objects besides tensors, which taoq does not load: they could run code"
+        raise TaoqError(Fault(str(directory / manifest.payload), what, "quantize again")) from None
+    except (RuntimeError, KeyError, AttributeError) as error:
         if not changed:
             raise  # the libraries are those that wrote it: a bug
         what = f"does not load with these libraries: {str(error).splitlines()[0]}"

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import inspect
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import pydantic
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from taoq.errors import Fault, TaoqError, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, library_output
-from taoq.quantization.backends.torch_layers import list_layers, saved_size
+from taoq.quantization.backends.torch_layers import check_weights, list_layers, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
 
 # "No CUDA runtime is found" where a compiler is, and no GPU: quantize.device has said so
@@ -27,9 +32,8 @@ warnings.filterwarnings("ignore", message="RealQuantLinear: No real-quant GEMM f
 with library_output():
     import modelopt.torch.opt as mto
     import modelopt.torch.quantization as mtq
-    from modelopt.torch.quantization.calib import HistogramCalibrator
+    from modelopt.torch.quantization.calib import HistogramCalibrator, MaxCalibrator
     from modelopt.torch.quantization.config import MaxCalibConfig
-    from modelopt.torch.quantization.model_calib import enable_stats_collection
     from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
 
 name = "modelopt.pytorch"
@@ -66,7 +70,9 @@ _TYPES = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
-_ENTROPY_CANDIDATES = 256
+_MOST_BINS = 2**13
+_ENTROPY_RANGES = 256
+_LEAST_RANGE = 1e-30  # below it, a scale underflows float32
 
 
 def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:
@@ -112,27 +118,27 @@ def quantize(
     """Calibrate, quantize and compress in place.
 
     Raises:
-        TaoqError: A layer saw no calibration data, or its range is not a finite number.
+        TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
     """
+    _refuse_parametrized(model)
+    check_weights(model, plan)
     _calls_every_layer()
     model.eval()
 
     def feed(fed: nn.Module) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), _finite_inputs(fed, plan):
             for inputs in batches:
                 fed(*inputs.values())
 
     entropy = plan.algorithm == "entropy"
-    config = {
-        "quant_cfg": _rules(plan, histogram=entropy),
-        "algorithm": None if entropy else {"method": "max", **options},
-    }
+    config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else {"method": "max", **options}}
     with library_output():
         # without a forward loop ModelOpt calibrates the weights alone, and opens no data
         mtq.quantize(model, config, feed if plan.needs_calibration and not entropy else None)
         if entropy:
-            _calibrate_entropy(model, feed if plan.needs_calibration else None, options)
-        _check_ranges(model, plan)
+            _calibrate_entropy(model, plan, feed, options)
+        _check_calibrated(model, plan)
+        _give_zeros_a_scale(model, plan)
         mtq.compress(model)
     # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
     return model.eval().requires_grad_(False)
@@ -180,64 +186,146 @@ def _calls_every_layer() -> None:
     torch.backends.mha.set_fastpath_enabled(False)
 
 
-def _rules(plan: QuantizationPlan, *, histogram: bool) -> list[dict[str, Any]]:
+def _refuse_parametrized(model: nn.Module) -> None:
+    faults = [
+        Fault(
+            name_,
+            "its weight is parametrized, and ModelOpt fails on a network with such a layer",
+            "remove the parametrization before you save the checkpoint:"
+            " torch.nn.utils.parametrize.remove_parametrizations",
+        )
+        for name_, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+    ]
+    if faults:
+        raise TaoqError(*faults)
+
+
+def _rules(plan: QuantizationPlan) -> list[dict[str, Any]]:
     """The plan as ModelOpt's ordered rules. The first turns everything off: ModelOpt's default quantizes."""
     rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for item in plan.quantized:
+        name_ = glob.escape(item.layer.name)  # ModelOpt reads it as a pattern
         for quantizer, scheme in (("weight_quantizer", item.weights), ("input_quantizer", item.activations)):
-            if scheme is None:
-                continue
-            cfg = {"num_bits": _BITS[scheme.dtype], "axis": scheme.axis}
-            if histogram and quantizer == "input_quantizer":
-                cfg["calibrator"] = "histogram"
-            rules.append({"quantizer_name": f"{item.layer.name}.{quantizer}", "cfg": cfg})
+            if scheme is not None:
+                cfg = {"num_bits": _BITS[scheme.dtype], "axis": scheme.axis}
+                rules.append({"quantizer_name": f"{name_}.{quantizer}", "cfg": cfg})
     return rules
 
 
-def _calibrate_entropy(model: nn.Module, feed: Callable[[nn.Module], None] | None, options: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
+    """Refuse NaN and infinite inputs of the planned layers: ModelOpt fails on some, and calibrates on others."""
+
+    def check(layer: str, inputs: tuple[Any, ...]) -> None:
+        # the sum is one cheap pass; finite values may overflow it, so that is looked at again
+        if not bool(torch.isfinite(inputs[0].sum())) and not bool(torch.isfinite(inputs[0]).all()):
+            hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
+            raise TaoqError(Fault(layer, "its calibration range is not a finite number", hint))
+
+    def hook(layer: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: check(layer, inputs)
+
+    names = [item.layer.name for item in plan.quantized if item.activations]
+    handles = [model.get_submodule(name_).register_forward_pre_hook(hook(name_)) for name_ in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Histogram(HistogramCalibrator):  # type: ignore[misc]
+    """ModelOpt's histogram of absolute values, with a bound on its bins.
+
+    ModelOpt adds bins of the first batch's width for larger values: after a first batch of small values there are
+    millions of them, after one of zeros infinitely many. Here two bins become one where they would be too many.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(num_bits=8, axis=None)
+        self._counts = np.zeros(0, dtype=np.int64)
+        self._width = 0.0
+        self.seen = False
+
+    def collect(self, x: torch.Tensor) -> None:
+        """Add the values of a tensor."""
+        x = x.detach().abs().float()
+        top = float(x.max())
+        self.seen = True
+        if top == 0:
+            return  # the first bin, which entropy does not count
+        self._width = self._width or top / self._num_bins
+        while top > self._width * _MOST_BINS:
+            self._counts = np.pad(self._counts, (0, len(self._counts) % 2)).reshape(-1, 2).sum(1)
+            self._width *= 2
+        bins = max(len(self._counts), math.ceil(top / self._width))
+        self._counts = np.pad(self._counts, (0, bins - len(self._counts)))
+        self._counts += torch.histc(x, bins, min=0, max=bins * self._width).cpu().numpy().astype(np.int64)
+
+    def compute_amax(self, method: str, **options: int) -> torch.Tensor:
+        """The best range; 0 for an input that was always zero."""
+        if self._width == 0:
+            return torch.tensor(0.0)
+        bins = len(self._counts)
+        self._calib_hist, self._calib_bin_edges = self._counts, self._width * np.arange(bins + 1)
+        start = options.get("start_bin", 128)
+        stride = options.get("stride", max(8, math.ceil((bins - start) / _ENTROPY_RANGES)))
+        found: torch.Tensor = super().compute_amax(method, stride=stride, start_bin=start)
+        return found
+
+
+def _calibrate_entropy(
+    model: nn.Module, plan: QuantizationPlan, feed: Callable[[nn.Module], None], options: Mapping[str, Any]
+) -> None:
     """Find input ranges by the least KL divergence of the quantized histogram; weights by their maximum.
 
-    ModelOpt has no `entropy` algorithm, but its calibrator has (after TensorRT's, S. Migacz, "8-bit inference
-    with TensorRT", GTC 2017). It is pure Python, and an outlier makes the histogram long: the stride bounds
-    the number of ranges tried.
+    ModelOpt has no `entropy` algorithm, but its calibrator has (after TensorRT's: S. Migacz, "8-bit inference
+    with TensorRT", GTC 2017). It is pure Python: the stride bounds the number of ranges tried.
     """
+    mtq.calibrate(model, "max")  # without data: the weights
     quantizers = {
-        name_: module
-        for name_, module in model.named_modules()
-        if isinstance(module, TensorQuantizer) and module.is_enabled
+        item.layer.name: cast(Any, model.get_submodule(f"{item.layer.name}.input_quantizer"))
+        for item in plan.quantized
+        if item.activations
     }
-    enable_stats_collection(model)
-    if feed is not None:
-        feed(model)
-    for name_, quantizer in quantizers.items():
-        if name_.endswith("weight_quantizer"):
-            weight = model.get_submodule(name_.rpartition(".")[0]).weight
-            quantizer(weight)  # an unfed calibrator reads the weight here
-            quantizer.load_calib_amax()
-        elif quantizer._calibrator._calib_hist is not None:
-            start = options.get("start_bin", 128)
-            bins = len(quantizer._calibrator._calib_hist)
-            stride = options.get("stride", max(8, -(-(bins - start) // _ENTROPY_CANDIDATES)))
-            quantizer.load_calib_amax("entropy", stride=stride, start_bin=start)
-        quantizer.enable_quant()
+    if not quantizers:
+        return
+    for quantizer in quantizers.values():
+        # on the instance: a calibrator named in the config would be named in the artifact, too
+        quantizer._calibrator = _Histogram()
+        quantizer.disable_quant()
+        quantizer.enable_calib()
+    feed(model)
+    for quantizer in quantizers.values():
         quantizer.disable_calib()
+        quantizer.enable_quant()
+        if quantizer._calibrator.seen:
+            quantizer.load_calib_amax("entropy", **options)
+        quantizer._calibrator = MaxCalibrator(num_bits=8, axis=None)
 
 
-def _check_ranges(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Refuse what ModelOpt accepts in silence: a range that was never found (then dynamic), or is NaN."""
-    faults = []
-    for item in plan.quantized:
-        if item.activations is None:
-            continue
-        amax = model.get_submodule(f"{item.layer.name}.input_quantizer").amax
-        if amax is None:
-            hint = "the model does not call this layer: put it into quantize.skip_names"
-            faults.append(Fault(item.layer.name, "saw no calibration data", hint))
-        elif not bool(torch.isfinite(cast(torch.Tensor, amax)).all()):
-            hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
-            faults.append(Fault(item.layer.name, "its calibration range is not a finite number", hint))
+def _check_calibrated(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Refuse an input that saw no data: ModelOpt would quantize it dynamically, and not say so."""
+    faults = [
+        Fault(
+            item.layer.name,
+            "saw no calibration data",
+            "the model does not call this layer: put it into quantize.skip_names",
+        )
+        for item in plan.quantized
+        if item.activations and model.get_submodule(f"{item.layer.name}.input_quantizer").amax is None
+    ]
     if faults:
         raise TaoqError(*faults)
+
+
+def _give_zeros_a_scale(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Give channels of zeros the range 1: divided by a scale of 0, float8 zeros would become NaN."""
+    for item in plan.quantized:
+        if item.weights:
+            amax = cast(torch.Tensor, model.get_submodule(f"{item.layer.name}.weight_quantizer").amax)
+            amax[amax < _LEAST_RANGE] = 1.0
 
 
 def _read(quantizer: Any) -> TensorScheme | None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import IO, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from taoq.quantization.plan import Layer
+from taoq.errors import Fault, TaoqError
+from taoq.quantization.plan import Layer, QuantizationPlan
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -31,14 +32,20 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
     }
     owner: dict[int, str] = {}
     layers: list[Layer] = []
+    inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
+        if name.startswith(inside):
+            continue
+        parametrized = parametrize.is_parametrized(module)
+        if parametrized:
+            inside = (*inside, f"{name}.")
+        elif any(True for _ in module.children()) and not isinstance(module, nn.MultiheadAttention):
             continue
         # attention is no leaf, but its packed projection is a weight of its own
         weight = getattr(module, "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight", None)
-        has_matrix = isinstance(weight, nn.Parameter) and weight.ndim >= 2
+        has_matrix = isinstance(weight, Tensor) and weight.ndim >= 2
         tied_to = owner.setdefault(id(weight), name) if has_matrix else name
-        if parametrize.is_parametrized(module):
+        if parametrized:
             why = "its weight is parametrized; remove the parametrization first"
         elif not has_matrix:
             why = "it has no weight matrix or kernel"
@@ -64,6 +71,21 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
         replace(layer, obstacle="it shares its weight with another layer") if layer.name in shared else layer
         for layer in layers
     ]
+
+
+def check_weights(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Refuse weights with NaN or infinite values: they would spoil the scale, and so the whole channel.
+
+    Raises:
+        TaoqError: Names every such layer.
+    """
+    faults = [
+        Fault(item.layer.name, "its weight is not finite", "look for NaN or infinite values in the checkpoint")
+        for item in plan.quantized
+        if item.weights and not bool(torch.isfinite(model.get_parameter(f"{item.layer.name}.weight")).all())
+    ]
+    if faults:
+        raise TaoqError(*faults)
 
 
 def saved_size(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 
 from taoq.errors import Fault, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, library_output
-from taoq.quantization.backends.torch_layers import list_layers, saved_size
+from taoq.quantization.backends.torch_layers import check_weights, list_layers, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
 
 with library_output():
@@ -79,9 +79,14 @@ def quantize(
     batches: Iterable[Inputs],  # noqa: ARG001 (weight-only opens no data)
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """Replace the planned weights by quantized tensors, one scale per output row; in place."""
+    """Replace the planned weights by quantized tensors, one scale per output row; in place.
+
+    Raises:
+        TaoqError: A weight is not finite.
+    """
+    check_weights(model, plan)
     configs = OrderedDict((item.layer.name, _config(item.weights)) for item in plan.quantized if item.weights)
-    model.requires_grad_(False)
+    model.eval().requires_grad_(False)
     with library_output():
         # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
         # that is no Linear would convert and fail later, in forward.
@@ -112,7 +117,7 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     """Put the quantized tensors in the place of a fresh model's weights."""
     model = build_model()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
-    return model.requires_grad_(False)  # assigned parameters come back with requires_grad
+    return model.eval().requires_grad_(False)  # assigned parameters come back with requires_grad
 
 
 def _obstacle(module: nn.Module) -> str:

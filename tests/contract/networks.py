@@ -1,0 +1,158 @@
+"""Small networks of the contract tests, and the road from rules to a quantized model without the command line."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taoq.quantization.backends import load_backend
+from taoq.quantization.backends.base import Inputs, verify
+from taoq.quantization.plan import QuantizationPlan, check, resolve
+from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+
+VARIANTS = (
+    ("torchao", "int8"),
+    ("torchao", "fp8_e4m3fn"),
+    ("torchao", "fp8_e5m2"),
+    ("modelopt.pytorch", "int8"),
+    ("modelopt.pytorch", "fp8_e4m3fn"),
+)
+BACKENDS = ("torchao", "modelopt.pytorch")
+
+
+class TinyNet(nn.Module):
+    """Convolution, batch norm, ReLU, two linear layers; the first linear layer has most of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.fc1 = nn.Linear(256, 384)
+        self.fc2 = nn.Linear(384, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = functional.adaptive_avg_pool2d(torch.relu(self.norm(self.stem(image))), 4)
+        return self.fc2(torch.relu(self.fc1(features.flatten(1))))
+
+
+def tiny_net() -> TinyNet:
+    """A TinyNet, always the same, in eval mode; its batch norm has seen data."""
+    net = seeded(TinyNet).eval()
+    net.norm.running_mean.uniform_(-0.2, 0.2, generator=torch.Generator().manual_seed(1))
+    net.norm.running_var.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(2))
+    return net
+
+
+def fresh_tiny_net() -> TinyNet:
+    """A TinyNet with weights of its own, as a loader gets it."""
+    return TinyNet().eval()
+
+
+def seeded(build: Callable[[], nn.Module]) -> Any:
+    """What `build` returns, always with the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build()
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def images(seed: int = 0) -> Tensor:
+    return normal(16, 3, 12, 12, seed=seed)
+
+
+def feed(*tensors: Tensor) -> list[Inputs]:
+    return [{"image": tensor} for tensor in tensors]
+
+
+class Untouched:
+    """Batches that nobody may go through."""
+
+    def __iter__(self) -> Iterator[Inputs]:
+        raise AssertionError("the batches were opened")
+
+
+@functools.cache
+def backend_of(name: str) -> Any:
+    return load_backend(name)
+
+
+def rule(pattern: str, dtype: str, *, activations: bool = True, **axes: int) -> LayerSpec:
+    """A rule with one dtype; `weight_axis` and `input_axis` set quant_axis."""
+    return LayerSpec(
+        module_name=pattern,
+        weights=TensorSpec(dtype=dtype, quant_axis=axes.get("weight_axis")),
+        activations=TensorSpec(dtype=dtype, quant_axis=axes.get("input_axis")) if activations else None,
+    )
+
+
+def rules(backend: str, dtype: str, *patterns: str) -> list[LayerSpec]:
+    """One rule a pattern; activations too where the backend has them."""
+    return [rule(pattern, dtype, activations=backend != "torchao") for pattern in patterns]
+
+
+def plan_of(backend: str, model: nn.Module, layers: list[LayerSpec], **fields: Any) -> QuantizationPlan:
+    library = backend_of(backend)
+    section = QuantizeSpec(backend=backend, mode=library.support.modes[0], layers=layers, device="cpu", **fields)
+    return resolve(section, library.layers(model), library.support, check(section, library.support))
+
+
+def quantize(
+    backend: str,
+    model: nn.Module,
+    layers: list[LayerSpec],
+    batches: Iterable[Inputs] = Untouched(),
+    options: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> nn.Module:
+    """Plan, quantize, and verify that the library did what the plan says, as the action does."""
+    plan = plan_of(backend, model, layers, **fields)
+    quantized = backend_of(backend).quantize(model, plan, batches, options or {})
+    verify(plan, backend_of(backend).applied(quantized))
+    return quantized
+
+
+def quantized_tiny_net(backend: str, dtype: str) -> nn.Module:
+    """A TinyNet with every layer quantized that the backend can quantize."""
+    return quantize(backend, tiny_net(), rules(backend, dtype, "*"), feed(images(1), images(2)))
+
+
+def saved_and_loaded(backend: str, model: nn.Module, build: Callable[[], nn.Module], path: Path) -> nn.Module:
+    backend_of(backend).save(model, path)
+    return backend_of(backend).load(path, build)
+
+
+def run(model: nn.Module, *inputs: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(*inputs)
+
+
+def error(result: Tensor, reference: Tensor) -> float:
+    """Relative error in the l2 norm."""
+    return float((result - reference).norm() / reference.norm())
+
+
+def parts(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with quantized tensors taken apart into their plain tensors."""
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if hasattr(value, "__tensor_flatten__"):
+            found |= {f"{name}.{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
+        else:
+            found[name] = value.detach().clone()
+    return found
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Bit-equal, dtype and shape included; float8 too."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    return first.contiguous().view(-1).view(torch.uint8).equal(second.contiguous().view(-1).view(torch.uint8))
