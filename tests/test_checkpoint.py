@@ -40,10 +40,7 @@ def test_safetensors_in_half_precision_become_float32(tmp_path: Path) -> None:
     assert {value.dtype for key, value in target.named_parameters()} == {torch.float32}
 
 
-def test_tensors_outside_of_the_network_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("taoq"), "propagate", True)
+def test_tensors_outside_of_the_network_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = {f"model.{key}": value for key, value in net().state_dict().items()}
     torch.save({"state_dict": {**state, "criterion.weight": torch.ones(2)}}, tmp_path / "a.ckpt")
     with caplog.at_level(logging.INFO, "taoq"):

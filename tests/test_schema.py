@@ -53,8 +53,7 @@ def test_the_default_spec_is_valid_and_is_the_defaults(
     path = tmp_path / "experiment.yaml"
     assert (code, out, err) == (0, f"{path}\n", "")
     task = load_task("classification_pyt")
-    needed = ("model", "dataset", "quantize", "evaluate", "inference", "export")
-    spec = load_spec(read_spec(str(path), []), task.spec, unused=task.unused, needed=needed)
+    spec = load_spec(read_spec(str(path), []), task.spec, unused=task.unused)
     assert spec.dataset == task.spec().dataset
     assert spec.quantize.layers[0].module_name == "Linear"
     assert path.read_text().count("#") > 50

@@ -146,7 +146,7 @@ def main() -> int:
     if arguments.epochs < 1:
         parser.error("--epochs must be at least 1")
 
-    spec = load_spec(read_spec(str(arguments.spec), []), ClassificationSpec, unused=UNUSED, needed=("dataset",))
+    spec = load_spec(read_spec(str(arguments.spec), []), ClassificationSpec, unused=UNUSED)
     dataset = spec.dataset
     out: Path = arguments.out or Path(spec.quantize.model_path)
     train_dir = Path(dataset.root_dir) / "train"

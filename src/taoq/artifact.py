@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import sys
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +78,15 @@ def read_manifest(directory: Path) -> Manifest:
     if data.get("schema_version") != SCHEMA_VERSION:
         what = f"its schema_version is {data.get('schema_version')}, this taoq reads {SCHEMA_VERSION}"
         raise TaoqError(Fault(str(path), what, "read it with the taoq that wrote it, or quantize again"))
-    names = {field.name for field in dataclasses.fields(Manifest)}
-    if set(data) != names:
-        what = "is not a manifest of taoq: " + ", ".join(sorted(set(data) ^ names)) + " missing or unknown"
+    types = typing.get_type_hints(Manifest)
+    wrong = set(data) ^ set(types)
+    for name in set(data) & set(types):
+        kind = typing.get_origin(types[name]) or types[name]
+        # JSON has lists where the manifest has tuples
+        if not isinstance(data[name], list if kind is tuple else dict if kind is Mapping else kind):
+            wrong.add(name)
+    if wrong:
+        what = f"is not a manifest of taoq: {', '.join(sorted(wrong))} missing, unknown or of a wrong type"
         raise TaoqError(Fault(str(path), what, "quantize again"))
     manifest = Manifest(**{**data, "plan": tuple(data["plan"])})
     payload = directory / manifest.payload

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training frameworks keep the state dict."""
+_ZIP = b"PK"
+_OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+"""How files of torch.save begin: a zip archive, or before torch 1.6 this number (torch.serialization.MAGIC_NUMBER)."""
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
@@ -65,17 +68,21 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
         except (safetensors.SafetensorError, OSError) as error:
             what = f"is not a whole safetensors file: {str(error).splitlines()[0]}"
             raise TaoqError(Fault(checkpoint, what, "copy the file again")) from None
+    with path.open("rb") as file:
+        head = file.read(len(_OLD_TORCH))
+    if not head.startswith(_ZIP) and head != _OLD_TORCH:  # torch would try to unpickle whatever it is
+        raise TaoqError(_damaged(checkpoint))
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower().replace("weights only", "weights_only"):
+        if "Weights only load failed" not in str(error):
             raise TaoqError(_damaged(checkpoint)) from None
         if "torchao" in str(error):
             raise TaoqError(_quantized(checkpoint)) from None
         what = "holds objects besides tensors, which taoq does not load: they could run code"
         hint = "save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')"
         raise TaoqError(Fault(checkpoint, what, hint)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, UnicodeDecodeError):
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
         raise TaoqError(_damaged(checkpoint)) from None
     if isinstance(data, Mapping) and "modelopt_state" in data:
         raise TaoqError(_quantized(checkpoint))

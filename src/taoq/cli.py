@@ -120,7 +120,7 @@ def _parse(words: list[str]) -> _Request:
     if parsed.pop("help"):
         return _Request(help=parser.format_help().rstrip())
     spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
-    if spec is None and action != "default_specs":
+    if not spec and action != "default_specs":
         raise SpecError(Fault(f"{task} {action}", "no spec is given", "add -e spec.yaml"))
     return _Request(task=task, action=action, spec=spec, overrides=overrides, flags=parsed)
 

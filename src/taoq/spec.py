@@ -20,14 +20,16 @@ from typing import Any, TypeVar
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from taoq.errors import Fault, SpecError, did_you_mean
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")
 
-_REQUIRED: Any = MISSING
+REQUIRED: Any = MISSING
+_NO_INTERPOLATION = "does not parse as an interpolation"
+_INTERPOLATION_HINT = "give it a value, or write the path of an existing field as ${section.field}"
 
 
 def option(
@@ -64,9 +66,6 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-REQUIRED = _REQUIRED
-
-
 @dataclass(frozen=True)
 class SpecSource:
     """Where the values of a spec came from: the file, the line of each field, the overrides.
@@ -85,12 +84,18 @@ class SpecSource:
 
     def locate(self, where: str, schema: Any = None) -> str:
         """`where` with its file and line, when it is a field that was written, or one of `schema` below such."""
-        if where in self.overrides:
-            return f"override {self.overrides[where]}: {where}"
+        field = where
+        while field:  # an override of a section or a list wins over the lines of what it replaced
+            if field in self.overrides:
+                return f"override {self.overrides[field]}: {where}"
+            field = _parent(field)
+        for field, override in self.overrides.items():
+            if field.startswith(f"{where}."):
+                return f"override {override}: {where}"
         if where in self.lines:
             return f"{self.path}:{self.lines[where]}: {where}"
         field = where if schema is not None and is_field(schema, where) else ""
-        while field := re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field):
+        while field := _parent(field):
             if field in self.lines:
                 return f"{self.path}:{self.lines[field]}: {where}"
         return where
@@ -125,17 +130,14 @@ def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
                     "write sections: `quantize:`, `dataset:`, ...",
                 )
             )
+        lines = dict(_lines(root, "")) if root is not None else {}
         data = OmegaConf.create(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = (error.problem or "does not parse").replace("tag:yaml.org,2002:", "!!")
-        hint = "a key may stand once in a section" if "duplicate" in what else "a spec is plain YAML data"
-        raise SpecError(Fault(where, f"not valid YAML: {what}", hint)) from None
     except yaml.YAMLError as error:
-        raise SpecError(
-            Fault(str(path), f"not valid YAML: {str(error).splitlines()[0]}", "a spec is plain YAML data")
-        ) from None
+        mark = getattr(error, "problem_mark", None)
+        raise SpecError(_not_yaml(f"{path}:{mark.line + 1}" if mark else str(path), error)) from None
+    except GrammarParseError as error:
+        where = f"{path}:{lines.get(str(error.full_key), 1)}: {error.full_key}"
+        raise SpecError(Fault(where, _NO_INTERPOLATION, _INTERPOLATION_HINT)) from None
     assert isinstance(data, DictConfig)
     by_field: dict[str, str] = {}
     for override in overrides:
@@ -144,7 +146,12 @@ def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
             raise SpecError(Fault(override, "an override has the form key=value", "for example quantize.device=cpu"))
         try:
             data.merge_with_dotlist([override])
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        except GrammarParseError:
+            where = f"override {override}: {_brackets(key)}"
+            raise SpecError(Fault(where, _NO_INTERPOLATION, _INTERPOLATION_HINT)) from None
+        except yaml.YAMLError as error:
+            raise SpecError(_not_yaml(f"override {override}", error)) from None
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
             what = str(error).splitlines()[0]
             raise SpecError(
                 Fault(
@@ -154,11 +161,19 @@ def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
                 )
             ) from None
         by_field[_brackets(key)] = override
-    lines = dict(_lines(root, "")) if root is not None else {}
     return SpecSource(path or "", data, lines, by_field)
 
 
-def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str], needed: Sequence[str]) -> S:
+def _not_yaml(where: str, error: yaml.YAMLError) -> Fault:
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if what.startswith("but "):
+        what = f"{getattr(error, 'context', '')}, {what}"
+    what = what.replace("tag:yaml.org,2002:", "!!")
+    hint = "a key may stand once in a section" if "duplicate" in what else "a spec is plain YAML data"
+    return Fault(where, f"not valid YAML: {what}", hint)
+
+
+def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str], not_needed: Sequence[str] = ()) -> S:
     """Interpolate, check and convert a spec.
 
     Args:
@@ -166,18 +181,17 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
         schema: The dataclass of the whole spec.
         unused: Fields accepted and not used, as patterns (`train`, `wandb.*`), with the reason; one log line
             names those present.
-        needed: The sections this action works with. Another section with a missing (`???`) value becomes its
-            default, as a spec for the whole job of TAO carries such.
+        not_needed: Sections of other actions. One with a missing (`???`) value becomes its default, as the specs
+            of TAO carry such.
 
     Raises:
         SpecError: With every fault found.
     """
-    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
     faults: list[Fault] = []
     present: list[str] = []
-    merged = OmegaConf.merge(defaults, source.data)
-    for field in _missing(OmegaConf.to_container(source.data), ""):  # a merge puts the default in the place of ???
-        OmegaConf.update(merged, field, MISSING)
+    # the defaults below what is written, for interpolation; not by OmegaConf, whose merge puts them in the place of ???
+    defaults = OmegaConf.to_container(OmegaConf.structured(schema))
+    merged = OmegaConf.create(_overlay(defaults, OmegaConf.to_container(source.data)))
     plain = _resolve(merged, "", faults, unused, present)
     if present:
         log.info(
@@ -186,21 +200,17 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
         )
     missing: list[str] = []
     _check(plain, schema, "", faults, missing)
-    wrong = {fault.where for fault in faults}
-    missing += [section for section in needed if plain.get(section) is None and section not in wrong]
+    wrong = {fault.where for fault in faults}  # a value that does not interpolate is no missing one
     for field in missing:
         section = field.partition(".")[0]
-        if section in needed or section == field:
+        if section in not_needed:
+            plain.pop(section, None)
+        elif field not in wrong:
             hint = f"write it in the spec, or give {field}=..."
             faults.append(Fault(field, "missing: this field needs a value", hint))
-        else:
-            plain.pop(section, None)
     if faults:
         raise SpecError(*faults)
-    merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-    spec = OmegaConf.to_object(merged)
-    assert isinstance(spec, schema)
-    return spec
+    return spec_from_dict(plain, schema)
 
 
 def spec_from_dict(data: Mapping[str, Any], schema: type[S]) -> S:
@@ -219,6 +229,11 @@ def _reasons(present: Iterable[str], unused: Mapping[str, str]) -> Iterator[tupl
     """Each present field with the reason of the pattern that it matched."""
     for field in present:
         yield field, next(reason for pattern, reason in unused.items() if fnmatch.fnmatchcase(field, pattern))
+
+
+def _parent(field: str) -> str:
+    """`quantize.layers` of `quantize.layers[0]`, `quantize` of that, then nothing."""
+    return re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field)
 
 
 def is_field(schema: Any, path: str) -> bool:
@@ -253,16 +268,11 @@ def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{path}[{index}]")
 
 
-def _missing(data: Any, path: str) -> Iterator[str]:
-    """The fields of plain data that are written as ???."""
-    if data == MISSING:
-        yield path
-    elif isinstance(data, dict):
-        for key, value in data.items():
-            yield from _missing(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(data, list):
-        for index, value in enumerate(data):
-            yield from _missing(value, f"{path}[{index}]")
+def _overlay(below: Any, above: Any) -> Any:
+    """Plain data `above`, with the keys of mappings `below` that it does not have."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _overlay(below[key], value) if key in below else value for key, value in above.items()}
 
 
 def _resolve(node: Any, path: str, faults: list[Fault], unused: Mapping[str, str], present: list[str]) -> Any:
@@ -282,11 +292,14 @@ def _resolve(node: Any, path: str, faults: list[Fault], unused: Mapping[str, str
             continue
         try:
             value = node[key]
+        except InterpolationToMissingValueError:
+            value = MISSING
         except OmegaConfBaseException as error:
-            what = str(error).splitlines()[0]
-            hint = "give it a value, or write the path of an existing field as ${section.field}"
+            what, hint = str(error).splitlines()[0], _INTERPOLATION_HINT
             if "Unsupported interpolation" in what:
                 hint = "a spec is data: taoq runs no code from it; write the value itself"
+            if quoted := re.search(r'KeyError raised while resolving interpolation: "(.*)"', what):
+                what = quoted[1]  # of the environment
             faults.append(Fault(field, what[0].lower() + what[1:], hint))
             continue
         result[key] = _resolve(value, field, faults, unused, present)
@@ -337,6 +350,11 @@ def _check(data: Any, schema: Any, path: str, faults: list[Fault], missing: list
 def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: str, faults: list[Fault]) -> Any:
     meta = field.metadata
     hint = f"the field is: {meta['description']}"
+    kind = without_none(typing.get_type_hints(schema)[field.name])
+    wanted = {list: "a list", dict: "a section"}.get(typing.get_origin(kind), "a single value")
+    if value is None or _shape(value) != wanted:
+        faults.append(Fault(where, f"is {_kind(value)}, not {wanted}", hint))
+        return value
     if isinstance(value, str):
         value = meta["aliases"].get(value, value)
     try:
@@ -363,4 +381,10 @@ def without_none(hint: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else "empty" if value is None else f"the value '{value}'"
+    if isinstance(value, list | dict):
+        return _shape(value)
+    return "empty" if value is None else f"the value '{value}'"
+
+
+def _shape(value: Any) -> str:
+    return "a list" if isinstance(value, list) else "a section" if isinstance(value, dict) else "a single value"

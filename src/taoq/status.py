@@ -50,6 +50,8 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        status = Status(directory)
+        status.write("STARTED", f"Starting {task} {action}.")
         handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
     except OSError as error:
         what = f"cannot be a results folder: {error.strerror}"
@@ -57,8 +59,6 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("taoq")
     root.addHandler(handler)
-    status = Status(directory)
-    status.write("STARTED", f"Starting {task} {action}.")
     try:
         yield status
     except BaseException as error:

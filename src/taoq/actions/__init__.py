@@ -23,3 +23,8 @@ ACTIONS = {
     "export": ActionInfo("", "write an ONNX file (not built yet)"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }
+
+
+def others(action: str) -> tuple[str, ...]:
+    """The other actions, whose sections of a spec an action does not need."""
+    return tuple(name for name in ACTIONS if name != action)

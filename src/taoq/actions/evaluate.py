@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.console import show
@@ -18,7 +19,7 @@ from taoq.tasks.base import Task
 
 def run(task: Task[Any], source: SpecSource) -> None:
     """Evaluate a float checkpoint or an artifact; write results.json and what the metric draws."""
-    spec = load_spec(source, task.spec, unused=task.unused, needed=("evaluate",))
+    spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("evaluate"))
     directory = results_dir(spec, "evaluate")
     with run_status(directory, task.name, "evaluate") as status:
         batches = task.evaluation_batches(spec)

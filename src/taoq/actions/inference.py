@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment
 from taoq.spec import SpecSource, load_spec
@@ -14,7 +15,7 @@ from taoq.tasks.base import Task
 
 def run(task: Task[Any], source: SpecSource) -> None:
     """Run a float checkpoint or an artifact on the images of test_dataset."""
-    spec = load_spec(source, task.spec, unused=task.unused, needed=("inference",))
+    spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("inference"))
     directory = results_dir(spec, "inference")
     with run_status(directory, task.name, "inference") as status:
         batches = task.inference_batches(spec)

@@ -13,7 +13,7 @@ from torch import nn
 
 from taoq.artifact import MANIFEST, find_artifact, read_manifest, versions
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.quantization.backends import load_backend
+from taoq.quantization.backends import BACKENDS, load_backend
 from taoq.runtime import Runtime, TorchRuntime, torch_device
 from taoq.spec import spec_from_dict
 from taoq.tasks.base import Task
@@ -35,6 +35,8 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
     directory = find_artifact(section.checkpoint) if section.checkpoint else None
     if section.is_quantized and directory is None:
         what = f"{section.checkpoint} is not an artifact: there is no manifest.json beside it that names it"
+        if not section.checkpoint:
+            what = f"is true, but {where}.checkpoint is not given"
         raise SpecError(
             Fault(
                 f"{where}.is_quantized",
@@ -45,6 +47,9 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
     if section.is_quantized is False and directory is not None:
         what = f"is false, but {section.checkpoint} is a quantized artifact"
         raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the artifact knows"))
+    if directory is None and Path(section.checkpoint or "-").is_dir():
+        what = "is a folder without a manifest.json: no artifact, or not all of it"
+        raise TaoqError(Fault(section.checkpoint, what, "quantize again, or give a checkpoint file"))
     model = task.build_model(spec, section.checkpoint) if directory is None else _open_artifact(task, spec, directory)
     return TorchRuntime(model, task.outputs, device)
 
@@ -62,6 +67,9 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
         what = f"its spec does not fit this taoq: {str(error).splitlines()[0]}"
         raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}")) from None
     task.check_same_model(spec, stored)
+    if manifest.backend not in BACKENDS:
+        what = f"this taoq has no backend {manifest.backend}"
+        raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}"))
     backend = load_backend(manifest.backend)
     quantized = sum(1 for row in manifest.plan if row["weights"] or row["activations"])
     log.info("%s: quantized by %s, %d layers", directory, manifest.backend, quantized)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import taoq
+from taoq.actions import others
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, find_artifact, sha256, versions
 from taoq.console import show, size
@@ -38,7 +39,7 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
         source: The spec.
         dry_run: Print the plan, touch no data and write nothing.
     """
-    spec = load_spec(source, task.spec, unused=task.unused, needed=("quantize",))
+    spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("quantize"))
     section: QuantizeSpec = spec.quantize
     backend = load_backend(section.backend)
     warnings = check(section, backend.support)

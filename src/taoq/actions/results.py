@@ -49,6 +49,7 @@ def staged(directory: Path) -> Iterator[Path]:
         stage.mkdir(parents=True)
         yield stage
         names = sorted((path.name for path in stage.iterdir()), key=lambda name: name == MANIFEST)
+        _check_kinds(stage, directory, names)
         if MANIFEST in names:
             (directory / MANIFEST).unlink(missing_ok=True)
         for name in names:
@@ -60,6 +61,15 @@ def staged(directory: Path) -> Iterator[Path]:
         raise TaoqError(Fault(str(directory), what, "free some space, or name another folder")) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_kinds(stage: Path, directory: Path, names: list[str]) -> None:
+    """Refuse to replace a folder by a file, or a file by a folder: taoq did not write it."""
+    for name in names:
+        target, is_folder = directory / name, (stage / name).is_dir()
+        if target.exists() and target.is_dir() != is_folder:
+            what = "a file is in the place of this folder" if is_folder else "a folder is in the place of this file"
+            raise TaoqError(Fault(str(target), what, "move it away, or name another folder"))
 
 
 def write_json(path: Path, data: Any) -> None:

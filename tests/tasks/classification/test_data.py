@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,9 +97,8 @@ def test_nothing_is_written_into_the_data(pets: Path) -> None:
 
 
 def test_images_of_an_unknown_class_are_left_out_and_said(
-    pets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    pets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("taoq"), "propagate", True)
     picture(pets / "stray" / "x.png")
     picture(pets / "loose.png")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")

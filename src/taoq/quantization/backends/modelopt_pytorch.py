@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from taoq.errors import Fault, TaoqError, did_you_mean
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, library_output
-from taoq.quantization.backends.torch_layers import check_weights, list_layers, saved_size
+from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
 
 # "No CUDA runtime is found" where a compiler is, and no GPU: quantize.device has said so
@@ -119,6 +119,7 @@ def quantize(
 
     Raises:
         TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
+        SpecError: ModelOpt does not take `options` for this network.
     """
     _refuse_parametrized(model)
     check_weights(model, plan)
@@ -134,7 +135,14 @@ def quantize(
     config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else {"method": "max", **options}}
     with library_output():
         # without a forward loop ModelOpt calibrates the weights alone, and opens no data
-        mtq.quantize(model, config, feed if plan.needs_calibration and not entropy else None)
+        try:
+            mtq.quantize(model, config, feed if plan.needs_calibration and not entropy else None)
+        except ValueError as error:
+            if not options:
+                raise
+            what = f"ModelOpt cannot calibrate with these arguments: {error}"
+            hint = "take out those that this network does not allow"
+            raise SpecError(Fault("quantize.backend_kwargs", what, hint)) from error
         if entropy:
             _calibrate_entropy(model, plan, feed, options)
         _check_calibrated(model, plan)
@@ -158,7 +166,7 @@ def applied(model: nn.Module) -> Applied:
 def save(model: nn.Module, path: Path) -> None:
     """Write ModelOpt's state and the state dict, as `mto.save` does (and TAO's artifact has it)."""
     with library_output():
-        mto.save(model, path)
+        save_state({"modelopt_state": mto.modelopt_state(model), "model_state_dict": model.state_dict()}, path)
 
 
 def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:

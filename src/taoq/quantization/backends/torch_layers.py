@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, cast
 
 import torch
@@ -86,6 +87,40 @@ def check_weights(model: nn.Module, plan: QuantizationPlan) -> None:
     ]
     if faults:
         raise TaoqError(*faults)
+
+
+def save_state(state: object, path: Path) -> None:
+    """torch.save, with an OSError where the disk is full: torch itself raises a RuntimeError that hides it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with path.open("wb") as file:
+        failing = _Remembering(file)
+        try:
+            torch.save(state, cast(IO[bytes], failing))
+        except RuntimeError:
+            if failing.error is not None:
+                raise failing.error from None
+            raise
+
+
+class _Remembering:
+    """A file that remembers its first error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def saved_size(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import nn
 
 from taoq.errors import Fault, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, library_output
-from taoq.quantization.backends.torch_layers import check_weights, list_layers, saved_size
+from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
 
 with library_output():
@@ -59,7 +59,10 @@ def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:  #
             )
         elif key == "device":
             try:
-                torch.device(value)
+                device = torch.device(value)
+                if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+                    hint = "leave it out: quantize.device says where to quantize"
+                    faults.append(Fault(where, f"this machine has no device '{value}'", hint))
             except (RuntimeError, TypeError):
                 faults.append(Fault(where, f"'{value}' is not a torch device", "write cpu, cuda or cuda:N"))
     return faults
@@ -110,7 +113,7 @@ def applied(model: nn.Module) -> Applied:
 
 def save(model: nn.Module, path: Path) -> None:
     """Write the state dict; its quantized tensors are torchao's and load under weights_only."""
-    torch.save(model.state_dict(), path)
+    save_state(model.state_dict(), path)
 
 
 def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:

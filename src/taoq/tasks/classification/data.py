@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -81,7 +81,8 @@ class _Images(Dataset[tuple[Tensor, int, str] | Fault]):
             image = read_image(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # a value, not an exception: the reader process could not hand a typed one over
-            what = f"cannot be read as an image: {str(error).replace(repr(str(path)), 'the file')}"
+            why = "its content is of no image format" if isinstance(error, UnidentifiedImageError) else str(error)
+            what = f"cannot be read as an image: {why}"
             return Fault(str(path), what, "replace the file, or take it out of the folder")
         return self._batches.transform(image), self._batches.labels[index], str(path)
 
@@ -109,7 +110,7 @@ def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
         TaoqError: The file is missing, or there are not dataset.num_classes of them.
     """
     file = _classes_file(spec)
-    names = _read_classes(file) if file else _folder_names(images_dir)
+    names = _read_classes(file, spec) if file else _folder_names(images_dir)
     wanted = spec.dataset.num_classes
     if len(names) != wanted:
         what = (
@@ -132,16 +133,19 @@ def known_classes(spec: ClassificationSpec) -> list[str]:
 def _classes_file(spec: ClassificationSpec) -> Path | None:
     if spec.dataset.classes_file:
         return Path(spec.dataset.classes_file)
+    if spec.dataset.root_dir and not Path(spec.dataset.root_dir).is_dir():
+        what = f"there is no folder {spec.dataset.root_dir}"
+        raise TaoqError(Fault("dataset.root_dir", what, "name the folder of classes.txt, or leave the field out"))
     file = Path(spec.dataset.root_dir, "classes.txt")
     return file if spec.dataset.root_dir and file.is_file() else None
 
 
-def _read_classes(file: Path) -> list[str]:
+def _read_classes(file: Path, spec: ClassificationSpec) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
-        what = f"{file} cannot be read"
-        raise TaoqError(Fault("dataset.classes_file", what, "give a text file, one class a line")) from None
+        where = "dataset.classes_file" if spec.dataset.classes_file else "dataset.root_dir"
+        raise TaoqError(Fault(where, f"{file} cannot be read", "give a text file, one class a line")) from None
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise TaoqError(Fault(str(file), f"names the class '{twice[0]}' twice", "write each class once"))
@@ -187,11 +191,12 @@ def evaluation_batches(spec: ClassificationSpec) -> Batches:
     if name == "test_dataset":
         log.info("dataset.val_dataset is not given: evaluating dataset.test_dataset")
     folder = _folder(images_dir, where)
+    found = list(_images(folder, where))
     index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
     paths: list[Path] = []
     labels: list[int] = []
     strange: Counter[str] = Counter()
-    for path in _images(folder, where):
+    for path in found:
         class_name = path.relative_to(folder).parts[0]
         if class_name in index and path.parent != folder:
             paths.append(path)

@@ -21,6 +21,19 @@ _TAO_NAMES = (
 """TAO's names whose timm name differs; convnext_*, swin_*, efficientvit_*, edgenext_* are the same."""
 
 
+_CHECKPOINT = "the checkpoint of the action"
+_NOT_ARGUMENTS = {
+    "num_classes": "dataset.num_classes",
+    "pretrained": "model.backbone.pretrained",
+    "weights": _CHECKPOINT,
+    "weights_backbone": _CHECKPOINT,
+    "checkpoint_path": _CHECKPOINT,  # timm would unpickle it
+    "pretrained_cfg": _CHECKPOINT,
+    "pretrained_cfg_overlay": _CHECKPOINT,
+}
+"""Arguments of the constructors that come from elsewhere in the spec."""
+
+
 def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
     """The float network of a spec.
 
@@ -84,6 +97,13 @@ def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bo
     import torchvision
 
     arguments: dict[str, Any] = dict(spec.model.backbone.args)
+    faults = [
+        Fault(f"model.backbone.args.{name}", f"the network gets it from {source}", "take it out of the arguments")
+        for name, source in _NOT_ARGUMENTS.items()
+        if name in arguments
+    ]
+    if faults:
+        raise SpecError(*faults)
     classes = spec.dataset.num_classes
     try:
         if library == "timm":
