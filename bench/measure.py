@@ -94,7 +94,8 @@ def in_child(function: Callable[..., T], *arguments: Any) -> T:
 
 def _settle(log: str) -> None:
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported
-    multiprocessing.set_start_method("fork", force=True)  # a spawned process would spawn the readers of a DataLoader too
+    # a spawned process would spawn the readers of a DataLoader too
+    multiprocessing.set_start_method("fork", force=True)
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -104,15 +105,20 @@ def measured(work: Callable[[], object]) -> Figures:
     """Run work whose imports are done; call it once in a child.
 
     Returns:
-        `seconds` of the work, `peak` memory of the process in bytes, and `work_peak`, how far that is
-        above the memory it had before.
+        `seconds` of the work, `cpu` seconds, which a busy machine changes less, `peak` memory of the process in
+        bytes, and `work_peak`, how far that is above the memory it had before.
     """
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    started = time.perf_counter()
+    cpu, started = _cpu_seconds(), time.perf_counter()
     work()
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "peak": peak, "work_peak": peak - pages * resource.getpagesize()}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "work_peak": peak - pages * resource.getpagesize()}
+
+
+def _cpu_seconds() -> float:
+    times = os.times()  # of the reader processes too, once they have ended
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def run_taoq(words: Sequence[str]) -> None:

@@ -152,7 +152,6 @@ def _bare_torchao(network: str, checkpoint: Path, images: Path, result: Path) ->
 
 def _same_tensors(payload: Path, bare: Path) -> None:
     """Both sides must have done the same work, or the ratio says nothing."""
-    import modelopt.torch.quantization
     import torch
     import torchao.quantization  # noqa: F401 (torch.load needs its tensors)
 

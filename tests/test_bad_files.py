@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from taoq.artifact import MANIFEST, read_manifest
+from taoq.checkpoint import read_state_dict
+from taoq.errors import TaoqError
 
 Taoq = Callable[..., tuple[int, str, str]]
 Edit = Callable[[Mapping[str, str]], None]
@@ -79,7 +82,8 @@ def save_and_cut(size: int, *, zipped: bool) -> None:
         pytest.param(lambda: save_and_cut(9, zipped=True), DAMAGED, id="cut off in the header"),
         pytest.param(lambda: save_and_cut(700_000, zipped=False), DAMAGED, id="of old torch, cut off"),
         pytest.param(lambda: save_and_cut(5_000, zipped=False), DAMAGED, id="of old torch, cut off in the names"),
-        pytest.param(lambda: save_and_cut(5, zipped=False), DAMAGED, id="of old torch, cut off in the header"),
+        pytest.param(lambda: save_and_cut(18, zipped=False), DAMAGED, id="of old torch, cut off in the header"),
+        pytest.param(lambda: save_and_cut(2, zipped=True), DAMAGED, id="cut off after two bytes"),
         pytest.param(lambda: Path("bad.pth").write_bytes(b""), DAMAGED, id="empty"),
         pytest.param(lambda: Path("bad.pth").write_bytes(b"a text\n"), DAMAGED, id="a text"),
         pytest.param(lambda: Path("bad.pth").write_bytes(b"<html></html>\n"), DAMAGED, id="a web page"),
@@ -116,6 +120,25 @@ def test_a_folder_that_is_no_artifact_is_refused(work: Path, refused: Refused) -
         "data: is a folder without a manifest.json: no artifact, or not all of it\n"
         "hint: quantize again, or give a checkpoint file\n",
     )
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["a zip archive", "of old torch"])
+def test_whatever_is_damaged_in_a_checkpoint_is_a_fault(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "bad.pth"
+    torch.save({f"layer{n}.weight": torch.ones(4, 4) for n in range(9)}, path, _use_new_zipfile_serialization=zipped)
+    good = path.read_bytes()
+    random = Random(0)
+    for size in random.sample(range(len(good)), 300):
+        path.write_bytes(good[:size])
+        with pytest.raises(TaoqError) as error:
+            read_state_dict(str(path))
+        assert str(error.value) == f"{path}: {DAMAGED.rstrip()}"
+    for _ in range(600):
+        bad = bytearray(good)
+        bad[random.randrange(len(bad))] = random.randrange(256)
+        path.write_bytes(bad)
+        with suppress(TaoqError):  # a changed number is none
+            read_state_dict(str(path))
 
 
 @pytest.mark.parametrize(
@@ -353,6 +376,7 @@ def test_a_folder_in_the_place_of_a_log_is_refused(work: Path, taoq: Taoq, name:
         "hint: choose another folder with results_dir=...\n",
     )
     assert not list(Path("results").rglob("*.pth"))
+    assert not Path("results/quantize/status.json").is_file()  # it would say that the run goes on
 
 
 @pytest.mark.parametrize(

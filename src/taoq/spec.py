@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import logging
 import re
 import types
@@ -358,7 +359,7 @@ def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: 
     if isinstance(value, str):
         value = meta["aliases"].get(value, value)
     try:
-        converted = getattr(OmegaConf.merge(OmegaConf.structured(schema), {field.name: value}), field.name)
+        converted = OmegaConf.merge(_one_field(kind), {"value": value}).value
     except OmegaConfBaseException as error:
         what = str(error).splitlines()[0]
         faults.append(Fault(where, what[0].lower() + what[1:], hint))
@@ -371,6 +372,15 @@ def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: 
     elif meta["minimum"] is not None and converted is not None and converted < meta["minimum"]:
         faults.append(Fault(where, f"{value} is less than {meta['minimum']}", hint))
     return value
+
+
+@functools.cache
+def _one_field(kind: Any) -> DictConfig:
+    """A config with one value of a type: OmegaConf's check of a value, without building its whole section."""
+    holder = dataclasses.make_dataclass("Holder", [("value", kind, dataclasses.field(default=MISSING))])
+    config = OmegaConf.structured(holder)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def without_none(hint: Any) -> Any:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images per second of `taoq evaluate` against a bare DataLoader-and-forward loop that counts the argmax."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import measure
+
+BATCH_SIZE = 32
+TARGET = 0.95
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and how it is fed.
+
+    Attributes:
+        network: timm's name.
+        workers: Processes that read images.
+        quantized: An int8 artifact of modelopt.pytorch, not the float checkpoint.
+        images: Images to evaluate.
+    """
+
+    network: str
+    workers: int
+    quantized: bool
+    images: int
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"{self.network} {'int8' if self.quantized else 'float'}, {self.workers} workers, {self.images} images"
+
+
+def main() -> int:
+    """Measure networks that keep the CPU busy, and one so small that reading is the most of it."""
+    options = measure.options(__doc__)
+    rounds, images = (1, 64) if options.quick else (7, 256)
+    cases = [
+        Case("resnet18", 0, False, images),
+        Case("resnet18", 2, False, images),
+        Case("resnet18", 2, True, images),
+        Case("mobilenetv3_small_050", 2, False, images * 2),
+    ]
+    rows: list[measure.Row] = []
+    with measure.workplace() as folder:
+        for case in cases:
+            data, checkpoint = folder / f"images_{case.images}", folder / f"{case.network}.pth"
+            if not data.exists():
+                measure.in_child(measure.make_images, data, case.images)
+            if not checkpoint.exists():
+                measure.in_child(measure.make_checkpoint, case.network, checkpoint)
+            pairs = measure.in_child(_turns, case, rounds, folder, data, checkpoint)
+            rate = measure.column(pairs, "rate")
+            rows += [
+                measure.Row(case=case.name, what="images/s", pairs=rate, target=TARGET, at_least=True),
+                measure.Row(case=case.name, what="whole command, s", pairs=measure.column(pairs, "seconds")),
+            ]
+    return measure.report("taoq evaluate / bare loop", "taoq", "bare", rows, gate=not options.no_gate)
+
+
+def _turns(
+    case: Case, rounds: int, folder: Path, images: Path, checkpoint: Path
+) -> list[tuple[measure.Figures, measure.Figures]]:
+    """Both sides in turns in one child, after one round of each that does not count."""
+    import timm  # noqa: F401 (start-up)
+    import torchvision  # noqa: F401
+
+    import taoq.actions.evaluate
+    import taoq.tasks.classification.task  # noqa: F401
+
+    spec = folder / "evaluate.yaml"
+    scheme = {"weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}
+    sections: dict[str, Any] = {
+        "quantize": {
+            "model_path": str(checkpoint),
+            "results_dir": str(folder / "artifact"),
+            "backend": "modelopt.pytorch",
+            "mode": "static_ptq",
+            "device": "cpu",
+            "layers": [{"module_name": type_, **scheme} for type_ in ("Conv2d", "Linear")],
+            "calibration": {"num_samples": BATCH_SIZE, "batch_size": BATCH_SIZE},
+        },
+        "evaluate": {"checkpoint": str(folder / "artifact" if case.quantized else checkpoint), "device": "cpu"},
+    }
+    measure.write_spec(spec, case.network, images, BATCH_SIZE, case.workers, **sections)
+    if case.quantized:
+        measure.run_taoq(["classification_pyt", "quantize", "-e", str(spec)])
+    model_file = next((folder / "artifact").glob("*.pth")) if case.quantized else checkpoint
+    pairs = measure.interleave(rounds + 1, lambda: _taoq(spec), lambda: _bare(case, model_file, images))
+    for ours, other in pairs:
+        if abs(ours["accuracy"] - other["accuracy"]) > 1e-6:
+            raise RuntimeError(f"taoq and the bare loop differ: top-1 {ours['accuracy']}, {other['accuracy']}")
+    return pairs[1:]
+
+
+def _taoq(spec: Path) -> measure.Figures:
+    results = spec.with_suffix("") / "evaluate"
+    shutil.rmtree(results, ignore_errors=True)
+    started = time.perf_counter()
+    measure.run_taoq(["classification_pyt", "evaluate", "-e", str(spec)])
+    seconds = time.perf_counter() - started
+    found = json.loads((results / "results.json").read_text(encoding="utf-8"))
+    rate = found["num_images"] / found["seconds"]
+    return {"rate": rate, "seconds": seconds, "accuracy": found["metrics"]["val_acc_1"]}
+
+
+def _bare(case: Case, model_file: Path, images: Path) -> measure.Figures:
+    import torch
+
+    started = time.perf_counter()
+    if case.quantized:
+        import modelopt.torch.opt as mto
+        import timm
+
+        model = mto.restore(timm.create_model(case.network, num_classes=measure.CLASSES), model_file).eval()
+    else:
+        model = measure.raw_model(case.network, model_file)
+    loop = time.perf_counter()
+    right = total = 0
+    with torch.inference_mode():
+        for batch, labels in measure.raw_loader(images, BATCH_SIZE, case.workers):
+            right += int((model(batch).argmax(1) == labels).sum())
+            total += len(labels)
+    ended = time.perf_counter()
+    return {"rate": total / (ended - loop), "seconds": ended - started, "accuracy": right / total}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
