@@ -152,8 +152,9 @@ def _bare_torchao(network: str, checkpoint: Path, images: Path, result: Path) ->
 
 def _same_tensors(payload: Path, bare: Path) -> None:
     """Both sides must have done the same work, or the ratio says nothing."""
+    import modelopt.torch.quantization  # noqa: F401 (torch.load needs the types of both)
     import torch
-    import torchao.quantization  # noqa: F401 (torch.load needs its tensors)
+    import torchao.quantization  # noqa: F401
 
     ours, other = (torch.load(path, map_location="cpu", weights_only=True) for path in (payload, bare))
     ours, other = (state.get("model_state_dict", state) for state in (ours, other))

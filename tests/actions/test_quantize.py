@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from taoq.artifact import read_manifest, sha256
 
@@ -143,3 +144,27 @@ def test_a_fall_back_to_the_cpu_is_said(taoq: Taoq, digits_words: Words) -> None
         " running on the CPU\n"
     ) in err
     assert " s on cpu; " in out
+
+
+def test_a_network_that_goes_past_its_layers_is_refused(taoq: Taoq, tmp_path: Path) -> None:
+    """torchvision's Swin uses `attn.qkv.weight` without calling `attn.qkv`: ModelOpt's weight would be int8 there."""
+    torch.save(torchvision.models.swin_t(num_classes=10).state_dict(), tmp_path / "swin.pth")
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        f"results_dir: {tmp_path}/results\n"
+        "model: {backbone: {type: torchvision/swin_t}}\n"
+        "dataset: {num_classes: 10, img_size: 64}\n"
+        "quantize:\n"
+        f"  {{model_path: {tmp_path}/swin.pth, backend: modelopt.pytorch, mode: static_ptq, device: cpu,\n"
+        "   layers: [{module_name: Linear, weights: {dtype: int8}}]}\n"
+    )
+    words = ["classification_pyt", "quantize", "-e", str(spec)]
+    code, _, err = taoq(*words)
+    assert code == 1
+    assert err.endswith(
+        f"{spec}:6: quantize.layers: the quantized network does not run:"
+        " self and mat2 must have the same dtype, but got Float and Char\n"
+        "hint: it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names\n"
+    )
+    assert not list((tmp_path / "results" / "quantize").glob("*.pth"))
+    assert taoq(*words, "quantize.skip_names=['*.attn.*']")[0] == 0

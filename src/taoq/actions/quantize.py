@@ -17,13 +17,13 @@ from taoq.actions import others
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, find_artifact, sha256, versions
 from taoq.console import show, size
-from taoq.errors import Fault, SpecError
+from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization import report
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, Inputs, verify
 from taoq.quantization.plan import QuantizationPlan, check, resolve
 from taoq.quantization.spec import QuantizeSpec
-from taoq.runtime import torch_device
+from taoq.runtime import Runtime, TorchRuntime, torch_device
 from taoq.spec import SpecSource, load_spec, spec_to_dict
 from taoq.status import Status, run_status, track
 from taoq.tasks.base import Batches, Task
@@ -101,6 +101,7 @@ def _quantize(
     model = backend.quantize(model.to(device), plan, _feed(batches, device), section.backend_kwargs).to("cpu")
     seconds = time.monotonic() - started
     verify(plan, backend.applied(model))
+    _check_runs(TorchRuntime(model, task.outputs, "cpu"), task.example_inputs(spec))
     calibration = {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
     with staged(directory) as stage:
         payload = stage / backend.payload
@@ -153,6 +154,20 @@ def _quantize(
         f"quantized {len(plan.quantized)} of {len(plan.quantizable)} layers{calibrated} in {seconds:.1f} s on {device};"
         f" {size(float_size)} as float32, {size(manifest.size)} now\nartifact: {directory}"
     )
+
+
+def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
+    """Run the quantized model once: a network may use a layer's weight past the layer, which cannot be seen before.
+
+    Raises:
+        TaoqError: It does not run.
+    """
+    try:
+        runtime.run(inputs)
+    except (RuntimeError, TypeError) as error:
+        what = f"the quantized network does not run: {str(error).splitlines()[0]}"
+        hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"
+        raise TaoqError(Fault("quantize.layers", what, hint)) from error
 
 
 def _feed(batches: Batches | None, device: str) -> Iterator[Inputs]:

@@ -84,6 +84,7 @@ class Task(Generic[S]):
         unused: Fields of TAO's spec that it accepts and does not use, as patterns, with the reason.
         outputs: Names of the model's outputs, in order.
         build_model: The float model of a spec, with the weights of a checkpoint, or initialised if it is None.
+        example_inputs: Inputs of one sample, of the right shape.
         calibration_batches: Images for calibration: seeded, capped, without labels.
         evaluation_batches: Labelled images.
         inference_batches: Images.
@@ -97,6 +98,7 @@ class Task(Generic[S]):
     unused: Mapping[str, str]
     outputs: tuple[str, ...]
     build_model: Callable[[S, str | None], nn.Module]
+    example_inputs: Callable[[S], Inputs]
     calibration_batches: Callable[[S], Batches]
     evaluation_batches: Callable[[S], Batches]
     inference_batches: Callable[[S], Batches]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.tasks.base import Batch
+from taoq.tasks.base import Batch, Inputs
 from taoq.tasks.classification.spec import ClassificationSpec
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,12 @@ def _read_classes(file: Path, spec: ClassificationSpec) -> list[str]:
 
 def _folder_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def example_inputs(spec: ClassificationSpec) -> Inputs:
+    """One black image, [1, 3, size, size]."""
+    size = spec.dataset.img_size
+    return {"input": torch.zeros(1, 3, size, size)}
 
 
 def calibration_batches(spec: ClassificationSpec) -> Batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from taoq.errors import Fault, SpecError
 from taoq.tasks.base import Task
-from taoq.tasks.classification.data import calibration_batches, evaluation_batches, inference_batches
+from taoq.tasks.classification.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.model import build_model
 from taoq.tasks.classification.predict import ClassificationPredictions
@@ -45,6 +45,7 @@ TASK = Task(
     unused=UNUSED,
     outputs=("output",),
     build_model=build_model,
+    example_inputs=example_inputs,
     calibration_batches=calibration_batches,
     evaluation_batches=evaluation_batches,
     inference_batches=inference_batches,
