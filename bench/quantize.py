@@ -69,6 +69,7 @@ def _compare(case: Case, folder: Path) -> list[measure.Row]:
     measure.in_child(_same_tensors, payload, bare)
     return [
         measure.Row(case=case.name, what="seconds", pairs=measure.column(pairs, "seconds"), target=TARGET),
+        measure.Row(case=case.name, what="CPU seconds", pairs=measure.column(pairs, "cpu")),
         measure.Row(case=case.name, what="peak, MB", pairs=measure.column(pairs, "peak", measure.MB), target=TARGET),
         measure.Row(
             case=case.name, what="peak beyond start-up, MB", pairs=measure.column(pairs, "work_peak", measure.MB)

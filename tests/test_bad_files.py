@@ -132,7 +132,8 @@ def test_whatever_is_damaged_in_a_checkpoint_is_a_fault(tmp_path: Path, zipped: 
         path.write_bytes(good[:size])
         with pytest.raises(TaoqError) as error:
             read_state_dict(str(path))
-        assert str(error.value) == f"{path}: {DAMAGED.rstrip()}"
+        # half the name of an allowed object is the name of another one
+        assert f"{error.value}\n" in (f"{path}: {DAMAGED}", f"{path}: {CODE}")
     for _ in range(600):
         bad = bytearray(good)
         bad[random.randrange(len(bad))] = random.randrange(256)

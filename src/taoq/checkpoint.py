@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import struct
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +22,13 @@ log = logging.getLogger(__name__)
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training frameworks keep the state dict."""
+_REFUSED = "nsupported (global|class)|GLOBAL|unrecognized function|Can only|instantiate"
+"""What torch's unpickler says of objects it does not load, other than of bytes it does not understand."""
+_DAMAGED = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError, struct.error,
+)  # fmt: skip
+"""What torch raises on a damaged file: its unpickler takes the bytes as they come."""
 _ZIP = b"PK"
 _OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """How files of torch.save begin: a zip archive, or before torch 1.6 this number (torch.serialization.MAGIC_NUMBER)."""
@@ -73,16 +83,18 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
     if not head.startswith(_ZIP) and head != _OLD_TORCH:  # torch would try to unpickle whatever it is
         raise TaoqError(_damaged(checkpoint))
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on the pickle protocol of a damaged file
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
-            raise TaoqError(_damaged(checkpoint)) from None
         if "torchao" in str(error):
             raise TaoqError(_quantized(checkpoint)) from None
+        if not re.search(_REFUSED, str(error)):
+            raise TaoqError(_damaged(checkpoint)) from None
         what = "holds objects besides tensors, which taoq does not load: they could run code"
         hint = "save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')"
         raise TaoqError(Fault(checkpoint, what, hint)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
+    except _DAMAGED:
         raise TaoqError(_damaged(checkpoint)) from None
     if isinstance(data, Mapping) and "modelopt_state" in data:
         raise TaoqError(_quantized(checkpoint))

@@ -50,9 +50,10 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "log.txt").open("a", encoding="utf-8").close()
+        handler = logging.FileHandler(directory / "log.txt", encoding="utf-8", delay=True)
         status = Status(directory)
         status.write("STARTED", f"Starting {task} {action}.")
-        handler = logging.FileHandler(directory / "log.txt", encoding="utf-8")
     except OSError as error:
         what = f"cannot be a results folder: {error.strerror}"
         raise TaoqError(Fault(str(directory), what, "choose another folder with results_dir=...")) from None
