@@ -664,7 +664,14 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     pipe.unlink()
     os.mkfifo(pipe)  # an image that whoever reads it waits for
     command = [sys.executable, "-m", "taoq", "classification_pyt", action, "-e", "spec.yaml", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background ignores Ctrl-C, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as run:
         writer = wait_for_reader(pipe, run)
         status = Path("results", action, "status.json")
         assert json.loads(status.read_text().splitlines()[-1])["status"] == "STARTED"
