@@ -672,12 +672,15 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
         # a test run in the background ignores Ctrl-C, and so would what it starts
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
-        writer = wait_for_reader(pipe, run)
-        status = Path("results", action, "status.json")
-        assert json.loads(status.read_text().splitlines()[-1])["status"] == "STARTED"
-        run.send_signal(number)
-        _, err = run.communicate(timeout=60)
-        os.close(writer)
+        try:
+            writer = wait_for_reader(pipe, run)
+            status = Path("results", action, "status.json")
+            assert json.loads(status.read_text().splitlines()[-1])["status"] == "STARTED"
+            run.send_signal(number)
+            _, err = run.communicate(timeout=60)
+            os.close(writer)
+        finally:
+            run.kill()  # a run that does not end would keep a failed test waiting
     assert (run.returncode, err) == (code, message)
     last = json.loads(status.read_text().splitlines()[-1])
     assert (last["status"], last["message"]) == ("FAILURE", f"{action.capitalize()} failed: interrupted")
