@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from taoq.checkpoint import load_weights
+from taoq.checkpoint import WithoutInitialisation, load_weights
 from taoq.errors import TaoqError
 
 
@@ -71,3 +72,27 @@ def test_a_failed_load_changes_no_tensor(tmp_path: Path) -> None:
     with pytest.raises(TaoqError):
         load_weights(target, str(tmp_path / "a.pth"))
     assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "resnet10t"])
+def test_a_network_built_without_initialisation_is_the_same_once_loaded(tmp_path: Path, name: str) -> None:
+    source = timm.create_model(name, num_classes=3).eval()
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    with WithoutInitialisation():
+        target = timm.create_model(name, num_classes=3).eval()
+    load_weights(target, str(tmp_path / "a.pth"))
+    images = torch.rand(1, 3, 224, 224)
+    assert torch.equal(source(images), target(images))
+
+
+def test_a_parameter_with_two_names_stays_one(tmp_path: Path) -> None:
+    def tied() -> nn.Sequential:
+        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        network[1].weight = network[0].weight
+        return network
+
+    source, target = tied(), tied()
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    load_weights(target, str(tmp_path / "a.pth"))
+    assert equal(source, target)
+    assert target[1].weight is target[0].weight

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from taoq.errors import Fault, TaoqError
 
@@ -29,9 +30,33 @@ _DAMAGED = (
     TypeError, ValueError, struct.error,
 )  # fmt: skip
 """What torch raises on a damaged file: its unpickler takes the bytes as they come."""
+_FILLS = {
+    "uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_",
+    "constant_", "fill_", "ones_", "zeros_", "zero_", "copy_", "erfinv_", "mul_", "div_", "add_", "clamp_",
+}  # fmt: skip
+"""What networks give their parameters a first value with, in torch.nn.init and of Tensor."""
 _ZIP = b"PK"
 _OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """How files of torch.save begin: a zip archive, or before torch 1.6 this number (torch.serialization.MAGIC_NUMBER)."""
+
+
+class WithoutInitialisation(TorchFunctionMode):
+    """`with WithoutInitialisation():` a network is built without giving its parameters a value.
+
+    For a network whose every parameter is loaded afterwards: drawing random weights is most of the time that building
+    takes. Buffers are computed as ever.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Leave a parameter alone where `func` would fill it."""
+        arguments = kwargs or {}
+        if getattr(func, "__name__", "") in _FILLS:
+            tensor = args[0] if args else arguments.get("tensor")
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+        return func(*args, **arguments)
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
@@ -56,7 +81,11 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
             prefix,
             _some(outside),
         )
-    model.load_state_dict(inside)
+    # assigned, not copied: a copy would take the time and the memory of all weights once more. One tensor that has two
+    # names in the model must stay one, so there the values are copied
+    parameters = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    tied = len(parameters) > len(set(parameters))
+    model.load_state_dict({key: value.to(own[key].dtype) for key, value in inside.items()}, assign=not tied)
 
 
 def read_state_dict(checkpoint: str) -> dict[str, Tensor]:

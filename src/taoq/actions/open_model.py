@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from taoq.artifact import MANIFEST, find_artifact, read_manifest, versions
+from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization.backends import BACKENDS, load_backend
 from taoq.runtime import Runtime, TorchRuntime, torch_device
@@ -80,7 +82,7 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
     if changed:
         log.info("%s: written with %s", directory, "; ".join(changed))
     try:
-        model: nn.Module = backend.load(directory / manifest.payload, lambda: task.build_model(stored, None))
+        model: nn.Module = backend.load(directory / manifest.payload, functools.partial(_build_empty, task, stored))
     except pickle.UnpicklingError:
         what = "holds objects besides tensors, which taoq does not load: they could run code"
         raise TaoqError(Fault(str(directory / manifest.payload), what, "quantize again")) from None
@@ -91,6 +93,12 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
         hint = f"install the versions it was written with ({'; '.join(changed)}), or quantize again"
         raise TaoqError(Fault(str(directory / manifest.payload), what, hint)) from error
     return model
+
+
+def _build_empty(task: Task[Any], spec: Any) -> nn.Module:
+    """A network for a payload, which holds every weight of it."""
+    with WithoutInitialisation():
+        return task.build_model(spec, None)
 
 
 def _device(section: RunSpec, where: str) -> str:

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ def _quantize(
     section: QuantizeSpec = spec.quantize
     device = torch_device(section.device, "quantize.device")
     float_size = backend.float_size(model)
+    hashing = ThreadPoolExecutor(1)  # beside the work: hashlib lets other threads run
+    source_sha256 = hashing.submit(sha256, Path(section.model_path)) if section.model_path else None
+    hashing.shutdown(wait=False)
     batches = task.calibration_batches(spec) if plan.needs_calibration else None
     started = time.monotonic()
     model = backend.quantize(model.to(device), plan, _feed(batches, device), section.backend_kwargs).to("cpu")
@@ -118,7 +122,7 @@ def _quantize(
             float_size=float_size,
             source={
                 "path": section.model_path,
-                "sha256": sha256(Path(section.model_path)) if section.model_path else "",
+                "sha256": source_sha256.result() if source_sha256 else "",
             },
             spec=spec_to_dict(spec),
             plan=tuple(report.rows(plan)),

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 from torch import nn
 
-from taoq.checkpoint import load_weights
+from taoq.checkpoint import WithoutInitialisation, load_weights
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.tasks.classification.spec import ClassificationSpec
 
@@ -60,7 +61,8 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
         )
     library, name = _find(backbone.type)
     pretrained = checkpoint == ""
-    model = _create(library, name, spec, pretrained=pretrained)
+    with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
+        model = _create(library, name, spec, pretrained=pretrained)
     if checkpoint:
         load_weights(model, checkpoint)
     return model
