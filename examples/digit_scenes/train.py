@@ -300,7 +300,7 @@ class Training:
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def export(self) -> str:
-        """Score the averaged weights and write them with their config; what the score is."""
+        """Score the averaged weights and write them with their config, as Hugging Face does; what the score is."""
         state = to_half(self.averaged)
         precision, precision50 = evaluate(state, self.config, self.data)
         metadata = {
@@ -311,9 +311,9 @@ class Training:
             "AP": f"{precision:.4f}",
             "AP50": f"{precision50:.4f}",
         }
-        replace(self.out, to_safetensors(state, metadata))
+        replace(self.out / "model.safetensors", to_safetensors(state, metadata))
         text = json.dumps(self.config.to_dict(), indent=2, sort_keys=True)
-        replace(self.out.with_suffix(".json"), f"{text}\n".encode())
+        replace(self.out / "config.json", f"{text}\n".encode())
         return f"AP {precision:.4f} AP50 {precision50:.4f}"
 
     def loss(self, source: Source) -> Tensor:
@@ -364,7 +364,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=4000, help="iterations of the second stage (default 4000)")
     parser.add_argument("--every", type=int, default=500, help="save after so many iterations (default 500)")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="what make_data.py wrote")
-    parser.add_argument("--out", type=Path, default=HERE / "checkpoints" / "rtdetr_small.safetensors")
+    parser.add_argument("--out", type=Path, default=HERE / "checkpoints" / "rtdetr_small")
     parser.add_argument("--resume-file", type=Path, default=HERE / "training" / "state.pt")
     parser.add_argument("--resume", action="store_true", help="go on from the resume file")
     arguments = parser.parse_args()
@@ -383,7 +383,7 @@ def main() -> int:
     if training.stage == "proposals":
         training.run(source, "proposals", arguments.proposals, arguments.every)
     training.run(source, "detector", arguments.iterations, arguments.every)
-    print(f"trained in {training.seconds:.0f} s; {arguments.out}: {arguments.out.stat().st_size} bytes")
+    print(f"trained in {training.seconds:.0f} s; wrote {arguments.out}")
     return 0
 
 

@@ -99,7 +99,11 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a file; of a folder, that of a list of its files with theirs."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        listed = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
+        return hashlib.sha256(listed.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

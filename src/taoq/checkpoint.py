@@ -21,8 +21,8 @@ from taoq.errors import Fault, TaoqError
 
 log = logging.getLogger(__name__)
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training frameworks keep the state dict."""
+_CONTAINERS = ("ema", "module", "state_dict", "model_state_dict", "model")
+"""Keys under which training frameworks keep the state dict; an averaged one (`ema`) goes first."""
 _REFUSED = "nsupported (global|class)|GLOBAL|unrecognized function|Can only|instantiate"
 """What torch's unpickler says of objects it does not load, other than of bytes it does not understand."""
 _DAMAGED = (
@@ -72,7 +72,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
     prefix = _prefix(state, own)
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     outside = sorted(key for key in state if not key.startswith(prefix))
-    _check_fit(inside, own, checkpoint)
+    load_state(model, inside, checkpoint, "check model.backbone.type, model.backbone.args and dataset.num_classes")
     if outside:
         log.info(
             "%s: %d tensors outside of '%s*' are not of this network: %s",
@@ -81,11 +81,33 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
             prefix,
             _some(outside),
         )
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
+    """Load every tensor of a model from a state dict; values are converted to the model's dtype.
+
+    Args:
+        model: The model.
+        state: Its tensors by name, no more and no less.
+        checkpoint: Where they are from, for the message.
+        hint: What to look at if they do not fit.
+
+    Raises:
+        TaoqError: Tensors are missing, unknown, or of another shape.
+    """
+    own = model.state_dict()
+    _check_fit(state, own, checkpoint, hint)
     # assigned, not copied: a copy would take the time and the memory of all weights once more. One tensor that has two
     # names in the model must stay one, so there the values are copied
     parameters = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     tied = len(parameters) > len(set(parameters))
-    model.load_state_dict({key: value.to(own[key].dtype) for key, value in inside.items()}, assign=not tied)
+    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, assign=not tied)
+
+
+def without_prefix(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Take off what stands in front of a tensor that the network is known to have, and leave out what lacks it."""
+    prefix = next((key.removesuffix(name) for key in state if key.endswith(name)), "")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
@@ -166,7 +188,7 @@ def _prefix(state: Iterable[str], own: Mapping[str, Tensor]) -> str:
     return votes.most_common(1)[0][0] if votes else ""
 
 
-def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoint: str) -> None:
+def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
     missing = [key for key in own if key not in state]
     unknown = [key for key in state if key not in own]
     shapes = [
@@ -183,7 +205,6 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoin
         parts.append(f"{len(missing)} missing ({_some(missing)})")
     if unknown:
         parts.append(f"{len(unknown)} unknown ({_some(unknown)})")
-    hint = "check model.backbone.type, model.backbone.args and dataset.num_classes"
     raise TaoqError(Fault(checkpoint, "does not fit the network: tensors " + ", ".join(parts), hint))
 
 

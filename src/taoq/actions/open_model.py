@@ -49,7 +49,8 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
     if section.is_quantized is False and directory is not None:
         what = f"is false, but {section.checkpoint} is a quantized artifact"
         raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the artifact knows"))
-    if directory is None and Path(section.checkpoint or "-").is_dir():
+    folder = Path(section.checkpoint or "-")
+    if directory is None and folder.is_dir() and not (folder / "config.json").is_file():  # of Hugging Face
         what = "is a folder without a manifest.json: no artifact, or not all of it"
         raise TaoqError(Fault(section.checkpoint, what, "quantize again, or give a checkpoint file"))
     model = task.build_model(spec, section.checkpoint) if directory is None else _open_artifact(task, spec, directory)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization import report
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, Inputs, verify
-from taoq.quantization.plan import QuantizationPlan, check, resolve
+from taoq.quantization.plan import Layer, QuantizationPlan, check, resolve
 from taoq.quantization.spec import QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime, torch_device
 from taoq.spec import SpecSource, load_spec, spec_to_dict
@@ -74,7 +75,8 @@ def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str
     """Build the float model, decide its layers, show the plan."""
     section: QuantizeSpec = spec.quantize
     model = task.build_model(spec, section.model_path)
-    plan = resolve(section, backend.layers(model), backend.support, warnings)
+    layers = [_named(layer, task) for layer in backend.layers(model)]
+    plan = resolve(section, layers, backend.support, warnings)
     for warning in plan.warnings:
         log.warning(warning)
     patterns = {f"quantize.layers[{index}]": rule.module_name for index, rule in enumerate(section.layers)}
@@ -82,6 +84,13 @@ def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str
     show(report.table(plan, patterns))
     log.info("%s is for %s", backend.name, backend.support.target)
     return model, plan
+
+
+def _named(layer: Layer, task: Task[Any]) -> Layer:
+    """A layer with what the task knows of it: another name, and whether it is sensitive."""
+    alias = task.alias(layer.name)
+    kinds = (kind for pattern, kind in task.sensitive.items() if fnmatchcase(alias, pattern))
+    return dataclasses.replace(layer, alias=alias if alias != layer.name else "", sensitive=next(kinds, ""))
 
 
 def _quantize(

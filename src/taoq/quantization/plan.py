@@ -2,7 +2,7 @@
 """The plan: which layer gets which numeric format, by which rule. Pure; imports no library.
 
 The rules, in order:
-1. A pattern (`fnmatch`, case-sensitive) is matched against the layer's name, then against its type.
+1. A pattern (`fnmatch`, case-sensitive) is matched against the layer's name, its alias, then its type.
 2. The last rule that matches a layer decides the whole layer; what it does not mention stays float.
 3. `skip_names` comes after all rules and wins. Layers that no rule names stay float.
 4. A rule that matches nothing quantizable is an error; a skip name that matches nothing is a warning.
@@ -11,7 +11,7 @@ The rules, in order:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -29,6 +29,8 @@ class Layer:
         weight_shape: Shape of its weight; empty for a layer without a matrix or kernel.
         channel_axis: Axis of the output channels in the weight.
         input_axis: Axis of the channels in the layer's input.
+        alias: Another name that patterns match, such as that of the network's original code; empty if there is none.
+        sensitive: What makes it known to lose accuracy when it is quantized; empty if nothing is known.
         obstacle: Why the backend cannot quantize it; empty if it can.
     """
 
@@ -37,6 +39,8 @@ class Layer:
     weight_shape: tuple[int, ...] = ()
     channel_axis: int = 0
     input_axis: int = 1
+    alias: str = ""
+    sensitive: str = ""
     obstacle: str = ""
 
 
@@ -218,7 +222,7 @@ def resolve(
         mode=spec.mode,
         algorithm=spec.algorithm if support.algorithms else "",
         layers=tuple(plans.values()),
-        warnings=(*warnings, *unmatched),
+        warnings=(*warnings, *unmatched, *_sensitive(plans.values(), spec)),
     )
     if not faults and not plan.quantized:
         hint = "take a pattern out of quantize.skip_names, or give a rule another dtype than native"
@@ -229,8 +233,9 @@ def resolve(
 
 
 def matches(pattern: str, layer: Layer) -> bool:
-    """Whether a pattern names a layer: its qualified name first, then its type."""
-    return fnmatchcase(layer.name, pattern) or fnmatchcase(layer.type, pattern)
+    """Whether a pattern names a layer: its qualified name, its alias, or its type."""
+    names = (layer.name, layer.alias, layer.type) if layer.alias else (layer.name, layer.type)
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Support) -> list[Fault]:
@@ -330,9 +335,25 @@ def _matches_nothing(
 
 def _near(pattern: str, layers: Iterable[Layer], otherwise: str) -> str:
     able = [layer for layer in layers if not layer.obstacle]
-    if any(layer.name.startswith(f"{pattern}.") for layer in able):
+    if any(name.startswith(f"{pattern}.") for layer in able for name in (layer.name, layer.alias)):
         return f"did you mean '{pattern}.*'?"
-    return did_you_mean(pattern, [*_types(able), *(layer.name for layer in able)], otherwise)
+    aliases = [layer.alias for layer in able if layer.alias]
+    return did_you_mean(pattern, [*_types(able), *(layer.name for layer in able), *aliases], otherwise)
+
+
+def _sensitive(plans: Iterable[LayerPlan], spec: QuantizeSpec) -> Iterator[str]:
+    """A warning for each rule and each kind of sensitive layer that it quantizes."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for plan in plans:
+        if plan.quantized and plan.layer.sensitive:
+            found.setdefault((plan.rule, plan.layer.sensitive), []).append(plan.layer.alias or plan.layer.name)
+    patterns = {f"quantize.layers[{index}]": rule.module_name for index, rule in enumerate(spec.layers)}
+    for (rule, kind), names in found.items():
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        yield (
+            f"{rule}: '{patterns[rule]}' quantizes {len(names)} layer(s) known to lose accuracy: {kind} ({some});"
+            " quantize.skip_names keeps them float"
+        )
 
 
 def _types(layers: Iterable[Layer]) -> list[str]:

@@ -11,10 +11,11 @@ from taoq.quantization.plan import LayerPlan, QuantizationPlan, TensorScheme
 
 
 def rows(plan: QuantizationPlan) -> list[dict[str, Any]]:
-    """One row per layer with a weight: name, type, formats, the rule that decided, why it stays float."""
+    """One row per layer with a weight: name, alias, type, formats, the rule that decided, why it stays float."""
     return [
         {
             "layer": item.layer.name,
+            "alias": item.layer.alias,
             "type": item.layer.type,
             "weights": _format(item.weights),
             "activations": _format(item.activations),
@@ -33,7 +34,8 @@ def table(plan: QuantizationPlan, spec_rules: dict[str, str]) -> Table:
         spec_rules: The pattern of each rule, by field.
     """
     result = Table(title=f"{plan.backend}, {plan.mode}" + (f", {plan.algorithm}" if plan.needs_calibration else ""))
-    for column in ("layer", "type", "weights", "activations", "decided by"):
+    aliases = any(item.layer.alias for item in _listed(plan))
+    for column in ("layer", *(["original name"] if aliases else []), "type", "weights", "activations", "decided by"):
         result.add_column(column, overflow="fold")
     for item, row in zip(_listed(plan), rows(plan), strict=True):
         style = "" if item.quantized else "dim"
@@ -41,7 +43,10 @@ def table(plan: QuantizationPlan, spec_rules: dict[str, str]) -> Table:
         why = " ".join(
             part for part in (decided, f"({item.reason})" if item.reason and item.rule else item.reason) if part
         )
-        result.add_row(row["layer"], row["type"], _words(item.weights), _words(item.activations), why, style=style)
+        if item.quantized and item.layer.sensitive:
+            why = f"{why} (sensitive: {item.layer.sensitive})"
+        names = (row["layer"], row["alias"]) if aliases else (row["layer"],)
+        result.add_row(*names, row["type"], _words(item.weights), _words(item.activations), why, style=style)
     hidden = len(plan.layers) - len(_listed(plan))
     result.caption = (
         f"{len(plan.quantized)} of {len(plan.quantizable)} quantizable layers are quantized;"

@@ -20,7 +20,7 @@ TASKS = {
     "classification_pyt": TaskInfo(
         "taoq.tasks.classification.task", "image classification (timm and torchvision networks)"
     ),
-    "rtdetr": TaskInfo("", "RT-DETR object detection (not built yet)"),
+    "rtdetr": TaskInfo("taoq.tasks.rtdetr.task", "object detection with RT-DETR"),
 }
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -74,6 +74,10 @@ class Predictions(Protocol):
         """Add one batch."""
 
 
+def _no_alias(name: str) -> str:  # noqa: ARG001 (of any layer)
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[S]):
     """A task as data: adding one is adding a folder.
@@ -90,6 +94,8 @@ class Task(Generic[S]):
         inference_batches: Images.
         metric: An empty metric for `evaluate`.
         predictions: A writer into a folder for `inference`.
+        alias: Another name of a layer that patterns match and the plan shows, from its name; empty where there is none.
+        sensitive: Patterns on aliases of layers known to lose accuracy when they are quantized, and what they are.
         check_same_model: Raise if a spec and the spec in an artifact's manifest are about different models.
     """
 
@@ -105,3 +111,5 @@ class Task(Generic[S]):
     metric: Callable[[S], Metric]
     predictions: Callable[[S, Path], Predictions]
     check_same_model: Callable[[S, S], None]
+    alias: Callable[[str], str] = _no_alias
+    sensitive: Mapping[str, str] = field(default_factory=dict)

@@ -16,9 +16,9 @@ from taoq.tasks.classification.data import (
     evaluation_batches,
     inference_batches,
     known_classes,
-    read_image,
 )
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.images import read_image
 
 
 def spec(images: Path, **dataset: Any) -> ClassificationSpec:
@@ -191,7 +191,7 @@ def test_memory_holds_one_batch_of_images(tmp_path: Path, monkeypatch: pytest.Mo
         opened.append(path)
         return read(path)
 
-    monkeypatch.setattr("taoq.tasks.classification.data.read_image", counting)
+    monkeypatch.setattr("taoq.tasks.images.read_image", counting)
     batches = iter(calibration_batches(spec(tmp_path / "flat")))
     next(batches)
     assert len(opened) == 2

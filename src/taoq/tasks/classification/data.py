@@ -1,106 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image folders as lazy batches. Nothing is ever written into them."""
+"""Image folders by class as lazy batches."""
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.tasks.base import Batch, Inputs
+from taoq.tasks.base import Inputs
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.images import ImageBatches, image_files, image_folder
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Image files, in any case of letters."""
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Images of a list of files, transformed, in order; can be gone through again.
-
-    Attributes:
-        paths: Image files.
-        labels: Class index of each; -1 where it is not known.
-        transform: PIL image to a tensor [3, size, size].
-        batch_size: Images per batch; the last one may be smaller.
-        workers: Processes that read.
-    """
-
-    paths: Sequence[Path]
-    labels: Sequence[int]
-    transform: transforms.Compose
-    batch_size: int
-    workers: int
-
-    @property
-    def num_samples(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches: input [N, 3, size, size] float32, targets [N] int64.
-
-        Raises:
-            TaoqError: An image cannot be read.
-        """
-        # reader processes cost more than they bring where there is but one batch
-        workers = min(self.workers, _processors()) if self.num_samples > self.batch_size else 0
-        loader: DataLoader[Any] = DataLoader(
-            _Images(self), batch_size=self.batch_size, num_workers=workers, collate_fn=_collate
-        )
-        for batch in loader:
-            if isinstance(batch, Fault):
-                raise TaoqError(batch)
-            yield batch
-
-
-class _Images(Dataset[tuple[Tensor, int, str] | Fault]):
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return self._batches.num_samples
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, str] | Fault:
-        path = self._batches.paths[index]
-        try:
-            image = read_image(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            # a value, not an exception: the reader process could not hand a typed one over
-            why = "its content is of no image format" if isinstance(error, UnidentifiedImageError) else str(error)
-            what = f"cannot be read as an image: {why}"
-            return Fault(str(path), what, "replace the file, or take it out of the folder")
-        return self._batches.transform(image), self._batches.labels[index], str(path)
-
-
-def _collate(samples: list[tuple[Tensor, int, str] | Fault]) -> Batch | Fault:
-    good = []
-    for sample in samples:
-        if isinstance(sample, Fault):
-            return sample
-        good.append(sample)
-    images, labels, paths = zip(*good, strict=True)
-    return Batch({"input": torch.stack(images)}, torch.tensor(labels), paths)
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image as RGB, turned upright by its EXIF orientation."""
-    with Image.open(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
 
 
 def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
@@ -162,14 +81,14 @@ def example_inputs(spec: ClassificationSpec) -> Inputs:
     return {"input": torch.zeros(1, 3, size, size)}
 
 
-def calibration_batches(spec: ClassificationSpec) -> Batches:
+def calibration_batches(spec: ClassificationSpec) -> ImageBatches:
     """A seeded draw of calibration images through the evaluation transform; labels do not matter."""
     section = spec.quantize.calibration
     where = "dataset.quant_calibration_dataset.images_dir"
     if not spec.dataset.quant_calibration_dataset.images_dir:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
         raise SpecError(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
-    paths = list(_images(_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
+    paths = list(image_files(image_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
     if len(paths) < section.num_samples:
         log.info(
             "quantize.calibration.num_samples is %d, the folder has %d images: all are used",
@@ -181,7 +100,7 @@ def calibration_batches(spec: ClassificationSpec) -> Batches:
     return _batches(spec, chosen, [-1] * len(chosen), section.batch_size or spec.dataset.batch_size)
 
 
-def evaluation_batches(spec: ClassificationSpec) -> Batches:
+def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
     """All labelled images of val_dataset, or of test_dataset where only that is given."""
     name = "val_dataset" if spec.dataset.val_dataset.images_dir else "test_dataset"
     where = f"dataset.{name}.images_dir"
@@ -196,8 +115,8 @@ def evaluation_batches(spec: ClassificationSpec) -> Batches:
         )
     if name == "test_dataset":
         log.info("dataset.val_dataset is not given: evaluating dataset.test_dataset")
-    folder = _folder(images_dir, where)
-    found = list(_images(folder, where))
+    folder = image_folder(images_dir, where)
+    found = list(image_files(folder, where))
     index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
     paths: list[Path] = []
     labels: list[int] = []
@@ -219,21 +138,32 @@ def evaluation_batches(spec: ClassificationSpec) -> Batches:
     return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
 
 
-def inference_batches(spec: ClassificationSpec) -> Batches:
+def inference_batches(spec: ClassificationSpec) -> ImageBatches:
     """All images of test_dataset, in class folders or not; a label is known where the folder is a class."""
     where = "dataset.test_dataset.images_dir"
     if not spec.dataset.test_dataset.images_dir:
         raise SpecError(Fault(where, "missing: inference needs images", "name a folder of images"))
-    folder = _folder(spec.dataset.test_dataset.images_dir, where)
+    folder = image_folder(spec.dataset.test_dataset.images_dir, where)
     index = {class_name: number for number, class_name in enumerate(known_classes(spec))}
-    paths = list(_images(folder, where))
+    paths = list(image_files(folder, where))
     labels = [index.get(path.relative_to(folder).parts[0], -1) for path in paths]
     batch_size = spec.inference.batch_size
     return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
 
 
-def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], batch_size: int) -> Batches:
-    return Batches(paths, labels, evaluation_transform(spec), batch_size, spec.dataset.workers)
+def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], batch_size: int) -> ImageBatches:
+    transform = evaluation_transform(spec)
+    return ImageBatches("input", paths, transform, _Labels(labels), batch_size, spec.dataset.workers)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Class index of each image; -1 where it is not known."""
+
+    labels: list[int]
+
+    def __call__(self, indices: Sequence[int], _sizes: object) -> Tensor:
+        return torch.tensor([self.labels[index] for index in indices])
 
 
 def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
@@ -255,33 +185,3 @@ def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
             transforms.Normalize(augmentation.mean, augmentation.std),
         ]
     )
-
-
-def _processors() -> int:
-    """Processors that this process may use: fewer than the machine has, in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _folder(images_dir: str, where: str) -> Path:
-    folder = Path(images_dir)
-    if not folder.is_dir():
-        what = f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
-        raise TaoqError(Fault(where, what, "name a folder of images"))
-    return folder
-
-
-def _images(folder: Path, where: str) -> Iterator[Path]:
-    """Image files below a folder, sorted, hidden ones left out.
-
-    Raises:
-        TaoqError: There is none.
-    """
-    found = False
-    for parent, directories, files in os.walk(folder):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                found = True
-                yield Path(parent, name)
-    if not found:
-        raise TaoqError(Fault(where, f"{folder} has no images", "image files end in " + ", ".join(SUFFIXES)))

@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from taoq.tasks.base import Batch, Outputs
-from taoq.tasks.classification.data import known_classes, read_image
+from taoq.tasks.classification.data import known_classes
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.images import read_image
 
 _LEAST_SIDE = 224  # smaller images are enlarged, or the text would not fit
 

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO's average precision, by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from taoq.errors import Fault, SpecError
+from taoq.tasks.base import Outputs
+from taoq.tasks.rtdetr.data import Targets, evaluation_source
+from taoq.tasks.rtdetr.predict import Detections, detections
+from taoq.tasks.rtdetr.spec import RtdetrSpec
+
+FIGURES = (
+    "val_mAP", "val_mAP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+"""COCO's twelve numbers in the order of `COCOeval.stats`; the first two under TAO's names (AP and AP50)."""
+_MOST = 100
+"""Detections of an image that COCO counts; the others never reach the evaluation."""
+_COLUMNS = 7  # image id, class index, score, x, y, width, height
+
+
+class CocoMetric:
+    """Keeps 28 bytes a detection, and evaluates one class at a time: memory does not grow with the classes."""
+
+    def __init__(self, spec: RtdetrSpec) -> None:
+        _, self._coco = evaluation_source(spec)
+        self._spec = spec
+        known = set(self._coco.category_ids) - {-1}
+        chosen = spec.dataset.eval_class_ids
+        strange = sorted(set(chosen or ()) - known)
+        if strange:
+            what = f"{strange} are no category ids of {self._coco.path}"
+            raise SpecError(Fault("dataset.eval_class_ids", what, f"its ids are {sorted(known)}"))
+        self._classes = [
+            index
+            for index, id_ in enumerate(self._coco.category_ids)
+            if id_ in known and (chosen is None or id_ in chosen)
+        ]
+        self._rows: list[NDArray[np.float64]] = []
+        self._truth: COCO | None = None
+        self._precision: NDArray[np.float64] | None = None
+        self._per_class: dict[str, float | None] = {}
+        self._stats: list[float] = []
+
+    def update(self, outputs: Outputs, targets: Targets) -> None:
+        """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
+        for image_id, found in zip(
+            targets.image_ids, detections(self._spec, outputs, targets, self._spec.evaluate.conf_threshold), strict=True
+        ):
+            self._rows.append(_rows(image_id, found))
+
+    def compute(self) -> dict[str, float]:
+        """COCO's twelve numbers, in 0..1; those of a size that no annotation has are left out."""
+        rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = _index(self._coco.data, self._coco.data["annotations"])
+            parts = [self._evaluate(index, rows) for index in self._classes]
+            whole = COCOeval(self._truth, _index(self._coco.data, ()), "bbox")
+            whole.params.catIds = [self._coco.category_ids[index] for index in self._classes]
+            whole.eval = {
+                "params": whole.params,
+                "precision": np.concatenate([part["precision"] for part in parts], axis=2),
+                "recall": np.concatenate([part["recall"] for part in parts], axis=1),
+                "scores": np.concatenate([part["scores"] for part in parts], axis=2),
+            }
+            whole.summarize()
+        self._precision = whole.eval["precision"]
+        self._stats = [float(value) for value in whole.stats]
+        for column, index in enumerate(self._classes):
+            precision = self._precision[:, :, column, 0, -1]
+            there = precision[precision > -1]
+            self._per_class[self._coco.names[index]] = float(there.mean()) if there.size else None
+        return {name: value for name, value in zip(FIGURES, self._stats, strict=True) if value > -1}
+
+    def write(self, directory: Path) -> Mapping[str, Any]:
+        """Write detections.json, in COCO's results format, and precision_recall.png."""
+        with (directory / "detections.json").open("w", encoding="utf-8") as file:
+            file.write("[")
+            for number, line in enumerate(self._results()):
+                file.write((",\n" if number else "\n") + json.dumps(line))
+            file.write("\n]\n")
+        assert self._precision is not None
+        _draw(self._precision, [self._coco.names[index] for index in self._classes], directory)
+        coco = {name: value if value > -1 else None for name, value in zip(FIGURES, self._stats, strict=True)}
+        return {"coco": coco, "classes": self._per_class}
+
+    def _evaluate(self, index: int, rows: NDArray[np.float64]) -> Mapping[str, Any]:
+        """Evaluate one class."""
+        category = self._coco.category_ids[index]
+        found = [
+            {
+                "id": number + 1,
+                "image_id": int(row[0]),
+                "category_id": category,
+                "score": row[2],
+                "bbox": row[3:].tolist(),
+                "area": row[5] * row[6],
+                "iscrowd": 0,
+            }
+            for number, row in enumerate(rows[rows[:, 1] == index])
+        ]
+        run = COCOeval(self._truth, _index(self._coco.data, found), "bbox")
+        run.params.catIds = [category]
+        run.evaluate()
+        run.accumulate()
+        result: Mapping[str, Any] = run.eval
+        return result
+
+    def _results(self) -> Iterator[dict[str, Any]]:
+        for rows in self._rows:
+            for row in rows:
+                if (category := self._coco.category_ids[int(row[1])]) >= 0:
+                    yield {
+                        "image_id": int(row[0]),
+                        "category_id": category,
+                        "bbox": [round(value, 2) for value in row[3:].tolist()],
+                        "score": round(row[2], 5),
+                    }
+
+
+def _rows(image_id: int, found: Detections) -> NDArray[np.float64]:
+    """The best detections of an image, best first, as rows of `_COLUMNS` numbers."""
+    boxes = found.boxes[:_MOST].double().numpy()
+    rows = np.empty((len(boxes), _COLUMNS))
+    rows[:, 0] = image_id
+    rows[:, 1] = found.labels[:_MOST].numpy()
+    rows[:, 2] = found.scores[:_MOST].double().numpy()
+    rows[:, 3:5] = boxes[:, :2]
+    rows[:, 5:] = boxes[:, 2:] - boxes[:, :2]
+    return rows
+
+
+def _index(data: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {"images": data["images"], "categories": data["categories"], "annotations": list(annotations)}
+    coco.createIndex()
+    return coco
+
+
+def _draw(precision: NDArray[np.float64], names: Sequence[str], directory: Path) -> None:
+    """Precision over recall at IoU 0.5: of each class in grey, of their mean in blue."""
+    from matplotlib.figure import Figure
+
+    recall = np.linspace(0, 1, precision.shape[1])
+    curves = precision[0, :, :, 0, -1]
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    there = [column for column in range(len(names)) if (curves[:, column] > -1).all()]
+    for column in there:
+        axes.plot(recall, curves[:, column], color="0.7", linewidth=1)
+    if there:
+        mean = curves[:, there].mean(1)
+        axes.plot(recall, mean, color="tab:blue", linewidth=2.5, label=f"mean, AP50 {mean.mean():.3f}")
+        axes.plot([], [], color="0.7", label=f"{len(there)} classes")
+        axes.legend(loc="lower left")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="IoU 0.5, 100 detections an image")
+    figure.savefig(directory / "precision_recall.png", dpi=100)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RT-DETR for one input size, ready to be quantized and exported, on the layers of transformers' RT-DETR.
+
+What depends on the input size alone is a constant here: position embeddings and anchors, float32 and finite. What
+inference does not use is left out: denoising, the heads of all decoder layers but the last that counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from transformers.models.rt_detr.modeling_rt_detr import RTDetrFrozenBatchNorm2d, RTDetrRepVggBlock
+from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import (
+    RTDetrV2FrozenBatchNorm2d,
+    RTDetrV2RepVggBlock,
+)
+
+_FAR = 32.0
+"""Anchors too close to the border, in logits: sigmoid(32) is 1. The original has inf there, transformers finfo.max,
+and either would spoil the range of whatever is calibrated behind it."""
+_MARGIN = 1e-2  # such anchors are nearer than this to the border, as a part of the image
+_SMALLEST = 0.05  # side of an anchor of the finest feature map, as a part of the image
+_EPSILON = 1e-5  # of the inverse sigmoid
+_NORMS = (nn.BatchNorm2d, RTDetrFrozenBatchNorm2d, RTDetrV2FrozenBatchNorm2d)
+
+
+class Detector(nn.Module):
+    """pixel_values [N, 3, height, width] in 0..1 to pred_logits [N, queries, classes] and pred_boxes [N, queries, 4].
+
+    Boxes are center x, center y, width, height, as parts of the input's width and height.
+    """
+
+    anchors: Tensor
+    valid: Tensor
+
+    def __init__(
+        self, model: nn.Module, size: tuple[int, int], strides: Sequence[int], num_layers: int, *, columns_first: bool
+    ) -> None:
+        """Take over the layers of a transformers model.
+
+        Args:
+            model: `RTDetrForObjectDetection.model`, with its heads, or that of RT-DETRv2.
+            size: Height and width of the input, pixels, multiples of every stride.
+            strides: Of the feature maps.
+            num_layers: Decoder layers that count.
+            columns_first: The order of the position embeddings is the original code's, which differs where the
+                input is not square.
+        """
+        super().__init__()
+        self.model = model
+        parts = cast(Any, model)
+        config = parts.config
+        self.num_queries = int(config.num_queries)
+        decoder = parts.decoder
+        decoder.layers = decoder.layers[:num_layers]
+        decoder.bbox_embed = decoder.bbox_embed[:num_layers]
+        last = str(num_layers - 1)
+        decoder.class_embed = nn.ModuleDict({last: decoder.class_embed[num_layers - 1]})  # its name stays
+        if hasattr(parts, "denoising_class_embed"):
+            del parts.denoising_class_embed
+        shapes = [(size[0] // stride, size[1] // stride) for stride in strides]
+        for layer, level in zip(parts.encoder.aifi, config.encode_proj_layers, strict=True):
+            embedding = position_embedding(
+                shapes[level],
+                config.encoder_hidden_dim,
+                config.positional_encoding_temperature,
+                columns_first=columns_first,
+            )
+            layer.position_embedding = _Constant(embedding)
+        anchors, valid = make_anchors(shapes)
+        self._shapes = shapes
+        self.register_buffer("anchors", anchors, persistent=False)
+        self.register_buffer("valid", valid, persistent=False)
+        self.register_buffer("spatial_shapes", torch.tensor(shapes), persistent=False)
+        starts = [0, *torch.tensor([height * width for height, width in shapes]).cumsum(0).tolist()[:-1]]
+        self.register_buffer("level_start_index", torch.tensor(starts), persistent=False)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass; RT-DETR's forward (transformers, `RTDetrModel.forward`) without what training needs."""
+        parts = cast(Any, self.model)
+        features = parts.backbone.model(pixel_values).feature_maps
+        projected = [project(feature) for project, feature in zip(parts.encoder_input_proj, features, strict=True)]
+        encoded = parts.encoder(projected).last_hidden_state
+        sources = [project(encoded[min(level, len(encoded) - 1)]) for level, project in
+                   enumerate(parts.decoder_input_proj)]  # fmt: skip
+        memory = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], 1)
+        # the positions that score best become the queries
+        proposals = parts.enc_output(memory * self.valid)
+        scores = parts.enc_score_head(proposals).amax(-1)
+        best = torch.topk(scores, self.num_queries, dim=1).indices.unsqueeze(-1)
+        boxes = parts.enc_bbox_head(proposals) + self.anchors
+        reference = boxes.gather(1, best.expand(-1, -1, 4)).sigmoid()
+        if parts.config.learn_initial_query:
+            hidden = parts.weight_embedding.weight.expand(memory.shape[0], -1, -1)
+        else:
+            hidden = proposals.gather(1, best.expand(-1, -1, proposals.shape[-1]))
+        decoder = parts.decoder
+        for layer, head in zip(decoder.layers, decoder.bbox_embed, strict=True):
+            hidden = layer(
+                hidden,
+                object_queries_position_embeddings=decoder.query_pos_head(reference),
+                reference_points=reference.unsqueeze(2),
+                spatial_shapes=self.spatial_shapes,
+                spatial_shapes_list=self._shapes,
+                level_start_index=self.level_start_index,
+                encoder_hidden_states=memory,
+            )
+            reference = (head(hidden) + _inverse_sigmoid(reference)).sigmoid()
+        (score_head,) = decoder.class_embed.values()
+        return score_head(hidden), reference
+
+
+class _Constant(nn.Module):
+    """Gives a constant whatever it is called with; kept in the state dict, as its order depends on the checkpoint."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:  # noqa: ARG002
+        return cast(Tensor, self.value)
+
+
+def position_embedding(shape: tuple[int, int], channels: int, temperature: float, *, columns_first: bool) -> Tensor:
+    """Sine and cosine of row and column at frequencies from 1 to 1 / temperature; [1, height * width, channels].
+
+    Args:
+        shape: Height and width of the feature map.
+        channels: A multiple of 4.
+        temperature: The slowest frequency is its inverse.
+        columns_first: The positions in the order of the original code, which goes down the columns while the features
+            go along the rows. In a square map that only swaps what row and column mean.
+    """
+    frequencies = temperature ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+    height, width = shape
+    outer, inner = (width, height) if columns_first else (height, width)
+    first, second = torch.meshgrid(torch.arange(outer).double(), torch.arange(inner).double(), indexing="ij")
+    angles = [first.flatten().outer(frequencies), second.flatten().outer(frequencies)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1).float().unsqueeze(0)
+
+
+def make_anchors(shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """One anchor for each position of each feature map.
+
+    Returns:
+        Boxes in logits, center and size, [1, positions, 4]; 1.0 where an anchor is valid, else 0.0, [1, positions, 1].
+    """
+    anchors = []
+    for level, (height, width) in enumerate(shapes):
+        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+        side = torch.full_like(x, _SMALLEST * 2.0**level)
+        anchors.append(torch.stack([x, y, side, side], -1).reshape(-1, 4))
+    boxes = torch.cat(anchors).unsqueeze(0)
+    valid = ((boxes > _MARGIN) & (boxes < 1 - _MARGIN)).all(-1, keepdim=True)
+    return torch.where(valid, torch.logit(boxes), _FAR), valid.float()
+
+
+def fuse(model: nn.Module) -> None:
+    """Fold batch norms into the convolution in front of them, and both branches of RepVGG blocks into one; in place.
+
+    Outputs stay the same up to rounding (RepVGG: arXiv:2101.03697, section 3.3).
+    """
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        for (_, conv), (name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, _NORMS):
+                _fold(conv, norm)
+                setattr(module, name, nn.Identity())
+    for module in list(model.modules()):
+        for name, block in module.named_children():
+            if isinstance(block, RTDetrRepVggBlock | RTDetrV2RepVggBlock):
+                setattr(module, name, _one_branch(block))
+
+
+def _fold(conv: nn.Conv2d, norm: Any) -> None:
+    epsilon = getattr(norm, "eps", 1e-5)  # the frozen one has it in its forward
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, epsilon, norm.weight, norm.bias
+    )
+    conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+
+def _one_branch(block: Any) -> nn.Module:
+    """A RepVGG block whose norms are folded, as one convolution; the original's deploy form calls it `conv` too."""
+    wide, narrow = block.conv1.conv, block.conv2.conv
+    wide.weight = nn.Parameter((wide.weight + functional.pad(narrow.weight, [1, 1, 1, 1])).detach())
+    wide.bias = nn.Parameter((wide.bias + narrow.bias).detach())
+    result = nn.Sequential()
+    result.add_module("conv", wide)
+    result.add_module("activation", block.activation)
+    return result
+
+
+def _inverse_sigmoid(x: Tensor) -> Tensor:
+    return torch.log(x.clamp(min=_EPSILON) / (1 - x).clamp(min=_EPSILON))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rtdetr as a value."""
+
+from __future__ import annotations
+
+from taoq.errors import Fault, SpecError
+from taoq.tasks.base import Task
+from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
+from taoq.tasks.rtdetr.metric import CocoMetric
+from taoq.tasks.rtdetr.model import build_model
+from taoq.tasks.rtdetr.names import SENSITIVE, original_name
+from taoq.tasks.rtdetr.predict import DetectionPredictions
+from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec
+
+
+def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
+    """Refuse to run an artifact on data for another network; a spec may leave the network out.
+
+    Raises:
+        SpecError: They name different networks, class counts or input sizes.
+    """
+    pairs: list[tuple[str, object, object]] = [
+        ("dataset.num_classes", spec.dataset.num_classes, stored.dataset.num_classes),
+        (
+            "dataset.augmentation.eval_spatial_size",
+            spec.dataset.augmentation.eval_spatial_size,
+            stored.dataset.augmentation.eval_spatial_size,
+        ),
+        (
+            "dataset.augmentation.preserve_aspect_ratio",
+            spec.dataset.augmentation.preserve_aspect_ratio,
+            stored.dataset.augmentation.preserve_aspect_ratio,
+        ),
+    ]
+    if spec.model != ModelSpec():
+        names = ("architecture", "backbone", "hidden_dim", "dec_layers", "num_queries")
+        pairs += [(f"model.{name}", getattr(spec.model, name), getattr(stored.model, name)) for name in names]
+    faults = [
+        Fault(field, f"is {mine}, the artifact was made with {theirs}", "use the spec that it was quantized with")
+        for field, mine, theirs in pairs
+        if mine != theirs
+    ]
+    if faults:
+        raise SpecError(*faults)
+
+
+TASK = Task(
+    name="rtdetr",
+    spec=RtdetrSpec,
+    unused=UNUSED,
+    outputs=("pred_logits", "pred_boxes"),
+    build_model=build_model,
+    example_inputs=example_inputs,
+    calibration_batches=calibration_batches,
+    evaluation_batches=evaluation_batches,
+    inference_batches=inference_batches,
+    metric=CocoMetric,
+    predictions=DetectionPredictions,
+    check_same_model=check_same_model,
+    alias=original_name,
+    sensitive=SENSITIVE,
+)
