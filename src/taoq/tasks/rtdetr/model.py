@@ -13,7 +13,7 @@ from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation, load_state, read_state_dict, without_prefix
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
-from taoq.tasks.rtdetr.names import from_original, is_original
+from taoq.tasks.rtdetr.names import from_hub, from_original, is_original
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,13 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
     if checkpoint is None:
         model = _create(config)
     else:
+        if Path(checkpoint).is_dir():
+            _check_config(Path(checkpoint), config)
         with WithoutInitialisation():
             model = _create(config)
-        columns_first = _load(model, checkpoint, config)
+        columns_first = _load(model, checkpoint)
     detector = Detector(
-        model.model,
+        model,
         size,
         spec.model.feat_strides,
         spec.model.eval_idx % spec.model.dec_layers + 1,
@@ -209,25 +211,25 @@ def _checked(arguments: dict[str, Any], kind: Any, where: str) -> dict[str, Any]
     return dict(arguments)
 
 
-def _create(config: Any) -> Any:
+def _create(config: Any) -> nn.Module:
+    """The network below the names `model.*`, with its heads."""
     from transformers import RTDetrForObjectDetection, RTDetrV2ForObjectDetection
 
     kind = RTDetrForObjectDetection if config.model_type == "rt_detr" else RTDetrV2ForObjectDetection
     try:
-        return kind(config)
+        model: nn.Module = kind(config).model
+        return model
     except (ValueError, TypeError, RuntimeError, KeyError, IndexError, AssertionError, ZeroDivisionError) as error:
         what = f"transformers cannot make this network: {_one_line(error)}"
         raise SpecError(Fault("model", what, "check the fields of model")) from error
 
 
-def _load(model: nn.Module, checkpoint: str, config: Any) -> bool:
+def _load(model: nn.Module, checkpoint: str) -> bool:
     """Load every tensor of a network. Returns whether the checkpoint is of the original code."""
-    path, file = Path(checkpoint), checkpoint
-    if path.is_dir():
-        _check_config(path, config)
-        file = str(path / "model.safetensors")
-    own = model.state_dict()
-    state = read_state_dict(file)
+    path = Path(checkpoint)
+    state = read_state_dict(str(path / "model.safetensors") if path.is_dir() else checkpoint)
+    named = nn.ModuleDict({"model": model})
+    own = named.state_dict()
     original = is_original(state)
     unused: list[str] = []
     if original:
@@ -236,13 +238,13 @@ def _load(model: nn.Module, checkpoint: str, config: Any) -> bool:
         state = {key: value for key, value in state.items() if not _counts_batches(key, "backbone.")}
         state, unused = from_original(state, own)
     else:
-        state = without_prefix(state, "model.decoder.class_embed.0.weight")
+        state = from_hub(without_prefix(state, "model.encoder_input_proj.0.0.weight"))
         state = {key: value for key, value in state.items() if not _counts_batches(key, "model.backbone.")}
         unused = [key for key in state if key.startswith("model.denoising_class_embed.")]
         state = {key: value for key, value in state.items() if key not in unused}
     if unused:
         log.info("%s: not needed for inference: %s", checkpoint, ", ".join(unused))
-    load_state(model, state, checkpoint, _HINT)
+    load_state(named, state, checkpoint, _HINT)
     return original
 
 

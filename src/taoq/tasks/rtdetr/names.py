@@ -60,6 +60,14 @@ _VERSION_2 = (
 )
 """Where rtdetrv2_pytorch has other names than rtdetr_pytorch."""
 
+_HUB = {
+    r"\.out_proj\.": ".o_proj.",
+    r"\.layers\.(\d+)\.(fc[12])\.": r".layers.\1.mlp.\2.",
+    r"\.encoder\.encoder\.(\d+)\.layers\.": r".encoder.aifi.\1.layers.",
+    r"^(class_embed|bbox_embed)\.": r"model.decoder.\1.",
+}
+"""What stands in files of Hugging Face for a part of our names."""
+
 _ATTENTION = re.compile(r"\.self_attn\.([qkv])_proj\.")
 TRAINING_ONLY = re.compile(r"denoising_class_embed\.|^decoder\.(anchors|valid_mask)$|^encoder\.pos_embed\d+$")
 """Tensors of the original code, by their name there, that a network for one input size computes or does not need."""
@@ -82,6 +90,21 @@ def original_name(name: str) -> str:
     for pattern, replacement in _TABLE.items():
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def from_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a Hugging Face file the names of the layers: files keep older ones.
+
+    As transformers' own `conversion_mapping` does it; the heads stand in some files a second time at the top.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        renamed = name
+        for pattern, replacement in _HUB.items():
+            renamed = re.sub(pattern, replacement, renamed)
+        if renamed == name or renamed not in state:
+            found[renamed] = tensor
+    return found
 
 
 def is_original(names: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,209 @@
+"""RT-DETR from all kinds of checkpoints: against a second implementation and against transformers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from original import Original, shuffled
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
+from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrV2Config, RTDetrV2ForObjectDetection
+
+from taoq.errors import SpecError
+from taoq.spec import spec_from_dict
+from taoq.tasks.rtdetr.model import build_model
+from taoq.tasks.rtdetr.names import original_name
+from taoq.tasks.rtdetr.network import Detector
+from taoq.tasks.rtdetr.spec import RtdetrSpec
+
+ROOT = Path(__file__).parents[3]
+SMALL = ROOT / "examples" / "digit_scenes" / "checkpoints" / "rtdetr_small"
+SMALL_MODEL: dict[str, Any] = {
+    "backbone": "resnet_18",
+    "backbone_args": {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 2, 2, 1]},
+    "hidden_dim": 96,
+    "nheads": 6,
+    "dim_feedforward": 256,
+    "dec_layers": 3,
+    "num_queries": 30,
+    "num_select": 30,
+}
+TINY_ORIGINAL: dict[str, Any] = {"stem": 16, "width": 32, "heads": 4, "inner": 48, "queries": 20, "classes": 5}
+TINY_MODEL: dict[str, Any] = {
+    "hidden_dim": 32, "nheads": 4, "dim_feedforward": 48, "num_queries": 20, "num_select": 20,
+}  # fmt: skip
+
+
+def spec(model: dict[str, Any], size: tuple[int, int] = (160, 160), classes: int = 10) -> RtdetrSpec:
+    dataset = {"num_classes": classes, "augmentation": {"eval_spatial_size": list(size)}}
+    return spec_from_dict({"model": model, "dataset": dataset}, RtdetrSpec)
+
+
+def photograph(size: tuple[int, int]) -> Tensor:
+    """A real photograph, in the size of the input."""
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image("flower.jpg")).resize((size[1], size[0]))
+    return to_tensor(image).unsqueeze(0)
+
+
+def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        outputs = model(images)
+    return tuple(outputs) if isinstance(outputs, tuple) else (outputs.logits, outputs.pred_boxes)
+
+
+def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], tolerance: float = 1e-4) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other.shape
+        assert torch.allclose(mine, other, rtol=0, atol=tolerance), (mine - other).abs().max()
+
+
+ORIGINALS = {
+    "basic blocks, half-width fusion, as R18": (
+        {"widths": (16, 24, 32, 40), "depths": (2, 2, 2, 2), "bottleneck": False, "expansion": 0.5, "layers": 3},
+        {"backbone": "resnet_18", "backbone_args": {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40]},
+         "expansion": 0.5, "dec_layers": 3},
+    ),
+    "bottlenecks, as R50": (
+        {"widths": (8, 8, 12, 16), "depths": (3, 4, 6, 3), "bottleneck": True, "expansion": 1.0, "layers": 6},
+        {"backbone": "resnet_50", "backbone_args": {"embedding_size": 16, "hidden_sizes": [32, 32, 48, 64]}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ORIGINALS)
+@pytest.mark.parametrize("size", [(128, 128), (96, 160)], ids=["square", "wide"])
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "as it is"])
+def test_an_original_checkpoint_gives_the_outputs_of_the_original(
+    tmp_path: Path, kind: str, size: tuple[int, int], fuse: bool
+) -> None:
+    theirs, ours = ORIGINALS[kind]
+    original = shuffled(Original(**theirs, **TINY_ORIGINAL))
+    torch.save({"model": original.state_dict(), "last_epoch": 71}, tmp_path / "rtdetr.pth")
+    built = build_model(spec({**TINY_MODEL, **ours, "fuse": fuse}, size, 5), str(tmp_path / "rtdetr.pth"))
+    assert_same(run(built, photograph(size)), run(original, photograph(size)))
+
+
+def test_averaged_weights_go_first_and_prefixes_come_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs, ours = ORIGINALS["basic blocks, half-width fusion, as R18"]
+    averaged, other = (shuffled(Original(**theirs, **TINY_ORIGINAL), seed) for seed in (1, 2))
+    torch.save(
+        {"model": other.state_dict(), "ema": {"module": averaged.state_dict(), "updates": 9}}, tmp_path / "ema.pth"
+    )
+    lightning = {f"model.model.{name}": value for name, value in averaged.state_dict().items()}
+    torch.save({"state_dict": {**lightning, "criterion.weight": torch.ones(3)}}, tmp_path / "lightning.ckpt")
+    wanted = run(averaged, photograph((128, 128)))
+    for name in ("ema.pth", "lightning.ckpt"):
+        with caplog.at_level(logging.INFO, "taoq"):
+            built = build_model(spec({**TINY_MODEL, **ours}, (128, 128), 5), str(tmp_path / name))
+        assert_same(run(built, photograph((128, 128))), wanted)
+    path = tmp_path / "ema.pth"
+    assert f"{path}: not needed for inference: decoder.denoising_class_embed.weight" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("backbone", "depths", "expansion", "layers", "millions"),
+    [("resnet_18", (2, 2, 2, 2), 0.5, 3, 20), ("resnet_50", (3, 4, 6, 3), 1.0, 6, 42)],
+)
+def test_sizes_are_those_of_the_paper_and_every_tensor_has_its_place(
+    backbone: str, depths: tuple[int, ...], expansion: float, layers: int, millions: int
+) -> None:
+    """Table 2 of the paper: R18 has 20M parameters, R50 42M."""
+    with torch.device("meta"):
+        original = Original(depths=depths, bottleneck=backbone == "resnet_50", expansion=expansion, layers=layers)
+    names = set(original.state_dict()) - {"decoder.denoising_class_embed.weight"}
+    model = {"backbone": backbone, "expansion": expansion, "dec_layers": layers, "fuse": False}
+    built = build_model(spec(model, (64, 64), 80), None)
+    assert sum(parameter.numel() for parameter in original.parameters()) // 1_000_000 == millions
+    unused = {f"decoder.dec_score_head.{layer}.{part}" for layer in range(layers - 1) for part in ("weight", "bias")}
+    counters = {name for name in names if name.startswith("backbone.") and name.endswith("num_batches_tracked")}
+    mine = {original_name(name).replace(".in_proj.", ".in_proj_") for name in built.state_dict()}
+    assert names - unused - counters == {name for name in mine if "position_embedding" not in name}
+
+
+def transformers_small() -> nn.Module:
+    network = RTDetrForObjectDetection(RTDetrConfig.from_dict(json.loads((SMALL / "config.json").read_text())))
+    network.load_state_dict(load_file(SMALL / "model.safetensors"))
+    return network.eval()
+
+
+@pytest.mark.parametrize("size", [(160, 160), (96, 224)], ids=["square", "wide"])
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "as it is"])
+def test_a_hugging_face_folder_gives_the_outputs_of_transformers(size: tuple[int, int], fuse: bool) -> None:
+    built = build_model(spec({**SMALL_MODEL, "fuse": fuse}, size), str(SMALL))
+    assert_same(run(built, photograph(size)), run(transformers_small(), photograph(size)))
+
+
+def test_a_state_dict_of_transformers_alone_will_do() -> None:
+    built = build_model(spec(SMALL_MODEL), str(SMALL / "model.safetensors"))
+    assert_same(run(built, photograph((160, 160))), run(transformers_small(), photograph((160, 160))))
+
+
+def test_rtdetr_v2_gives_the_outputs_of_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    config = RTDetrV2Config(
+        backbone_config={"model_type": "rt_detr_resnet", "out_indices": [2, 3, 4], **backbone},
+        encoder_in_channels=[24, 32, 40], encoder_hidden_dim=32, d_model=32, decoder_in_channels=[32] * 3,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4,
+        decoder_layers=2, num_queries=20, num_labels=5,
+    )  # fmt: skip
+    network = shuffled(RTDetrV2ForObjectDetection(config))
+    network.save_pretrained(tmp_path)
+    model = {**TINY_MODEL, "architecture": "rtdetr_v2", "backbone": "resnet_18", "dec_layers": 2,
+             "backbone_args": {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40]}}  # fmt: skip
+    built = build_model(spec(model, (128, 128), 5), str(tmp_path))
+    assert_same(run(built, photograph((128, 128))), run(network, photograph((128, 128))))
+
+
+def test_an_earlier_decoder_layer_can_be_the_last_that_counts() -> None:
+    built = build_model(spec({**SMALL_MODEL, "eval_idx": 1}), str(SMALL))
+    with torch.inference_mode():
+        whole = transformers_small()(photograph((160, 160)))
+    wanted = (whole.intermediate_logits[:, 1], whole.intermediate_reference_points[:, 1])
+    assert_same(run(built, photograph((160, 160))), wanted)
+
+
+def test_constants_are_finite_float32_and_fusing_leaves_no_norm_of_a_convolution() -> None:
+    built = build_model(spec(SMALL_MODEL), str(SMALL))
+    assert isinstance(built, Detector)
+    for tensor in (*built.buffers(), *built.parameters()):
+        assert tensor.isfinite().all()
+        assert tensor.abs().max() < 1e3
+        assert tensor.dtype in (torch.float32, torch.int64)
+    assert not [name for name, module in built.named_modules() if "BatchNorm" in type(module).__name__]
+    assert not [name for name in built.state_dict() if ".bottlenecks." in name and ".conv1." in name]
+
+
+def test_every_layer_with_a_weight_has_the_name_of_the_original_code() -> None:
+    built = build_model(spec(SMALL_MODEL), str(SMALL))
+    names = {original_name(name.removesuffix(".weight")) for name, _ in built.named_parameters() if "weight" in name}
+    assert {name.partition(".")[0] for name in names} == {"backbone", "encoder", "decoder"}
+    for name in (
+        "backbone.res_layers.1.blocks.0.short.conv.conv", "encoder.fpn_blocks.0.bottlenecks.2.conv",
+        "encoder.encoder.0.layers.0.linear1", "decoder.dec_score_head.2", "decoder.enc_bbox_head.layers.0",
+        "decoder.decoder.layers.1.cross_attn.sampling_offsets", "decoder.decoder.layers.0.self_attn.out_proj",
+    ):  # fmt: skip
+        assert name in names
+
+
+def test_a_config_that_differs_says_what_to_write() -> None:
+    with pytest.raises(SpecError) as error:
+        build_model(spec({**SMALL_MODEL, "hidden_dim": 128, "dec_layers": 6}), str(SMALL))
+    config = SMALL / "config.json"
+    assert str(error.value).splitlines() == [
+        f"model.hidden_dim: {config} has encoder_hidden_dim 96, the spec makes it 128",
+        "hint: write model.hidden_dim: 96",
+        f"model.args.d_model: {config} has d_model 96, the spec makes it 128",
+        "hint: write model.args.d_model: 96",
+        f"model.dec_layers: {config} has decoder_layers 3, the spec makes it 6",
+        "hint: write model.dec_layers: 3",
+    ]
