@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits/make_data.py
-	$(BIN)/python examples/digits/demo.py
+	$(BIN)/python examples/digit_scenes/make_data.py
+	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -35,4 +36,4 @@ $(INSTALLED): requirements/lock.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) results examples/digits/data
+	rm -rf $(VENV) results examples/digits/data examples/digit_scenes/data

@@ -102,7 +102,8 @@ class _Images(Dataset[_Sample | Fault]):
 def read_image(path: Path) -> Image.Image:
     """An image as RGB, turned upright by its EXIF orientation."""
     with Image.open(path) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+        ImageOps.exif_transpose(file, in_place=True)  # else it makes a copy where there is nothing to turn
+        return file.convert("RGB")
 
 
 def image_folder(images_dir: str, where: str) -> Path:

@@ -78,7 +78,7 @@ class Detector(nn.Module):
         self.register_buffer("anchors", anchors, persistent=False)
         self.register_buffer("valid", valid, persistent=False)
         self.register_buffer("spatial_shapes", torch.tensor(shapes), persistent=False)
-        starts = [0, *torch.tensor([height * width for height, width in shapes]).cumsum(0).tolist()[:-1]]
+        starts = [0, *itertools.accumulate(height * width for height, width in shapes)][:-1]
         self.register_buffer("level_start_index", torch.tensor(starts), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ class DetectionPredictions:
         ):
             color = self._colors[label]
             drawing.rectangle(box, outline=color, width=width)
-            text = f"{self._names[label]} {100 * score:.0f} %"
+            text = f"{self._names[label]}: {100 * score:.0f} %"
             left, top, right, bottom = drawing.textbbox((0, 0), text, font=font)
             x = max(0.0, min(box[0], image.width - (right - left) - 4))
             y = box[1] - (bottom - top) - 5 if box[1] > bottom - top + 5 else box[1]  # above, else inside
