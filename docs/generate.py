@@ -19,9 +19,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each generated page with its text."""
     yield HERE / "schema-quantize.md", quantize_page()
     yield HERE / "support.md", support_page()
-    for name, info in TASKS.items():
-        if info.module:
-            yield HERE / f"schema-{name}.md", task_page(name)
+    for name in TASKS:
+        yield HERE / f"schema-{name}.md", task_page(name)
 
 
 def quantize_page() -> str:

@@ -15,6 +15,7 @@ from taoq.cli import main
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
+SCENES = ROOT / "examples" / "digit_scenes"
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,46 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, str(DIGITS / "make_data.py"), "--out", str(folder)], check=True, capture_output=True
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real digits on real photographs: calibration/, val/ and their COCO json; 24 scenes are evaluated."""
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    subprocess.run(
+        [sys.executable, str(SCENES / "make_data.py"), "--out", str(folder)], check=True, capture_output=True
+    )
+    data = json.loads((folder / "val.json").read_text(encoding="utf-8"))
+    data["images"] = data["images"][:24]
+    kept = {image["id"] for image in data["images"]}
+    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in kept]
+    (folder / "val_24.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def scenes_words(scenes: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Words of a command line on the example detector: (action, *overrides); results below tmp_path."""
+
+    def words(action: str, *overrides: str) -> list[str]:
+        return [
+            "rtdetr",
+            action,
+            "-e",
+            str(SCENES / "rtdetr.yaml"),
+            f"results_dir={tmp_path / 'results'}",
+            f"dataset.test_data_sources.image_dir={scenes / 'val'}",
+            f"dataset.test_data_sources.json_file={scenes / 'val_24.json'}",
+            f"dataset.quant_calibration_data_sources.image_dir={scenes / 'calibration'}",
+            f"dataset.quant_calibration_data_sources.json_file={scenes / 'calibration.json'}",
+            f"quantize.model_path={SCENES / 'checkpoints' / 'rtdetr_small'}",
+            "quantize.calibration.num_samples=40",
+            "evaluate.device=cpu",
+            "inference.device=cpu",
+            *overrides,
+        ]
+
+    return words
 
 
 @pytest.fixture

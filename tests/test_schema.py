@@ -26,7 +26,7 @@ def generated() -> list[tuple[Path, str]]:
 
 def test_generated_pages_are_not_stale() -> None:
     pages = generated()
-    assert len(pages) == 3
+    assert len(pages) == 4
     for path, text in pages:
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run make docs"
 

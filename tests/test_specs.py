@@ -10,6 +10,7 @@ import timm
 import torch
 
 from taoq.actions import ACTIONS, others
+from taoq.actions.quantize import named
 from taoq.quantization.backends import load_backend
 from taoq.quantization.plan import check, resolve
 from taoq.spec import load_spec, read_spec
@@ -27,7 +28,8 @@ def test_there_are_specs() -> None:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> None:
-    task = load_task(path.parent.name if path.is_relative_to(ROOT / "specs") else "classification_pyt")
+    folders = {"digits": "classification_pyt", "digit_scenes": "rtdetr"}
+    task = load_task(folders.get(path.parent.name, path.parent.name))
     action = path.stem.partition("_")[0] if path.is_relative_to(ROOT / "specs") else "quantize"
     assert action in ACTIONS
     spec = load_spec(read_spec(str(path), []), task.spec, unused=task.unused, not_needed=others(action))
@@ -36,7 +38,8 @@ def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> Non
         warnings = check(spec.quantize, backend.support)
         with torch.device("meta"):  # the names of the layers, without their memory
             model = task.build_model(spec, None)
-        assert resolve(spec.quantize, backend.layers(model), backend.support, warnings).warnings == ()
+        layers = [named(layer, task) for layer in backend.layers(model)]
+        assert resolve(spec.quantize, layers, backend.support, warnings).warnings == ()
 
 
 @pytest.fixture

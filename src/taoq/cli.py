@@ -98,9 +98,6 @@ def _parse(words: list[str]) -> _Request:
         raise SpecError(
             Fault(task, "there is no such task", did_you_mean(task, TASKS, "tasks are " + ", ".join(TASKS)))
         )
-    if not TASKS[task].module:
-        built = ", ".join(name for name, info in TASKS.items() if info.module)
-        raise SpecError(Fault(task, "this task is not built yet", f"built are: {built}"))
     if len(words) == 1 or words[1] in _HELP:
         return _Request(help=_help_task(task))
     action = words[1]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 def show(table: Table) -> None:
     """Print a table; where stdout is a file or a pipe, wide enough to cut nothing."""
-    width = None if sys.stdout.isatty() else 200
+    width = None if sys.stdout.isatty() else 400
     Console(file=sys.stdout, width=width, highlight=False).print(table)
 
 

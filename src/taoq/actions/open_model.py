@@ -76,7 +76,7 @@ def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
     backend = load_backend(manifest.backend)
     quantized = sum(1 for row in manifest.plan if row["weights"] or row["activations"])
     log.info("%s: quantized by %s, %d layers", directory, manifest.backend, quantized)
-    here = versions(backend.libraries)
+    here = versions((*backend.libraries, *task.libraries))
     changed = [
         f"{name} {then}, here {here.get(name)}" for name, then in manifest.versions.items() if here.get(name) != then
     ]

@@ -75,7 +75,7 @@ def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str
     """Build the float model, decide its layers, show the plan."""
     section: QuantizeSpec = spec.quantize
     model = task.build_model(spec, section.model_path)
-    layers = [_named(layer, task) for layer in backend.layers(model)]
+    layers = [named(layer, task) for layer in backend.layers(model)]
     plan = resolve(section, layers, backend.support, warnings)
     for warning in plan.warnings:
         log.warning(warning)
@@ -86,7 +86,7 @@ def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str
     return model, plan
 
 
-def _named(layer: Layer, task: Task[Any]) -> Layer:
+def named(layer: Layer, task: Task[Any]) -> Layer:
     """A layer with what the task knows of it: another name, and whether it is sensitive."""
     alias = task.alias(layer.name)
     kinds = (kind for pattern, kind in task.sensitive.items() if fnmatchcase(alias, pattern))
@@ -136,7 +136,7 @@ def _quantize(
             spec=spec_to_dict(spec),
             plan=tuple(report.rows(plan)),
             calibration=calibration,
-            versions=versions(backend.libraries),
+            versions=versions((*backend.libraries, *task.libraries)),
         )
         summary = {
             "backend": backend.name,

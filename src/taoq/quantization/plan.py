@@ -213,7 +213,7 @@ def resolve(
         matched = [layer for layer in layers if matches(pattern, layer)]
         for layer in matched:
             if not layer.obstacle:
-                plans[layer.name] = LayerPlan(layer=layer, rule=where, reason=f"skipped by '{pattern}'")
+                plans[layer.name] = LayerPlan(layer=layer, rule=where, reason="skipped")
         if not matched:
             near = _near(pattern, layers, "")
             unmatched.append(f"{where}: '{pattern}' matches no layer" + (f"; {near}" if near else ""))
@@ -342,10 +342,10 @@ def _near(pattern: str, layers: Iterable[Layer], otherwise: str) -> str:
 
 
 def _sensitive(plans: Iterable[LayerPlan], spec: QuantizeSpec) -> Iterator[str]:
-    """A warning for each rule and each kind of sensitive layer that it quantizes."""
+    """A warning for each rule and each kind of sensitive layer whose activations it quantizes."""
     found: dict[tuple[str, str], list[str]] = {}
     for plan in plans:
-        if plan.quantized and plan.layer.sensitive:
+        if plan.activations and plan.layer.sensitive:
             found.setdefault((plan.rule, plan.layer.sensitive), []).append(plan.layer.alias or plan.layer.name)
     patterns = {f"quantize.layers[{index}]": rule.module_name for index, rule in enumerate(spec.layers)}
     for (rule, kind), names in found.items():

@@ -10,7 +10,7 @@ from taoq.tasks.base import Task
 
 
 class TaskInfo(NamedTuple):
-    """A row of the table: where the task is (empty until it is built), and what the help says of it."""
+    """A row of the table: where the task is, and what the help says of it."""
 
     module: str
     summary: str

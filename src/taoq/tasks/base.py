@@ -86,6 +86,7 @@ class Task(Generic[S]):
         name: As on the command line.
         spec: The dataclass of its spec; has the sections quantize, evaluate, inference, export.
         unused: Fields of TAO's spec that it accepts and does not use, as patterns, with the reason.
+        libraries: Distributions that its networks are from; their versions go into the manifest.
         outputs: Names of the model's outputs, in order.
         build_model: The float model of a spec, with the weights of a checkpoint, or initialised if it is None.
         example_inputs: Inputs of one sample, of the right shape.
@@ -102,6 +103,7 @@ class Task(Generic[S]):
     name: str
     spec: type[S]
     unused: Mapping[str, str]
+    libraries: tuple[str, ...]
     outputs: tuple[str, ...]
     build_model: Callable[[S, str | None], nn.Module]
     example_inputs: Callable[[S], Inputs]

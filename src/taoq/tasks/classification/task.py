@@ -43,6 +43,7 @@ TASK = Task(
     name="classification_pyt",
     spec=ClassificationSpec,
     unused=UNUSED,
+    libraries=("timm", "torchvision"),
     outputs=("output",),
     build_model=build_model,
     example_inputs=example_inputs,

@@ -48,6 +48,7 @@ TASK = Task(
     name="rtdetr",
     spec=RtdetrSpec,
     unused=UNUSED,
+    libraries=("transformers",),
     outputs=("pred_logits", "pred_boxes"),
     build_model=build_model,
     example_inputs=example_inputs,

@@ -1,0 +1,198 @@
+"""The whole road of a detector: quantize, reload, evaluate, inference, on real scenes with a trained network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taoq.tasks.rtdetr.names import SENSITIVE, original_name
+
+Taoq = Callable[..., tuple[int, str, str]]
+Words = Callable[..., list[str]]
+
+RELOAD = """
+import json, sys
+from pathlib import Path
+import torch
+from taoq.artifact import read_manifest
+from taoq.quantization.backends import load_backend
+from taoq.spec import spec_from_dict
+from taoq.tasks import load_task
+directory = Path(sys.argv[1])
+manifest = read_manifest(directory)
+task = load_task(manifest.task)
+spec = spec_from_dict(manifest.spec, task.spec)
+model = load_backend(manifest.backend).load(directory / manifest.payload, lambda: task.build_model(spec, None))
+images = torch.load(sys.argv[2], weights_only=True)
+with torch.inference_mode():
+    torch.save(model(images), sys.argv[3])
+"""
+INT8 = "weights: {dtype: int8}, activations: {dtype: int8}"
+
+
+def report(tmp_path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((tmp_path / "results" / "quantize" / "quantization_report.json").read_text())
+    return data
+
+
+def quantized(tmp_path: Path) -> set[str]:
+    """Original names of the quantized layers."""
+    return {row["alias"] for row in report(tmp_path)["layers"] if row["weights"] or row["activations"]}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), id="modelopt.pytorch int8"),
+        pytest.param(
+            (
+                "quantize.backend=torchao",
+                "quantize.mode=weight_only_ptq",
+                "quantize.layers=[{module_name: Linear, weights: {dtype: fp8_e4m3fn}}]",
+                "quantize.skip_names=[]",
+            ),
+            id="torchao fp8",
+        ),
+        pytest.param((f"quantize.layers=[{{module_name: '*', {INT8}}}]", "quantize.skip_names=[]"), id="everything"),
+    ],
+)
+def test_an_artifact_reloads_bit_for_bit_in_a_new_process(
+    taoq: Taoq, scenes_words: Words, tmp_path: Path, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from taoq.actions import quantize
+
+    images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    outputs: list[Any] = []
+    check = quantize._check_runs
+
+    def keep(runtime: Any, inputs: Any) -> None:
+        check(runtime, inputs)
+        outputs.append(tuple(runtime.run({"inputs": images}).values()))
+
+    monkeypatch.setattr(quantize, "_check_runs", keep)
+    code, out, _ = taoq(*scenes_words("quantize", *overrides))
+    assert code == 0, out
+    directory = tmp_path / "results" / "quantize"
+    torch.save(images, tmp_path / "images.pt")
+    subprocess.run(
+        [sys.executable, "-c", RELOAD, str(directory), str(tmp_path / "images.pt"), str(tmp_path / "outputs.pt")],
+        check=True,
+        capture_output=True,
+    )
+    for mine, other in zip(outputs[0], torch.load(tmp_path / "outputs.pt", weights_only=True), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_int8_by_recipe_a_is_as_good_as_float(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
+    code, _, _ = taoq(*scenes_words("quantize"))
+    assert code == 0
+    for name, overrides in {
+        "float": [
+            f"evaluate.checkpoint={Path(__file__).parents[2] / 'examples/digit_scenes/checkpoints/rtdetr_small'}"
+        ],
+        "int8": [],
+    }.items():
+        code, _, _ = taoq(*scenes_words("evaluate", *overrides, f"evaluate.results_dir={tmp_path / name}"))
+        assert code == 0
+    results = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in ("float", "int8")}
+    assert results["float"]["num_images"] == 24
+    assert results["float"]["metrics"]["val_mAP"] > 0.8
+    assert abs(results["float"]["metrics"]["val_mAP"] - results["int8"]["metrics"]["val_mAP"]) < 0.01
+    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
+        "detections.json", "experiment.yaml", "log.txt", "precision_recall.png", "results.json", "status.json",
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "int8" / "status.json").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["STARTED", "RUNNING", "SUCCESS"]
+    assert set(lines[1]["kpi"]) >= {"val_mAP", "val_mAP50"}
+
+
+def test_the_skip_list_of_tao_skips_exactly_the_heads(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
+    code, _, err = taoq(
+        *scenes_words(
+            "quantize",
+            "quantize.backend=torchao",
+            "quantize.mode=weight_only_ptq",
+            "quantize.layers=[{module_name: Linear, weights: {dtype: int8}}]",
+            "quantize.skip_names=['*dec_score_head*', '*dec_bbox_head*', '*enc_*_head*']",
+        )
+    )
+    assert code == 0
+    assert "warning" not in err
+    linear = {row["alias"] for row in report(tmp_path)["layers"] if row["type"] == "Linear"}
+    assert linear - quantized(tmp_path) == {name for name in linear if "head." in f"{name}." and "query" not in name}
+    assert linear - quantized(tmp_path) == {
+        "decoder.enc_score_head", "decoder.dec_score_head.2",
+        *(f"decoder.enc_bbox_head.layers.{number}" for number in range(3)),
+        *(f"decoder.dec_bbox_head.{layer}.layers.{number}" for layer in range(3) for number in range(3)),
+    }  # fmt: skip
+
+
+def test_a_rule_on_sensitive_layers_says_so(taoq: Taoq, scenes_words: Words) -> None:
+    rules = f"[{{module_name: Conv2d, {INT8}}}, {{module_name: 'decoder.decoder.*', {INT8}}}]"
+    code, out, err = taoq(*scenes_words("quantize", f"quantize.layers={rules}", "quantize.skip_names=[]", "--dry-run"))
+    assert code == 0
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    where = (
+        "warning: override quantize.layers=" + rules + ": quantize.layers[1]: 'decoder.decoder.*' quantizes 3 layer(s)"
+    )
+    names = [f"decoder.decoder.layers.{layer}.cross_attn" for layer in range(3)]
+    assert warnings == [
+        f"{where} known to lose accuracy: {kind} ({', '.join(f'{name}.{part}' for name in names)});"
+        " quantize.skip_names keeps them float"
+        for part, kind in (
+            ("sampling_offsets", "sampling offsets"),
+            ("attention_weights", "attention weights of the deformable attention"),
+        )
+    ]
+    assert "(sensitive: sampling offsets)" in " ".join(out.split())
+    assert set(SENSITIVE) >= {"*.sampling_offsets", "*.attention_weights"}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["model.encoder.lateral_convs.0.conv", "encoder.lateral_convs.0.conv", "encoder.lateral_convs.[0]*"]
+)
+def test_a_pattern_matches_our_name_or_the_original_one(
+    taoq: Taoq, scenes_words: Words, tmp_path: Path, pattern: str
+) -> None:
+    rules = f"[{{module_name: '{pattern}', {INT8}}}]"
+    code, _, _ = taoq(*scenes_words("quantize", f"quantize.layers={rules}", "quantize.skip_names=[]"))
+    assert code == 0
+    assert quantized(tmp_path) == {original_name("model.encoder.lateral_convs.0.conv")}
+
+
+def test_inference_writes_pictures_labels_and_one_json(
+    taoq: Taoq, scenes_words: Words, scenes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in (1, 2, 3):
+        (folder / f"{number}.jpg").write_bytes((scenes / "val" / f"000{number}.jpg").read_bytes())
+    checkpoint = Path(__file__).parents[2] / "examples" / "digit_scenes" / "checkpoints" / "rtdetr_small"
+    code, _, _ = taoq(
+        *scenes_words(
+            "inference", f"inference.checkpoint={checkpoint}", f"dataset.infer_data_sources.image_dir=[{folder}]"
+        )
+    )
+    assert code == 0
+    results = tmp_path / "results" / "inference"
+    assert sorted(path.name for path in (results / "visualize").iterdir()) == ["1.jpg.png", "2.jpg.png", "3.jpg.png"]
+    data = json.loads((results / "detections.json").read_text())
+    assert [image["file_name"] for image in data["images"]] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert [category["name"] for category in data["categories"]] == [str(digit) for digit in range(10)]
+    truth = json.loads((scenes / "val.json").read_text())
+    wanted = sorted(
+        (entry["image_id"], str(entry["category_id"] - 1)) for entry in truth["annotations"] if entry["image_id"] <= 3
+    )
+    assert sorted((entry["image_id"], str(entry["category_id"])) for entry in data["annotations"]) == wanted
+    lines = [
+        line for number in (1, 2, 3) for line in (results / "labels" / f"{number}.jpg.txt").read_text().splitlines()
+    ]
+    assert len(lines) == len(wanted)
+    assert {len(line.split()) for line in lines} == {16}
