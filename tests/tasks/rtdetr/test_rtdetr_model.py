@@ -18,7 +18,7 @@ from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrV2Config,
 
 from taoq.errors import SpecError
 from taoq.spec import spec_from_dict
-from taoq.tasks.rtdetr.model import build_model
+from taoq.tasks.rtdetr.model import build_model, make_config
 from taoq.tasks.rtdetr.names import original_name
 from taoq.tasks.rtdetr.network import Detector
 from taoq.tasks.rtdetr.spec import RtdetrSpec
@@ -207,3 +207,24 @@ def test_a_config_that_differs_says_what_to_write() -> None:
         f"model.dec_layers: {config} has decoder_layers 3, the spec makes it 6",
         "hint: write model.dec_layers: 3",
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        ({"backbone": "resnet_18", "expansion": 0.5, "dec_layers": 3}, 20),
+        ({"backbone": "resnet_34", "expansion": 0.5, "dec_layers": 4}, 31),
+        ({}, 42),
+        (
+            {"backbone": "resnet_101", "hidden_dim": 384, "dim_feedforward": 2048,
+             "args": {"d_model": 256, "decoder_ffn_dim": 1024}},
+            76,
+        ),
+    ],
+    ids=["R18", "R34", "R50", "R101"],
+)  # fmt: skip
+def test_the_fields_in_the_docs_make_the_published_networks(model: dict[str, Any], millions: int) -> None:
+    """Table 2 of the paper, in millions of parameters."""
+    with torch.device("meta"):
+        network = RTDetrForObjectDetection(make_config(spec(model, classes=80)))
+    assert sum(parameter.numel() for parameter in network.parameters()) // 1_000_000 == millions
