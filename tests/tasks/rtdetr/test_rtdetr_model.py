@@ -61,9 +61,17 @@ def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], tolerance: float = 1e-4) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
+    """The same queries, in whatever order: two of nearly one score may change places."""
+    for mine, other in zip(torch.cat(ours, 2), torch.cat(theirs, 2), strict=True):
         assert mine.shape == other.shape
-        assert torch.allclose(mine, other, rtol=0, atol=tolerance), (mine - other).abs().max()
+        distances = torch.cdist(mine, other, p=torch.inf)
+        assert distances.amin(0).max() < tolerance
+        assert distances.amin(1).max() < tolerance
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
 
 
 ORIGINALS = {
@@ -148,7 +156,6 @@ def test_a_state_dict_of_transformers_alone_will_do() -> None:
 
 
 def test_rtdetr_v2_gives_the_outputs_of_transformers(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     backbone = {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [2, 2, 2, 2], "layer_type": "basic"}
     config = RTDetrV2Config(
         backbone_config={"model_type": "rt_detr_resnet", "out_indices": [2, 3, 4], **backbone},
@@ -202,8 +209,6 @@ def test_a_config_that_differs_says_what_to_write() -> None:
     assert str(error.value).splitlines() == [
         f"model.hidden_dim: {config} has encoder_hidden_dim 96, the spec makes it 128",
         "hint: write model.hidden_dim: 96",
-        f"model.args.d_model: {config} has d_model 96, the spec makes it 128",
-        "hint: write model.args.d_model: 96",
         f"model.dec_layers: {config} has decoder_layers 3, the spec makes it 6",
         "hint: write model.dec_layers: 3",
     ]
