@@ -26,19 +26,20 @@ FIGURES = (
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
 """COCO's twelve numbers in the order of `COCOeval.stats`; the first two under TAO's names (AP and AP50)."""
-_MOST = 100
-"""Detections of an image that COCO counts; the others never reach the evaluation."""
 _COLUMNS = 7  # image id, class index, score, x, y, width, height
 
 
 class CocoMetric:
-    """Keeps 28 bytes a detection, and evaluates one class at a time: memory does not grow with the classes."""
+    """Keeps 56 bytes a detection, and evaluates one class at a time: memory does not grow with the classes."""
 
     def __init__(self, spec: RtdetrSpec) -> None:
         _, self._coco = evaluation_source(spec)
         self._spec = spec
         known = set(self._coco.category_ids) - {-1}
         chosen = spec.dataset.eval_class_ids
+        if chosen == []:
+            hint = "name category ids, or leave the field out to evaluate all"
+            raise SpecError(Fault("dataset.eval_class_ids", "empty: nothing would be evaluated", hint))
         strange = sorted(set(chosen or ()) - known)
         if strange:
             what = f"{strange} are no category ids of {self._coco.path}"
@@ -64,6 +65,7 @@ class CocoMetric:
     def compute(self) -> dict[str, float]:
         """COCO's twelve numbers, in 0..1; those of a size that no annotation has are left out."""
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
+        self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = _index(self._coco.data, self._coco.data["annotations"])
             parts = [self._evaluate(index, rows) for index in self._classes]
@@ -131,12 +133,12 @@ class CocoMetric:
 
 
 def _rows(image_id: int, found: Detections) -> NDArray[np.float64]:
-    """The best detections of an image, best first, as rows of `_COLUMNS` numbers."""
-    boxes = found.boxes[:_MOST].double().numpy()
+    """The detections of an image, best first, as rows of `_COLUMNS` numbers; pycocotools takes 100 of each class."""
+    boxes = found.boxes.double().numpy()
     rows = np.empty((len(boxes), _COLUMNS))
     rows[:, 0] = image_id
-    rows[:, 1] = found.labels[:_MOST].numpy()
-    rows[:, 2] = found.scores[:_MOST].double().numpy()
+    rows[:, 1] = found.labels.numpy()
+    rows[:, 2] = found.scores.double().numpy()
     rows[:, 3:5] = boxes[:, :2]
     rows[:, 5:] = boxes[:, 2:] - boxes[:, :2]
     return rows
