@@ -41,7 +41,7 @@ MODELOPT_IS_FOR = (
     "modelopt.pytorch is for accuracy studies in torch (quantization is simulated, it brings no speed) and smaller"
     " files\n"
 )
-ALL_ARE_USED = "quantize.calibration.num_samples is 512, the folder has 20 images: all are used\n"
+ALL_ARE_USED = "quantize.calibration.num_samples is 512, there are 20 images: all are used\n"
 
 DAMAGED = "is cut off, or is not a checkpoint of torch\nhint: copy the file again, or give another one\n"
 CODE = (

@@ -904,7 +904,7 @@ def test_arguments_that_modelopt_takes_but_cannot_use_on_this_network_are_refuse
         2,
         "modelopt.pytorch is for accuracy studies in torch (quantization is simulated, it brings no speed) and"
         " smaller files\n"
-        "quantize.calibration.num_samples is 512, the folder has 20 images: all are used\n"
+        "quantize.calibration.num_samples is 512, there are 20 images: all are used\n"
         "spec.yaml:35: quantize.backend_kwargs: ModelOpt cannot calibrate with these arguments: Could not find"
         " transformer layers in model. Layerwise calibration requires a model with identifiable transformer layers.\n"
         "hint: take out those that this network does not allow\n",

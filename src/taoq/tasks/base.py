@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from taoq.errors import Fault, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,3 +117,21 @@ class Task(Generic[S]):
     check_same_model: Callable[[S, S], None]
     alias: Callable[[str], str] = _no_alias
     sensitive: Mapping[str, str] = field(default_factory=dict)
+
+
+def refuse_differences(pairs: Iterable[tuple[str, object, object]]) -> None:
+    """Refuse an artifact whose stored spec is about another model.
+
+    Args:
+        pairs: A field, its value in the user's spec, and in the artifact's.
+
+    Raises:
+        SpecError: With every field that differs.
+    """
+    faults = [
+        Fault(field, f"is {mine}, the artifact was made with {theirs}", "use the spec that it was quantized with")
+        for field, mine, theirs in pairs
+        if mine != theirs
+    ]
+    if faults:
+        raise SpecError(*faults)

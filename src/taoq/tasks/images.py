@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from taoq.errors import Fault, TaoqError
 from taoq.tasks.base import Batch
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Image files, in any case of letters."""
@@ -138,6 +142,15 @@ def image_files(folder: Path, where: str) -> Iterator[Path]:
                 yield Path(parent, name)
     if not found:
         raise TaoqError(Fault(where, f"{folder} has no images", "image files end in " + ", ".join(SUFFIXES)))
+
+
+def draw(paths: Sequence[Path], num_samples: int, seed: int) -> list[Path]:
+    """A seeded draw of images for calibration, in random order; all of them where there are fewer."""
+    if len(paths) < num_samples:
+        log.info("quantize.calibration.num_samples is %d, there are %d images: all are used", num_samples, len(paths))
+    shuffled = list(paths)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[:num_samples]
 
 
 def _processors() -> int:

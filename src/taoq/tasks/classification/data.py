@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torchvision import transforms
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.tasks.base import Inputs
 from taoq.tasks.classification.spec import ClassificationSpec
-from taoq.tasks.images import ImageBatches, image_files, image_folder
+from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +88,7 @@ def calibration_batches(spec: ClassificationSpec) -> ImageBatches:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
         raise SpecError(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
     paths = list(image_files(image_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
-    if len(paths) < section.num_samples:
-        log.info(
-            "quantize.calibration.num_samples is %d, the folder has %d images: all are used",
-            section.num_samples,
-            len(paths),
-        )
-    random.Random(section.seed).shuffle(paths)
-    chosen = paths[: section.num_samples]
+    chosen = draw(paths, section.num_samples, section.seed)
     return _batches(spec, chosen, [-1] * len(chosen), section.batch_size or spec.dataset.batch_size)
 
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from taoq.errors import Fault, SpecError
-from taoq.tasks.base import Task
+from taoq.tasks.base import Task, refuse_differences
 from taoq.tasks.classification.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.model import build_model
@@ -26,17 +25,7 @@ def check_same_model(spec: ClassificationSpec, stored: ClassificationSpec) -> No
     ]
     if spec.model.backbone.type:
         pairs.append(("model.backbone.type", spec.model.backbone.type, stored.model.backbone.type))
-    faults = [
-        Fault(
-            field,
-            f"is {mine}, the artifact was made with {theirs}",
-            "use the spec that it was quantized with",
-        )
-        for field, mine, theirs in pairs
-        if mine != theirs
-    ]
-    if faults:
-        raise SpecError(*faults)
+    refuse_differences(pairs)
 
 
 TASK = Task(

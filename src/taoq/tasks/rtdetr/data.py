@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.tasks.base import Inputs
-from taoq.tasks.images import ImageBatches, image_files, image_folder
+from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
@@ -90,14 +89,14 @@ def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
     _require(path, data, "annotations", ("image_id", "category_id", "bbox"))
     _require(path, data, "categories", ("id", "name"))
     images = {image["id"]: image for image in data["images"]}
-    categories = {category["id"]: category["name"] for category in data["categories"]}
+    categories = {category["id"]: str(category["name"]) for category in data["categories"]}
     kept: list[dict[str, Any]] = []
     empty = 0
     for number, annotation in enumerate(data["annotations"]):
         name = f"{path}: annotation {annotation.get('id', number)}"
-        if annotation["image_id"] not in images:
+        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
             raise TaoqError(Fault(name, f"its image_id {annotation['image_id']} is no image", "correct the json"))
-        if annotation["category_id"] not in categories:
+        if not isinstance(annotation["category_id"], int) or annotation["category_id"] not in categories:
             what = f"its category_id {annotation['category_id']} is no category"
             raise TaoqError(Fault(name, what, "correct the json"))
         box = annotation["bbox"]
@@ -108,11 +107,17 @@ def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
             continue
         image = images[annotation["image_id"]]
         width, height = image.get("width"), image.get("height")
-        if width and height and (box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0):
+        known = isinstance(width, int | float) and isinstance(height, int | float) and width and height
+        if known and (box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0):
             what = f"its bbox {box} is outside of the image, {width} x {height}"
             raise TaoqError(Fault(name, what, "correct the json: a bbox is [x, y, width, height] in pixels"))
-        filled = {"id": len(kept) + 1, "iscrowd": 0, "area": box[2] * box[3], **annotation}
-        kept.append({**filled, "id": len(kept) + 1})
+        area = annotation.get("area")
+        filled = {
+            "id": len(kept) + 1,
+            "iscrowd": int(bool(annotation.get("iscrowd"))),
+            "area": area if isinstance(area, int | float) else box[2] * box[3],
+        }
+        kept.append({**annotation, **filled})
     if empty:
         log.warning("%s: %d annotation(s) without width or height are left out", where, empty)
     ids = _category_ids(sorted(categories), spec, path)
@@ -130,8 +135,12 @@ def _category_ids(ids: Sequence[int], spec: RtdetrSpec, path: Path) -> tuple[int
         return tuple(ids)
     if ids and not spec.dataset.remap_mscoco_category and ids[0] >= 0 and ids[-1] + 1 == classes:
         return tuple(number if number in set(ids) else -1 for number in range(classes))
-    what = f"is {classes}; {path} has {len(ids)} categories with ids up to {ids[-1] if ids else 'none'}"
-    hint = f"write {len(ids)}, or {ids[-1] + 1 if ids else 1} if the network was trained with TAO's largest id + 1"
+    if not ids:
+        raise TaoqError(Fault(str(path), "names no categories", "name a COCO json with categories"))
+    what = f"is {classes}; {path} has {len(ids)} categories with ids up to {ids[-1]}"
+    hint = f"write {len(ids)}, or {ids[-1] + 1} if the network was trained with TAO's largest id + 1"
+    if spec.dataset.remap_mscoco_category:
+        hint = f"write {len(ids)}, or dataset.remap_mscoco_category: false if the outputs are category ids"
     raise TaoqError(Fault("dataset.num_classes", what, hint))
 
 
@@ -203,14 +212,7 @@ def calibration_batches(spec: RtdetrSpec) -> ImageBatches:
         paths = _paths(_read_json(path, f"{where}.json_file"), folder, path)
     else:
         paths = list(image_files(folder, f"{where}.image_dir"))
-    if len(paths) < section.num_samples:
-        log.info(
-            "quantize.calibration.num_samples is %d, there are %d images: all are used",
-            section.num_samples,
-            len(paths),
-        )
-    random.Random(section.seed).shuffle(paths)
-    chosen = paths[: section.num_samples]
+    chosen = draw(paths, section.num_samples, section.seed)
     return _batches(spec, chosen, range(len(chosen)), section.batch_size or spec.dataset.batch_size)
 
 
@@ -297,10 +299,8 @@ class Resize:
         """[3, height, width] float32."""
         height, width = self.size
         if self.keep_shape:
-            scale = fit(self.size, image.size)
-            inside = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             canvas = Image.new("RGB", (width, height))
-            canvas.paste(image.resize(inside, Image.Resampling.BILINEAR))
+            canvas.paste(image.resize(fit(self.size, image.size), Image.Resampling.BILINEAR))
             image = canvas
         else:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -309,6 +309,7 @@ class Resize:
         return pixels.float().div_(255)
 
 
-def fit(size: tuple[int, int], image: tuple[float, float]) -> float:
-    """The scale at which an image (width, height) just fits an input (height, width)."""
-    return min(size[0] / image[1], size[1] / image[0])
+def fit(size: tuple[int, int], image: tuple[float, float]) -> tuple[int, int]:
+    """Width and height, pixels, at which an image (width, height) just fits an input (height, width)."""
+    scale = min(size[0] / image[1], size[1] / image[0])
+    return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))

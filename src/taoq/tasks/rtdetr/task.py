@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from taoq.errors import Fault, SpecError
-from taoq.tasks.base import Task
+from taoq.tasks.base import Task, refuse_differences
 from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.rtdetr.metric import CocoMetric
 from taoq.tasks.rtdetr.model import build_model
@@ -35,13 +34,7 @@ def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
     if spec.model != ModelSpec():
         names = ("architecture", "backbone", "hidden_dim", "dec_layers", "num_queries")
         pairs += [(f"model.{name}", getattr(spec.model, name), getattr(stored.model, name)) for name in names]
-    faults = [
-        Fault(field, f"is {mine}, the artifact was made with {theirs}", "use the spec that it was quantized with")
-        for field, mine, theirs in pairs
-        if mine != theirs
-    ]
-    if faults:
-        raise SpecError(*faults)
+    refuse_differences(pairs)
 
 
 TASK = Task(
