@@ -508,8 +508,8 @@ CASES = [
         ("quantize.model_path=''",),
         2,
         [
-            "override quantize.model_path='': quantize.model_path: missing: no checkpoint is given",
-            "hint: give a Hugging Face folder, an original .pth, or a .safetensors file",
+            "spec.yaml:23: model: no checkpoint is given",
+            "hint: write quantize.model_path, evaluate.checkpoint or inference.checkpoint: a Hugging Face folder or a file",
         ],
     ),
     Case(

@@ -44,6 +44,19 @@ def test_quantize_and_evaluate_on_a_gpu(
     assert accuracy[0] == pytest.approx(accuracy[1], abs=0.005)
 
 
+def test_a_detector_on_a_gpu(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
+    code, _, err = taoq(*scenes_words("quantize", "quantize.device=cuda"))
+    assert code == 0, err
+    precision = []
+    for device in ("cuda", "cpu"):
+        code, _, err = taoq(*scenes_words("evaluate", f"evaluate.device={device}"))
+        assert code == 0, err
+        results = json.loads((tmp_path / "results" / "evaluate" / "results.json").read_text())
+        precision.append(results["metrics"]["val_mAP"])
+    assert min(precision) > 0.8
+    assert precision[0] == pytest.approx(precision[1], abs=0.01)
+
+
 def test_a_gpu_that_is_not_there_is_refused(taoq: Taoq, digits_words: Words) -> None:
     count = torch.cuda.device_count()
     code, _, err = taoq(*digits_words("quantize", "vit_tiny", f"quantize.device=cuda:{count}"))

@@ -144,7 +144,7 @@ def test_the_shape_of_an_image_can_be_kept_and_boxes_find_their_way_back(tmp_pat
     assert tall[:, :, 37:].max() == 0
     logits = torch.full((1, 5, 2), -9.0)
     logits[0, 0, 1] = 9.0
-    whole = torch.tensor([[50 * 64 / 90 / 96 / 2, 0.5, 50 * 64 / 90 / 96, 1.0]]).expand(1, 5, 4)
+    whole = torch.tensor([[36 / 96 / 2, 0.5, 36 / 96, 1.0]]).expand(1, 5, 4)
     (found,) = detections(job, {"pred_logits": logits, "pred_boxes": whole}, batches[1].targets, 0.5)
     assert torch.allclose(found.boxes, torch.tensor([[0.0, 0.0, 50.0, 90.0]]), atol=1e-4)
 

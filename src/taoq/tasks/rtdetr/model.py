@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
 
     size = input_size(spec)
     if checkpoint == "":
-        hint = "give a Hugging Face folder, an original .pth, or a .safetensors file"
-        raise SpecError(Fault("quantize.model_path", "missing: no checkpoint is given", hint))
+        hint = "write quantize.model_path, evaluate.checkpoint or inference.checkpoint: a Hugging Face folder or a file"
+        raise SpecError(Fault("model", "no checkpoint is given", hint))
     config = make_config(spec)
     columns_first = False
     if checkpoint is None:
@@ -225,7 +226,9 @@ def _create(config: Any) -> nn.Module:
 
     kind = RTDetrForObjectDetection if config.model_type == "rt_detr" else RTDetrV2ForObjectDetection
     try:
-        model: nn.Module = kind(config).model
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You'd better set embed_dim")  # for the authors' CUDA code
+            model: nn.Module = kind(config).model
         return model
     except (ValueError, TypeError, RuntimeError, KeyError, IndexError, AssertionError, ZeroDivisionError) as error:
         what = f"transformers cannot make this network: {_one_line(error)}"

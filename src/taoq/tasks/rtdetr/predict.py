@@ -58,8 +58,7 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
     for row, (w, h) in enumerate(targets.sizes.tolist()):
         scale = torch.tensor([w, h])
         if spec.dataset.augmentation.preserve_aspect_ratio:
-            inside = fit((height, width), (w, h))
-            scale *= torch.tensor([width / inside[0], height / inside[1]])
+            scale = torch.tensor([width, height]) / fit((height, width), (w, h))
         boxes = corners[row][best.indices[row] // classes] * scale.repeat(2)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))
         there = best.values[row] >= threshold
