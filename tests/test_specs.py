@@ -193,3 +193,97 @@ evaluate:
     code, out, err = taoq("classification_pyt", "evaluate", "-e", str(spec))
     assert code == 0, err
     assert "val_acc_5" in out
+
+
+def test_a_whole_detector_spec_of_a_tao_user_runs_unchanged(taoq: Taoq, tmp_path: Path, scenes: Path) -> None:
+    network = build_detector(tmp_path / "model.pth")
+    (tmp_path / "spec.yaml").write_text(
+        f"""\
+results_dir: {tmp_path}
+encryption_key: tlt_encode
+wandb: {{enable: false}}
+model:
+  backbone: resnet_18
+  train_backbone: true
+  pretrained_backbone_path: null
+  return_interm_indices: [1, 2, 3]
+  feat_channels: [256, 256, 256]
+  dec_layers: 2
+  num_queries: 20
+  num_select: 20
+  dropout_ratio: 0.0
+  vfl_loss_coef: 1.0
+  bbox_cost: 5.0
+  loss_types: [vfl, boxes]
+  frozen_fm: {{enabled: false, backbone: radio_v2-l}}
+dataset:
+  train_data_sources: [{{image_dir: /data/train, json_file: /data/train.json}}]
+  val_data_sources: {{image_dir: {scenes}/val, json_file: {scenes}/val_24.json}}
+  test_data_sources: {{image_dir: {scenes}/val, json_file: {scenes}/val_24.json}}
+  num_classes: 11
+  batch_size: 8
+  workers: 0
+  pin_memory: true
+  dataset_type: serialized
+  remap_mscoco_category: false
+  augmentation:
+    multi_scales: [480, 512]
+    train_spatial_size: [64, 64]
+    eval_spatial_size: [64, 64]
+    distortion_prob: 0.8
+train: {{num_epochs: 72, optim: {{lr: 0.0001}}}}
+distill:
+  teacher: ???
+export:
+  checkpoint: ???
+  onnx_file: ???
+gen_trt_engine:
+  onnx_file: ???
+quantize:
+  model_path: ${{results_dir}}/model.pth
+  results_dir: ${{results_dir}}/q_ao
+  backend: torchao
+  mode: weight_only_ptq
+  layers: [{{module_name: Linear, weights: {{dtype: int8}}}}]
+  skip_names: ["*dec_score_head*", "*dec_bbox_head*", "*enc_*_head*"]
+evaluate:
+  checkpoint: ${{results_dir}}/q_ao/quantized_model_torchao.pth
+  is_quantized: true
+  conf_threshold: 0.0
+  input_width: null
+  trt_engine: ???
+inference:
+  checkpoint: ???
+  conf_threshold: 0.5
+  color_map: null
+  is_internal: false
+""",
+        encoding="utf-8",
+    )
+    code, out, err = taoq("rtdetr", "quantize", "-e", str(tmp_path / "spec.yaml"))
+    assert code == 0, err
+    heads = 1 + 3 + 1 + 2 * 3  # of the encoder, of the last decoder layer, boxes of every layer
+    linear = sum(isinstance(module, torch.nn.Linear) for module in network.modules()) - 1  # a head of training
+    assert f"quantized {linear - heads} of {linear} layers" in out
+    assert [
+        line for line in err.splitlines() if "warning: " in line and "is not available on this machine" not in line
+    ] == []
+    not_used = next(line for line in err.splitlines() if line.startswith("not used by taoq: "))
+    for field in ("model.vfl_loss_coef", "model.feat_channels", "dataset.train_data_sources", "train", "distill"):
+        assert f" {field} (" in not_used
+    code, _, err = taoq("rtdetr", "evaluate", "-e", str(tmp_path / "spec.yaml"), "evaluate.device=cpu")
+    assert code == 0, err
+    assert (tmp_path / "evaluate" / "results.json").is_file()
+
+
+def build_detector(path: Path) -> torch.nn.Module:
+    """Write an untrained R18 with two decoder layers as Lightning would; TAO's largest category id is 10."""
+    from transformers import RTDetrForObjectDetection
+
+    from taoq.tasks.rtdetr.model import make_config
+    from taoq.tasks.rtdetr.spec import DatasetSpec, ModelSpec, RtdetrSpec
+
+    model = ModelSpec(backbone="resnet_18", dec_layers=2, num_queries=20)
+    network = RTDetrForObjectDetection(make_config(RtdetrSpec(model=model, dataset=DatasetSpec(num_classes=11))))
+    torch.save({"state_dict": {f"model.{key}": value for key, value in network.state_dict().items()}}, path)
+    return network

@@ -182,7 +182,7 @@ def test_inference_writes_pictures_labels_and_one_json(
     )
     assert code == 0
     results = tmp_path / "results" / "inference"
-    assert sorted(path.name for path in (results / "visualize").iterdir()) == ["1.jpg.png", "2.jpg.png", "3.jpg.png"]
+    assert sorted(path.name for path in (results / "images_annotated").iterdir()) == ["1.png", "2.png", "3.png"]
     data = json.loads((results / "detections.json").read_text())
     assert [image["file_name"] for image in data["images"]] == ["1.jpg", "2.jpg", "3.jpg"]
     assert [category["name"] for category in data["categories"]] == [str(digit) for digit in range(10)]
@@ -191,8 +191,6 @@ def test_inference_writes_pictures_labels_and_one_json(
         (entry["image_id"], str(entry["category_id"] - 1)) for entry in truth["annotations"] if entry["image_id"] <= 3
     )
     assert sorted((entry["image_id"], str(entry["category_id"])) for entry in data["annotations"]) == wanted
-    lines = [
-        line for number in (1, 2, 3) for line in (results / "labels" / f"{number}.jpg.txt").read_text().splitlines()
-    ]
+    lines = [line for number in (1, 2, 3) for line in (results / "labels" / f"{number}.txt").read_text().splitlines()]
     assert len(lines) == len(wanted)
     assert {len(line.split()) for line in lines} == {16}

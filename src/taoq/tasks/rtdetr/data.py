@@ -299,10 +299,8 @@ class Resize:
         """[3, height, width] float32."""
         height, width = self.size
         if self.keep_shape:
-            scale = fit(self.size, image.size)
-            inside = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             canvas = Image.new("RGB", (width, height))
-            canvas.paste(image.resize(inside, Image.Resampling.BILINEAR))
+            canvas.paste(image.resize(fit(self.size, image.size), Image.Resampling.BILINEAR))
             image = canvas
         else:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -311,6 +309,7 @@ class Resize:
         return pixels.float().div_(255)
 
 
-def fit(size: tuple[int, int], image: tuple[float, float]) -> float:
-    """The scale at which an image (width, height) just fits an input (height, width)."""
-    return min(size[0] / image[1], size[1] / image[0])
+def fit(size: tuple[int, int], image: tuple[float, float]) -> tuple[int, int]:
+    """Width and height, pixels, at which an image (width, height) just fits an input (height, width)."""
+    scale = min(size[0] / image[1], size[1] / image[0])
+    return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))

@@ -58,7 +58,8 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
     for row, (w, h) in enumerate(targets.sizes.tolist()):
         scale = torch.tensor([w, h])
         if spec.dataset.augmentation.preserve_aspect_ratio:
-            scale = torch.tensor([width, height]) / fit((height, width), (w, h))
+            inside = fit((height, width), (w, h))
+            scale *= torch.tensor([width / inside[0], height / inside[1]])
         boxes = corners[row][best.indices[row] // classes] * scale.repeat(2)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))
         there = best.values[row] >= threshold
@@ -68,7 +69,7 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
 class DetectionPredictions:
     """Writes as batches come; only what is found is kept, for the json."""
 
-    files = ("detections.json", "labels", "visualize")
+    files = ("detections.json", "labels", "images_annotated")
 
     def __init__(self, spec: RtdetrSpec, directory: Path) -> None:
         self._spec = spec
@@ -76,6 +77,7 @@ class DetectionPredictions:
         self._colors = _colors(spec, self._names)
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
+        self._written: set[Path] = set()
         self._directory = directory
         self._images: list[dict[str, Any]] = []
         self._found: list[dict[str, Any]] = []
@@ -120,14 +122,21 @@ class DetectionPredictions:
                     }
                 )
                 lines.append(_KITTI.format(name=self._names[label].replace(" ", "_"), box=box) + f" {score:.4f}\n")
-            # another suffix stays in the name: a.jpg and a.png are two pictures
-            label_file = self._directory / "labels" / path.with_name(path.name + ".txt")
+            label_file = self._fresh(self._directory / "labels" / path, ".txt")
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_text("".join(lines), encoding="utf-8")
             if draw:
-                picture = self._directory / "visualize" / path.with_name(path.name.removesuffix(".png") + ".png")
+                picture = self._fresh(self._directory / "images_annotated" / path, ".png")
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 self._draw(read_image(Path(name)), items).save(picture)
+
+    def _fresh(self, path: Path, suffix: str) -> Path:
+        """TAO's name of a result, `a.txt` for a.jpg; `a.png.txt` for an a.png beside it."""
+        name = path.with_suffix(suffix)
+        if name in self._written:
+            name = path.with_name(path.name + suffix)
+        self._written.add(name)
+        return name
 
     def _relative(self, path: Path) -> Path:
         """A name below the results that no two images share."""
