@@ -281,6 +281,21 @@ def test_the_twelve_numbers_are_those_of_one_plain_run_of_pycocotools(tmp_path: 
         assert picture.size == (600, 500)
 
 
+def test_images_of_another_size_than_the_json_says_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, categories={1: "a", 2: "b"}, annotations=[{"image_id": 10, "category_id": 1, "bbox": [1, 1, 9, 9]}])
+    Image.new("RGB", (30, 20)).save(tmp_path / "images" / "b.png")
+    metric = CocoMetric(spec(tmp_path))
+    for batch in evaluation_batches(spec(tmp_path)):
+        count = len(batch.paths)
+        metric.update({"pred_logits": torch.zeros(count, 5, 2), "pred_boxes": torch.rand(count, 5, 4)}, batch.targets)
+    with caplog.at_level(logging.WARNING, "taoq"):
+        metric.compute()
+    assert caplog.messages == [
+        f"{tmp_path / 'val.json'}: 1 image(s) are of another size than it says, first b.png:"
+        " are its boxes for these files?"
+    ]
+
+
 def test_categories_can_be_chosen(tmp_path: Path) -> None:
     job, outputs = scene(tmp_path, images=20, classes=3)
     chosen = spec(tmp_path, classes=3, size=(320, 320), dataset={"eval_class_ids": [3]})
@@ -337,7 +352,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def test_evaluation_keeps_little(tmp_path: Path) -> None:
-    """100,000 detections that count, of 300,000; the whole of it beyond start-up."""
+    """300,000 detections; the whole of it beyond start-up."""
     run = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=True,

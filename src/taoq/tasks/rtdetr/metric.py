@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from taoq.tasks.base import Outputs
 from taoq.tasks.rtdetr.data import Targets, evaluation_source
 from taoq.tasks.rtdetr.predict import Detections, detections
 from taoq.tasks.rtdetr.spec import RtdetrSpec
+
+log = logging.getLogger(__name__)
 
 FIGURES = (
     "val_mAP", "val_mAP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -49,6 +52,8 @@ class CocoMetric:
             for index, id_ in enumerate(self._coco.category_ids)
             if id_ in known and (chosen is None or id_ in chosen)
         ]
+        self._images = {image["id"]: image for image in self._coco.data["images"]}
+        self._of_another_size: list[str] = []
         self._rows: list[NDArray[np.float64]] = []
         self._truth: COCO | None = None
         self._precision: NDArray[np.float64] | None = None
@@ -57,6 +62,11 @@ class CocoMetric:
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
+        for image_id, size in zip(targets.image_ids, targets.sizes.tolist(), strict=True):
+            image = self._images[image_id]
+            said = [image.get("width"), image.get("height")]
+            if None not in said and said != size:
+                self._of_another_size.append(str(image["file_name"]))
         for image_id, found in zip(
             targets.image_ids, detections(self._spec, outputs, targets, self._spec.evaluate.conf_threshold), strict=True
         ):
@@ -64,6 +74,13 @@ class CocoMetric:
 
     def compute(self) -> dict[str, float]:
         """COCO's twelve numbers, in 0..1; those of a size that no annotation has are left out."""
+        if self._of_another_size:
+            log.warning(
+                "%s: %d image(s) are of another size than it says, first %s: are its boxes for these files?",
+                self._coco.path,
+                len(self._of_another_size),
+                self._of_another_size[0],
+            )
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
         self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):

@@ -292,7 +292,11 @@ def _check_config(folder: Path, config: Any) -> None:
     if not isinstance(backbone, dict) or backbone.get("model_type") != "rt_detr_resnet":
         what = "its backbone is not transformers' rt_detr_resnet"
         raise TaoqError(Fault(str(path), what, f"backbones that work are {', '.join(_BACKBONES)}"))
-    stored["num_labels"] = len(stored.get("id2label") or {}) or stored.get("num_labels", 2)
+    names, count = stored.get("id2label"), stored.get("num_labels", 2)
+    stored["num_labels"] = len(names) if isinstance(names, dict) and names else count
+    if not isinstance(stored["num_labels"], int):
+        what = "has neither id2label nor num_labels, so it does not say how many classes there are"
+        raise TaoqError(Fault(str(path), what, "copy the file again"))
     mine = config.to_dict()
     mine["num_labels"] = config.num_labels
     theirs = mine | stored  # a config may leave out what is the default

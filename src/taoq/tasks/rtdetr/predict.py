@@ -122,21 +122,22 @@ class DetectionPredictions:
                     }
                 )
                 lines.append(_KITTI.format(name=self._names[label].replace(" ", "_"), box=box) + f" {score:.4f}\n")
-            label_file = self._fresh(self._directory / "labels" / path, ".txt")
+            stem = self._fresh(path)
+            label_file = self._directory / "labels" / f"{stem}.txt"
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_text("".join(lines), encoding="utf-8")
             if draw:
-                picture = self._fresh(self._directory / "images_annotated" / path, ".png")
+                picture = self._directory / "images_annotated" / f"{stem}.png"
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 self._draw(read_image(Path(name)), items).save(picture)
 
-    def _fresh(self, path: Path, suffix: str) -> Path:
-        """TAO's name of a result, `a.txt` for a.jpg; `a.png.txt` for an a.png beside it."""
-        name = path.with_suffix(suffix)
-        if name in self._written:
-            name = path.with_name(path.name + suffix)
-        self._written.add(name)
-        return name
+    def _fresh(self, path: Path) -> Path:
+        """What the results of an image are called before their suffix: `a` for a.jpg, `a.png` for one beside it."""
+        stem = path.with_suffix("")
+        if stem in self._written:
+            stem = path
+        self._written.add(stem)
+        return stem
 
     def _relative(self, path: Path) -> Path:
         """A name below the results that no two images share."""
