@@ -191,7 +191,7 @@ def machine() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    names = ("torch", "torchvision", "torchao", "nvidia-modelopt", "timm", "pillow")
+    names = ("torch", "torchvision", "torchao", "nvidia-modelopt", "timm", "transformers", "pycocotools", "pillow")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     cores = len(os.sched_getaffinity(0))
     return f"{cpu}, {cores} cores, no GPU used, 1 torch thread; Python {platform.python_version()}, {versions}"
