@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`taoq rtdetr evaluate` and the network's forward against transformers' own; memory of COCO's metric.
 
-An evaluation is the whole job beyond start-up on both sides: the model is loaded, images are read, COCO's numbers come out;
-taoq also writes its results.
+An evaluation is the whole job beyond start-up on both sides: the model is loaded, images are read, COCO's numbers come
+out; taoq also writes its results.
 """
 
 from __future__ import annotations
