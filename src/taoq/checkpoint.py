@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taoq.errors import Fault, TaoqError
+from taoq.errors import Fault, TaoqError, some
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
             checkpoint,
             len(outside),
             prefix,
-            _some(outside),
+            some(outside),
         )
 
 
@@ -200,13 +200,9 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoin
         return
     parts = []
     if shapes:
-        parts.append(f"{len(shapes)} of another shape ({_some(shapes)})")
+        parts.append(f"{len(shapes)} of another shape ({some(shapes)})")
     if missing:
-        parts.append(f"{len(missing)} missing ({_some(missing)})")
+        parts.append(f"{len(missing)} missing ({some(missing)})")
     if unknown:
-        parts.append(f"{len(unknown)} unknown ({_some(unknown)})")
+        parts.append(f"{len(unknown)} unknown ({some(unknown)})")
     raise TaoqError(Fault(checkpoint, "does not fit the network: tensors " + ", ".join(parts), hint))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

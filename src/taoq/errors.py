@@ -11,7 +11,7 @@ Every error is one or more faults; a fault prints as two lines, `where: what` an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -50,6 +50,11 @@ class MissingDependency(TaoqError):
     """A library that this job needs is not installed."""
 
     exit_code = 3
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of many names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:

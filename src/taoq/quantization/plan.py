@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from taoq.errors import Fault, SpecError, did_you_mean
+from taoq.errors import Fault, SpecError, did_you_mean, some
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
 
 
@@ -349,10 +349,9 @@ def _sensitive(plans: Iterable[LayerPlan], spec: QuantizeSpec) -> Iterator[str]:
             found.setdefault((plan.rule, plan.layer.sensitive), []).append(plan.layer.alias or plan.layer.name)
     patterns = {f"quantize.layers[{index}]": rule.module_name for index, rule in enumerate(spec.layers)}
     for (rule, kind), names in found.items():
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         yield (
-            f"{rule}: '{patterns[rule]}' quantizes {len(names)} layer(s) known to lose accuracy: {kind} ({some});"
-            " quantize.skip_names keeps them float"
+            f"{rule}: '{patterns[rule]}' quantizes {len(names)} layer(s) known to lose accuracy:"
+            f" {kind} ({some(names)}); quantize.skip_names keeps them float"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -119,15 +120,18 @@ class Task(Generic[S]):
     sensitive: Mapping[str, str] = field(default_factory=dict)
 
 
-def refuse_differences(pairs: Iterable[tuple[str, object, object]]) -> None:
-    """Refuse an artifact whose stored spec is about another model.
+def refuse_differences(spec: S, stored: S, fields: Iterable[str]) -> None:
+    """Refuse an artifact that was made for another model than a spec is about.
 
     Args:
-        pairs: A field, its value in the user's spec, and in the artifact's.
+        spec: The user's spec.
+        stored: The spec in the artifact's manifest.
+        fields: What must be the same in both, `dataset.num_classes`.
 
     Raises:
         SpecError: With every field that differs.
     """
+    pairs = [(field, attrgetter(field)(spec), attrgetter(field)(stored)) for field in fields]
     faults = [
         Fault(field, f"is {mine}, the artifact was made with {theirs}", "use the spec that it was quantized with")
         for field, mine, theirs in pairs

@@ -22,6 +22,11 @@ class RunSpec:
     gpu_ids: list[int] = option(lambda: [0], "Index of the GPU that `device: cuda` means; one entry")
 
 
+def batch_size(section: RunSpec, of_dataset: int) -> int:
+    """Images per batch of `evaluate` or `inference`: its own, or that of the data set."""
+    return section.batch_size if section.batch_size > 0 else of_dataset
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSpec(RunSpec):
     """The `evaluate:` section."""

@@ -17,6 +17,7 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.tasks.base import Inputs
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
+from taoq.tasks.sections import batch_size
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,7 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
         )
     for class_name, count in strange.items():
         log.warning("%s: %d image(s) in '%s' are left out: it is no class of classes.txt", where, count, class_name)
-    batch_size = spec.evaluate.batch_size
-    return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
+    return _batches(spec, paths, labels, batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
 def inference_batches(spec: ClassificationSpec) -> ImageBatches:
@@ -139,13 +139,12 @@ def inference_batches(spec: ClassificationSpec) -> ImageBatches:
     index = {class_name: number for number, class_name in enumerate(known_classes(spec))}
     paths = list(image_files(folder, where))
     labels = [index.get(path.relative_to(folder).parts[0], -1) for path in paths]
-    batch_size = spec.inference.batch_size
-    return _batches(spec, paths, labels, batch_size if batch_size > 0 else spec.dataset.batch_size)
+    return _batches(spec, paths, labels, batch_size(spec.inference, spec.dataset.batch_size))
 
 
-def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], batch_size: int) -> ImageBatches:
+def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], size: int) -> ImageBatches:
     transform = evaluation_transform(spec)
-    return ImageBatches("input", paths, transform, _Labels(labels), batch_size, spec.dataset.workers)
+    return ImageBatches("input", paths, transform, _Labels(labels), size, spec.dataset.workers)
 
 
 @dataclass(frozen=True)

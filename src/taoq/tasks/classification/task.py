@@ -17,15 +17,15 @@ def check_same_model(spec: ClassificationSpec, stored: ClassificationSpec) -> No
     Raises:
         SpecError: They name different networks, class counts, sizes or normalisation.
     """
-    pairs: list[tuple[str, object, object]] = [
-        ("dataset.num_classes", spec.dataset.num_classes, stored.dataset.num_classes),
-        ("dataset.img_size", spec.dataset.img_size, stored.dataset.img_size),
-        ("dataset.augmentation.mean", spec.dataset.augmentation.mean, stored.dataset.augmentation.mean),
-        ("dataset.augmentation.std", spec.dataset.augmentation.std, stored.dataset.augmentation.std),
+    fields = [
+        "dataset.num_classes",
+        "dataset.img_size",
+        "dataset.augmentation.mean",
+        "dataset.augmentation.std",
     ]
     if spec.model.backbone.type:
-        pairs.append(("model.backbone.type", spec.model.backbone.type, stored.model.backbone.type))
-    refuse_differences(pairs)
+        fields.append("model.backbone.type")
+    refuse_differences(spec, stored, fields)
 
 
 TASK = Task(

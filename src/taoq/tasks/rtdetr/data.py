@@ -20,6 +20,7 @@ from taoq.tasks.base import Inputs
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
+from taoq.tasks.sections import batch_size
 
 log = logging.getLogger(__name__)
 
@@ -224,8 +225,7 @@ def evaluation_batches(spec: RtdetrSpec) -> ImageBatches:
         raise SpecError(Fault(f"{where}.image_dir", "missing: where are the images?", "name the folder of the images"))
     paths = _paths(coco.data, image_folder(image_dir, f"{where}.image_dir"), coco.path)
     ids = [image["id"] for image in coco.data["images"]]
-    batch_size = spec.evaluate.batch_size
-    return _batches(spec, paths, ids, batch_size if batch_size > 0 else spec.dataset.batch_size)
+    return _batches(spec, paths, ids, batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
 def inference_batches(spec: RtdetrSpec) -> ImageBatches:
@@ -238,8 +238,7 @@ def inference_batches(spec: RtdetrSpec) -> ImageBatches:
         for image_dir in spec.dataset.infer_data_sources.image_dir
         for path in image_files(image_folder(image_dir, where), where)
     ]
-    batch_size = spec.inference.batch_size
-    return _batches(spec, paths, range(1, len(paths) + 1), batch_size if batch_size > 0 else spec.dataset.batch_size)
+    return _batches(spec, paths, range(1, len(paths) + 1), batch_size(spec.inference, spec.dataset.batch_size))
 
 
 def class_names(spec: RtdetrSpec) -> tuple[str, ...]:
@@ -268,9 +267,9 @@ def class_names(spec: RtdetrSpec) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _batches(spec: RtdetrSpec, paths: Sequence[Path], ids: Sequence[int], batch_size: int) -> ImageBatches:
+def _batches(spec: RtdetrSpec, paths: Sequence[Path], ids: Sequence[int], size: int) -> ImageBatches:
     transform = Resize(input_size(spec), spec.dataset.augmentation.preserve_aspect_ratio)
-    return ImageBatches(INPUT, paths, transform, _TargetsOf(ids), batch_size, spec.dataset.workers)
+    return ImageBatches(INPUT, paths, transform, _TargetsOf(ids), size, spec.dataset.workers)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import warnings
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -164,26 +165,8 @@ def make_config(spec: RtdetrSpec) -> Any:
     backbone_kind: Any = transformers.RTDetrResNetConfig
     backbone = _BACKBONES[model.backbone] | {"out_indices": [index + 1 for index in model.return_interm_indices]}
     backbone |= _checked(model.backbone_args, backbone_kind, "model.backbone_args")
-    arguments: dict[str, Any] = {
-        "num_labels": spec.dataset.num_classes,
-        "num_queries": model.num_queries,
-        "encoder_hidden_dim": model.hidden_dim,
-        "d_model": model.hidden_dim,
-        "encoder_ffn_dim": model.dim_feedforward,
-        "decoder_ffn_dim": model.dim_feedforward,
-        "encoder_attention_heads": model.nheads,
-        "decoder_attention_heads": model.nheads,
-        "encoder_layers": model.enc_layers,
-        "decoder_layers": model.dec_layers,
-        "hidden_expansion": model.expansion,
-        "encoder_activation_function": model.enc_act,
-        "activation_function": model.act,
-        "positional_encoding_temperature": model.pe_temperature,
-        "encode_proj_layers": model.use_encoder_idx,
-        "feat_strides": model.feat_strides,
-        "num_feature_levels": model.num_feature_levels,
-        "num_denoising": 0,  # of training
-    }
+    arguments = {name: attrgetter(field)(spec) for name, field in _FIELDS.items()}
+    arguments["num_denoising"] = 0  # of training
     if model.architecture == "rtdetr_v2":
         arguments["decoder_n_levels"] = model.num_feature_levels
     own = _checked(model.args, kind, "model.args")

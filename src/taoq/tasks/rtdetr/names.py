@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 _BLOCK = r"^backbone\.model\.encoder\.stages\.(\d+)\.layers\.(\d+)"
-_CONV = {r"\.convolution(\.|$)": r".conv\1", r"\.normalization(\.|$)": r".norm\1"}
 _TABLE = {
     r"^model\.": "",
     # the backbone, a ResNet-vd
@@ -26,7 +25,8 @@ _TABLE = {
     rf"{_BLOCK}\.layer\.2": r"backbone.res_layers.\1.blocks.\2.branch2c",
     rf"{_BLOCK}\.shortcut\.1": r"backbone.res_layers.\1.blocks.\2.short.conv",
     rf"{_BLOCK}\.shortcut": r"backbone.res_layers.\1.blocks.\2.short",
-    **_CONV,
+    r"\.convolution(\.|$)": r".conv\1",
+    r"\.normalization(\.|$)": r".norm\1",
     # the encoder
     r"^encoder_input_proj": "encoder.input_proj",
     r"^encoder\.aifi": "encoder.encoder",

@@ -18,23 +18,14 @@ def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
     Raises:
         SpecError: They name different networks, class counts or input sizes.
     """
-    pairs: list[tuple[str, object, object]] = [
-        ("dataset.num_classes", spec.dataset.num_classes, stored.dataset.num_classes),
-        (
-            "dataset.augmentation.eval_spatial_size",
-            spec.dataset.augmentation.eval_spatial_size,
-            stored.dataset.augmentation.eval_spatial_size,
-        ),
-        (
-            "dataset.augmentation.preserve_aspect_ratio",
-            spec.dataset.augmentation.preserve_aspect_ratio,
-            stored.dataset.augmentation.preserve_aspect_ratio,
-        ),
+    fields = [
+        "dataset.num_classes",
+        "dataset.augmentation.eval_spatial_size",
+        "dataset.augmentation.preserve_aspect_ratio",
     ]
     if spec.model != ModelSpec():
-        names = ("architecture", "backbone", "hidden_dim", "dec_layers", "num_queries")
-        pairs += [(f"model.{name}", getattr(spec.model, name), getattr(stored.model, name)) for name in names]
-    refuse_differences(pairs)
+        fields += ["model.architecture", "model.backbone", "model.hidden_dim", "model.dec_layers", "model.num_queries"]
+    refuse_differences(spec, stored, fields)
 
 
 TASK = Task(
