@@ -99,9 +99,13 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; of a folder, that of a list of its files with theirs."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
+    """Hexadecimal SHA-256 of a file; of a folder, that of a list of its files with theirs.
+
+    An ONNX file with weights beside it counts as such a folder of two.
+    """
+    beside = path.with_name(path.name + "_data")
+    if path.is_dir() or (path.suffix == ".onnx" and beside.is_file()):
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path, beside]
         listed = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
         return hashlib.sha256(listed.encode()).hexdigest()
     with path.open("rb") as file:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -27,7 +27,7 @@ class Runtime(Protocol):
 class TorchRuntime:
     """A torch model in eval mode."""
 
-    def __init__(self, model: nn.Module, outputs: Sequence[str], device: str) -> None:
+    def __init__(self, model: nn.Module, outputs: Iterable[str], device: str) -> None:
         self.device = device
         self._model = model.to(device).eval()
         self._outputs = tuple(outputs)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from taoq.artifact import MANIFEST, find_artifact, read_manifest, versions
+from taoq.artifact import MANIFEST, Manifest, find_artifact, read_manifest, versions
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization.backends import BACKENDS, load_backend
@@ -33,8 +33,10 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
         section: The section of the action.
         where: Name of that section.
     """
-    device = torch_device(_device(section, where), f"{where}.device")
     directory = find_artifact(section.checkpoint) if section.checkpoint else None
+    manifest = _read_manifest(task, spec, directory) if directory else None
+    if (manifest and manifest.format == "onnx") or (not manifest and section.checkpoint.endswith(".onnx")):
+        return _open_onnx(task, spec, section, where, manifest)
     if section.is_quantized and directory is None:
         what = f"{section.checkpoint} is not an artifact: there is no manifest.json beside it that names it"
         if not section.checkpoint:
@@ -53,29 +55,86 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
     if directory is None and folder.is_dir() and not (folder / "config.json").is_file():  # of Hugging Face
         what = "is a folder without a manifest.json: no artifact, or not all of it"
         raise TaoqError(Fault(section.checkpoint, what, "quantize again, or give a checkpoint file"))
-    model = task.build_model(spec, section.checkpoint) if directory is None else _open_artifact(task, spec, directory)
-    return TorchRuntime(model, task.outputs, device)
+    if section.device == "trt":
+        raise SpecError(Fault(f"{where}.device", "trt does not run torch models", "write cuda, cuda:N or cpu"))
+    device = torch_device(_device(section, where), f"{where}.device")
+    if directory is None or manifest is None:
+        return TorchRuntime(task.build_model(spec, section.checkpoint), task.outputs(spec), device)
+    return TorchRuntime(open_artifact(task, directory, manifest), task.outputs(spec), device)
 
 
-def _open_artifact(task: Task[Any], spec: Any, directory: Path) -> nn.Module:
-    """Rebuild a quantized model from its manifest alone; the spec supplies only the data."""
+def _open_onnx(task: Task[Any], spec: Any, section: RunSpec, where: str, manifest: Manifest | None) -> Runtime:
+    """An ONNX file, float or quantized, of an artifact or of anyone."""
+    from taoq.onnx_file import is_quantized, read_onnx
+    from taoq.onnx_runtime import OnnxRuntime
+
+    path = Path(section.checkpoint)
+    if manifest:
+        path = path / manifest.payload if path.is_dir() else path
+        quantized = True
+    else:
+        model = read_onnx(path)
+        check_provenance(task, spec, model, path)
+        quantized = is_quantized(model)
+        del model
+    if section.is_quantized is not None and section.is_quantized != quantized:
+        what = f"is {str(section.is_quantized).lower()}, but {path} is {'' if quantized else 'not '}quantized"
+        raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the file knows"))
+    (images,) = task.example_inputs(spec).values()
+    return OnnxRuntime(path, task.outputs(spec), images.shape, _device(section, where), where=f"{where}.device")
+
+
+def check_provenance(task: Task[Any], spec: Any, model: Any, path: Path) -> None:
+    """Refuse a file that taoq exported for another task, or for a model that differs from the spec's.
+
+    Args:
+        task: The task.
+        spec: The user's spec.
+        model: The ONNX model.
+        path: Its file.
+
+    Raises:
+        TaoqError: It was.
+    """
+    from taoq.onnx_file import read_properties
+
+    properties = read_properties(model)
+    if not properties:
+        return  # another exporter's
+    if properties.get("task") != task.name:
+        what = f"was exported by {properties.get('task')}"
+        raise TaoqError(Fault(str(path), what, f"run it with: taoq {properties.get('task')} ..."))
+    task.check_same_model(spec, _stored_spec(task, properties.get("spec", {}), str(path), properties.get("taoq", "")))
+
+
+def _stored_spec(task: Task[Any], data: Any, where: str, version: str) -> Any:
+    try:
+        return spec_from_dict(data, task.spec)
+    except OmegaConfBaseException as error:
+        what = f"its spec does not fit this taoq: {str(error).splitlines()[0]}"
+        raise TaoqError(Fault(where, what, f"read it with taoq {version}")) from None
+
+
+def _read_manifest(task: Task[Any], spec: Any, directory: Path) -> Manifest:
     manifest = read_manifest(directory)
     if manifest.task != task.name:
         raise TaoqError(
             Fault(str(directory), f"is an artifact of {manifest.task}", f"run it with: taoq {manifest.task} ...")
         )
-    try:
-        stored = spec_from_dict(manifest.spec, task.spec)
-    except OmegaConfBaseException as error:
-        what = f"its spec does not fit this taoq: {str(error).splitlines()[0]}"
-        raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}")) from None
+    stored = _stored_spec(task, manifest.spec, str(directory / MANIFEST), manifest.taoq)
     task.check_same_model(spec, stored)
     if manifest.backend not in BACKENDS:
         what = f"this taoq has no backend {manifest.backend}"
         raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}"))
-    backend = load_backend(manifest.backend)
     quantized = sum(1 for row in manifest.plan if row["weights"] or row["activations"])
     log.info("%s: quantized by %s, %d layers", directory, manifest.backend, quantized)
+    return manifest
+
+
+def open_artifact(task: Task[Any], directory: Path, manifest: Manifest) -> nn.Module:
+    """Rebuild a quantized torch model from its manifest alone; the spec supplies only the data."""
+    backend = load_backend(manifest.backend)
+    stored = spec_from_dict(manifest.spec, task.spec)
     here = versions((*backend.libraries, *task.libraries))
     changed = [
         f"{name} {then}, here {here.get(name)}" for name, then in manifest.versions.items() if here.get(name) != then
@@ -107,8 +166,6 @@ def _device(section: RunSpec, where: str) -> str:
     if section.num_gpus > 1 or len(section.gpu_ids) > 1:
         what = f"num_gpus is {section.num_gpus}, gpu_ids is {section.gpu_ids}: taoq runs on one device"
         raise SpecError(Fault(f"{where}.num_gpus", what, "write num_gpus: 1 and one entry in gpu_ids"))
-    if section.device == "trt":
-        raise SpecError(Fault(f"{where}.device", "trt does not run torch models", "write cuda, cuda:N or cpu"))
     if section.device == "cuda" and section.gpu_ids and section.gpu_ids[0] > 0:
         return f"cuda:{section.gpu_ids[0]}"
     return section.device

@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import taoq
 from taoq.actions import others
+from taoq.actions.open_model import check_provenance
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, find_artifact, sha256, versions
 from taoq.console import show, size
@@ -23,7 +27,8 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization import report
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, Inputs, verify
-from taoq.quantization.plan import Layer, QuantizationPlan, check, resolve
+from taoq.quantization.plan import Layer, QuantizationPlan, check, leave_out, resolve
+from taoq.quantization.ranges import RangeCache
 from taoq.quantization.spec import QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime, torch_device
 from taoq.spec import SpecSource, load_spec, spec_to_dict
@@ -49,7 +54,7 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
     if faults:
         raise SpecError(*faults)
     directory = results_dir(spec, "quantize")
-    _check_source(section, directory, backend)
+    _check_source(task, section, directory, backend)
     if dry_run:
         _plan(task, spec, backend, warnings)
         log.info("dry run: nothing was calibrated, nothing was written")
@@ -60,7 +65,15 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
     print(summary)
 
 
-def _check_source(section: QuantizeSpec, directory: Path, backend: Backend[Any]) -> None:
+def _check_source(task: Task[Any], section: QuantizeSpec, directory: Path, backend: Backend[Any]) -> None:
+    where, is_onnx = "quantize.model_path", section.model_path.endswith(".onnx")
+    if backend.format == "onnx" and not is_onnx:
+        what = f"{section.model_path} is not an ONNX file" if section.model_path else "missing: the .onnx file"
+        hint = f"backend {backend.name} quantizes ONNX files: taoq {task.name} export makes one of a checkpoint"
+        raise SpecError(Fault(where, what, hint))
+    if backend.format == "torch" and is_onnx:
+        what = f"{section.model_path} is an ONNX file, backend {backend.name} quantizes torch checkpoints"
+        raise SpecError(Fault(where, what, "set quantize.backend to modelopt.onnx (GPUs) or onnxruntime (CPUs)"))
     if not section.model_path:
         return  # the task says whether it can do without
     if find_artifact(section.model_path):
@@ -72,10 +85,10 @@ def _check_source(section: QuantizeSpec, directory: Path, backend: Backend[Any])
 
 
 def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...]) -> tuple[Any, QuantizationPlan]:
-    """Build the float model, decide its layers, show the plan."""
+    """Open the float model, decide its layers, show the plan."""
     section: QuantizeSpec = spec.quantize
-    model = task.build_model(spec, section.model_path)
-    layers = [named(layer, task) for layer in backend.layers(model)]
+    model = _read_graph(task, spec) if backend.format == "onnx" else task.build_model(spec, section.model_path)
+    layers = [named(layer, task) for layer in backend.layers(model, section.backend_kwargs)]
     plan = resolve(section, layers, backend.support, warnings)
     for warning in plan.warnings:
         log.warning(warning)
@@ -86,9 +99,30 @@ def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str
     return model, plan
 
 
+def _read_graph(task: Task[Any], spec: Any) -> Any:
+    """The float graph of an ONNX file, ready to be quantized.
+
+    Raises:
+        TaoqError: It is damaged, quantized already, or takes other inputs than the data.
+    """
+    from taoq.onnx_file import check_image_size, image_input, is_quantized, read_onnx
+    from taoq.quantization.backends.onnx_layers import prepare
+
+    path = Path(spec.quantize.model_path)
+    model = read_onnx(path)
+    if is_quantized(model):
+        what = f"{path} is quantized already: it has QuantizeLinear or DequantizeLinear nodes"
+        raise SpecError(Fault("quantize.model_path", what, "give the float file it was made from"))
+    check_provenance(task, spec, model, path)
+    (images,) = task.example_inputs(spec).values()
+    check_image_size(image_input(model, path), images.shape, path)
+    return prepare(model, str(path))
+
+
 def named(layer: Layer, task: Task[Any]) -> Layer:
     """A layer with what the task knows of it: another name, and whether it is sensitive."""
-    alias = task.alias(layer.name)
+    module = layer.alias or layer.name  # a node is known by the module that it was exported from
+    alias = task.alias(module) or module
     kinds = (kind for pattern, kind in task.sensitive.items() if fnmatchcase(alias, pattern))
     return dataclasses.replace(layer, alias=alias if alias != layer.name else "", sensitive=next(kinds, ""))
 
@@ -104,21 +138,31 @@ def _quantize(
 ) -> str:
     """Quantize, verify, write the artifact. Returns what to tell the user."""
     section: QuantizeSpec = spec.quantize
-    device = torch_device(section.device, "quantize.device")
+    device = _device(section, backend)
     float_size = backend.float_size(model)
     hashing = ThreadPoolExecutor(1)  # beside the work: hashlib lets other threads run
     source_sha256 = hashing.submit(sha256, Path(section.model_path)) if section.model_path else None
     hashing.shutdown(wait=False)
     batches = task.calibration_batches(spec) if plan.needs_calibration else None
+    cache = None
+    if section.calibration.cache and batches and source_sha256:
+        cache = RangeCache(Path(section.calibration.cache), _cache_key(spec, backend, batches, source_sha256.result()))
     started = time.monotonic()
-    model = backend.quantize(model.to(device), plan, _feed(batches, device), section.backend_kwargs).to("cpu")
+    model, left_out = backend.quantize(model, plan, _Feed(batches), section.backend_kwargs, device=device, cache=cache)
     seconds = time.monotonic() - started
+    settled = leave_out(plan, left_out, strict=section.strict)
+    for warning in settled.warnings[len(plan.warnings) :]:
+        log.warning(warning)
+    plan = settled
     verify(plan, backend.applied(model))
-    _check_runs(TorchRuntime(model, task.outputs, "cpu"), task.example_inputs(spec))
+    if backend.format == "torch":
+        _check_runs(TorchRuntime(model, task.outputs(spec), "cpu"), task.example_inputs(spec))
     calibration = {"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {}
     with staged(directory) as stage:
         payload = stage / backend.payload
-        backend.save(model, payload)
+        backend.save(model, payload, section.backend_kwargs)
+        if backend.format == "onnx":
+            _check_file(task, spec, payload)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             taoq=taoq.__version__,
@@ -183,9 +227,45 @@ def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
         raise TaoqError(Fault("quantize.layers", what, hint)) from error
 
 
-def _feed(batches: Batches | None, device: str) -> Iterator[Inputs]:
-    """Inputs of the calibration batches on the device, one batch in memory at a time."""
-    if batches is None:
-        return
-    for batch in track(batches, batches.num_samples, "calibrating"):
-        yield {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+def _check_file(task: Task[Any], spec: Any, payload: Path) -> None:
+    """Run the quantized file once, from the disk."""
+    from taoq.onnx_runtime import OnnxRuntime
+
+    inputs = task.example_inputs(spec)
+    (images,) = inputs.values()
+    OnnxRuntime(payload, task.outputs(spec), images.shape, "cpu").run(inputs)
+
+
+def _device(section: QuantizeSpec, backend: Backend[Any]) -> str:
+    if backend.format == "torch":
+        return torch_device(section.device, "quantize.device")
+    from taoq.onnx_runtime import execution_providers
+
+    return execution_providers(section.device, "quantize.device")[1]
+
+
+def _cache_key(spec: Any, backend: Backend[Any], batches: Batches, model: str) -> dict[str, str]:
+    """What calibration ranges depend on."""
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in batches.paths]
+    dataset = spec_to_dict(spec)["dataset"]
+    images = json.dumps([stats, dataset, spec.quantize.calibration.batch_size])
+    return {
+        "model": model,
+        "images": hashlib.sha256(images.encode()).hexdigest(),
+        "backend": backend.name,
+        "algorithm": spec.quantize.algorithm,
+        "options": json.dumps(spec.quantize.backend_kwargs, sort_keys=True),
+        "versions": json.dumps(versions(backend.libraries)),
+    }
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """Inputs of the calibration batches, one batch in memory at a time; can be gone through again."""
+
+    batches: Batches | None
+
+    def __iter__(self) -> Iterator[Inputs]:
+        if self.batches is not None:
+            for batch in track(self.batches, self.batches.num_samples, "calibrating"):
+                yield batch.inputs

@@ -53,6 +53,8 @@ def staged(directory: Path) -> Iterator[Path]:
         if MANIFEST in names:
             (directory / MANIFEST).unlink(missing_ok=True)
         for name in names:
+            if name.endswith(".onnx") and f"{name}_data" not in names:
+                (directory / f"{name}_data").unlink(missing_ok=True)  # weights of the file that is replaced
             if (directory / name).is_dir():
                 shutil.rmtree(directory / name)
             os.replace(stage / name, directory / name)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from taoq.errors import Fault, SpecError, did_you_mean, some
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, some
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
 
 
@@ -126,6 +126,10 @@ class Support:
         layer_types: Types that it quantizes, for messages.
         devices: Kinds of `quantize.device`.
         realised: Dtypes that it accepts and realises as another one.
+        weight_axes: Whether the scales of a weight may go along another axis than its output channels.
+        activation_axes: Whether activations may have a scale per channel.
+        activations_alone: Whether a layer's activations can be quantized and its weights not.
+        caches_ranges: Whether it can keep calibration ranges in a file.
         target: What its artifact is for.
     """
 
@@ -137,6 +141,10 @@ class Support:
     layer_types: tuple[str, ...]
     devices: tuple[str, ...]
     realised: Mapping[str, str] = field(default_factory=dict)
+    weight_axes: bool = True
+    activation_axes: bool = True
+    activations_alone: bool = True
+    caches_ranges: bool = False
     target: str
 
 
@@ -159,6 +167,9 @@ def check(spec: QuantizeSpec, support: Support) -> tuple[str, ...]:
     if not spec.layers:
         hint = "write at least one rule: {module_name: Linear, weights: {dtype: int8}}"
         faults.append(Fault("quantize.layers", "empty: nothing would be quantized", hint))
+    if spec.calibration.cache and not support.caches_ranges:
+        hint = "leave it out: this backend calibrates in every run"
+        faults.append(Fault("quantize.calibration.cache", f"backend {backend} keeps no ranges", hint))
     for index, rule in enumerate(spec.layers):
         faults += _check_rule(rule, f"quantize.layers[{index}]", spec, support)
     if faults:
@@ -232,10 +243,47 @@ def resolve(
     return plan
 
 
+def leave_out(plan: QuantizationPlan, reasons: Mapping[str, str], *, strict: bool) -> QuantizationPlan:
+    """The plan without layers that a library would not quantize.
+
+    Args:
+        plan: What was decided.
+        reasons: Why a layer stays float after all, by name.
+        strict: Whether that is an error.
+
+    Raises:
+        TaoqError: It is, or nothing else was quantized.
+    """
+    by_rule: dict[tuple[str, str], list[str]] = {}
+    for item in plan.layers:
+        if item.layer.name in reasons:
+            by_rule.setdefault((item.rule, reasons[item.layer.name]), []).append(item.layer.name)
+    if strict and by_rule:
+        hint = "put them into quantize.skip_names, or set quantize.strict: false to leave them float"
+        raise TaoqError(
+            *(Fault(rule, f"{some(names)} cannot be quantized: {why}", hint) for (rule, why), names in by_rule.items())
+        )
+    layers = tuple(
+        replace(item, weights=None, activations=None, reason=reasons[item.layer.name])
+        if item.layer.name in reasons
+        else item
+        for item in plan.layers
+    )
+    warnings = (
+        f"{rule}: {len(names)} layer(s) stay float ({some(names)}): {why}" for (rule, why), names in by_rule.items()
+    )
+    left = replace(plan, layers=layers, warnings=(*plan.warnings, *warnings))
+    if not left.quantized:
+        hint = "name other layers, or choose another dtype"
+        raise TaoqError(Fault("quantize.layers", f"{plan.backend} quantizes none of the layers", hint))
+    return left
+
+
 def matches(pattern: str, layer: Layer) -> bool:
-    """Whether a pattern names a layer: its qualified name, its alias, or its type."""
-    names = (layer.name, layer.alias, layer.type) if layer.alias else (layer.name, layer.type)
-    return any(fnmatchcase(name, pattern) for name in names)
+    """Whether a pattern names a layer: its qualified name, with or without a leading slash, its alias, or its type."""
+    if fnmatchcase(layer.name.removeprefix("/"), pattern.removeprefix("/")):
+        return True
+    return any(fnmatchcase(name, pattern) for name in (layer.name, layer.alias, layer.type) if name)
 
 
 def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Support) -> list[Fault]:
@@ -252,6 +300,13 @@ def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Suppor
                 hint,
             )
         ]
+    activations = rule.activations if rule.activations and rule.activations.dtype != NATIVE else None
+    if activations and not support.activations_alone and (rule.weights is None or rule.weights.dtype == NATIVE):
+        what = f"rule '{rule.module_name}' has activations only, {spec.backend} quantizes them with the weights"
+        faults.append(Fault(where, what, f"write weights: {{dtype: {support.weights[0]}}} as well"))
+    if activations and support.activations and not support.activation_axes and activations.quant_axis is not None:
+        what = f"{spec.backend} has one scale for all of a layer's input"
+        faults.append(Fault(f"{where}.activations.quant_axis", what, "leave it out"))
     for part, tensor in _tensors(rule):
         dtypes = support.weights if part == "weights" else support.activations
         if not dtypes:
@@ -293,6 +348,9 @@ def _apply(rule: LayerSpec, where: str, layer: Layer, support: Support, faults: 
                 Fault(f"{where}.weights.quant_axis", what, f"the output channels are axis {layer.channel_axis}")
             )
         weights = replace(weights, axis=weights.axis % rank)
+    if weights is not None and not support.weight_axes and weights.axis != layer.channel_axis:
+        what = f"axis {weights.axis} is not that of the output channels of '{layer.name}' ({layer.type})"
+        faults.append(Fault(f"{where}.weights.quant_axis", what, "leave it out: this backend has one scale a channel"))
     if activations is not None and activations.axis not in (None, layer.input_axis):
         # a library would take such an axis and find one range for the whole tensor
         what = f"axis {activations.axis} is not the channel axis of the input of '{layer.name}' ({layer.type})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from taoq.spec import REQUIRED, option
 
-BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx")
+BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx", "onnxruntime")
 MODES = ("weight_only_ptq", "static_ptq")
 ALGORITHMS = ("minmax", "max", "entropy")
 NATIVE = "native"
@@ -40,7 +40,7 @@ class LayerSpec:
 
     module_name: str = option(
         REQUIRED,
-        "Pattern (* ? [seq]) on the layer's name, else on its type (Linear, Conv2d, ...)",
+        "Pattern (* ? [seq]) on the layer's name, else on its type (Linear, Conv2d; in ONNX Gemm, Conv)",
         example="Linear",
     )
     weights: TensorSpec | None = option(None, "Format of the weights; without it they stay float")
@@ -57,6 +57,11 @@ class CalibrationSpec:
     batch_size: int | None = option(None, "Images per batch; without it dataset.batch_size", minimum=1)
     seed: int = option(
         0, "Seed of the draw: the same seed gives the same images, in the same order, and the same scales"
+    )
+    cache: str = option(
+        "",
+        "File that keeps the ranges, and gives them back where model, images and settings are the same; ONNX backends",
+        example="ranges.json",
     )
 
 
@@ -83,11 +88,14 @@ class QuantizeSpec:
     layers: list[LayerSpec] = option(list, "The rules: which layers are quantized, and to what")
     skip_names: list[str] = option(list, "Patterns of layers that stay float, whatever the rules say")
     model_path: str = option(
-        "", "The trained checkpoint to quantize (.pth, .ckpt or .safetensors)", example="model.pth"
+        "",
+        "The trained checkpoint to quantize (.pth, .ckpt or .safetensors); for ONNX backends the .onnx file",
+        example="model.pth",
     )
     results_dir: str = option("", "Folder of the artifact; without it results_dir/quantize")
     backend_kwargs: dict[str, Any] = option(dict, "Arguments of the library behind the backend, checked against it")
     device: str = option(
-        "cuda", "Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx", pattern=DEVICE_PATTERN
+        "cuda", "Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx", pattern=DEVICE_PATTERN
     )
+    strict: bool = option(False, "Whether a layer that a rule names and the library leaves out is an error")
     calibration: CalibrationSpec = option(CalibrationSpec, "Calibration data of static quantization")

@@ -46,6 +46,10 @@ class Batches(Protocol):
     def num_samples(self) -> int:
         """Number of images."""
 
+    @property
+    def paths(self) -> Sequence[Path]:
+        """The image files, in order."""
+
     def __iter__(self) -> Iterator[Batch]: ...
 
 
@@ -90,7 +94,7 @@ class Task(Generic[S]):
         spec: The dataclass of its spec; has the sections quantize, evaluate, inference, export.
         unused: Fields of TAO's spec that it accepts and does not use, as patterns, with the reason.
         libraries: Distributions that its networks are from; their versions go into the manifest.
-        outputs: Names of the model's outputs, in order.
+        outputs: The model's outputs, in order: name, and size of the last axis.
         build_model: The float model of a spec, with the weights of a checkpoint, or initialised if it is None.
         example_inputs: Inputs of one sample, of the right shape.
         calibration_batches: Images for calibration: seeded, capped, without labels.
@@ -107,7 +111,7 @@ class Task(Generic[S]):
     spec: type[S]
     unused: Mapping[str, str]
     libraries: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: Callable[[S], Mapping[str, int]]
     build_model: Callable[[S, str | None], nn.Module]
     example_inputs: Callable[[S], Inputs]
     calibration_batches: Callable[[S], Batches]

@@ -12,6 +12,8 @@ from taoq.quantization.backends.base import Backend
 BACKENDS = {
     "torchao": "taoq.quantization.backends.torchao",
     "modelopt.pytorch": "taoq.quantization.backends.modelopt_pytorch",
+    "modelopt.onnx": "taoq.quantization.backends.modelopt_onnx",
+    "onnxruntime": "taoq.quantization.backends.onnxruntime_static",
 }
 """Module of each backend, by the value of `quantize.backend`."""
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from taoq.errors import Fault, TaoqError
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.ranges import RangeCache
 
 M = TypeVar("M")
 """The model of a backend: torch.nn.Module, or onnx.ModelProto."""
@@ -40,19 +41,34 @@ class Backend(Protocol[M]):
     def check_options(self, options: Mapping[str, Any], algorithm: str) -> list[Fault]:
         """Faults of `backend_kwargs` against the signature of the library."""
 
-    def layers(self, model: M) -> list[Layer]:
-        """All layers of a float model, quantizable or not."""
+    def layers(self, model: M, options: Mapping[str, Any]) -> list[Layer]:
+        """All layers of a float model, quantizable or not under these options."""
 
     def float_size(self, model: M) -> int:
         """Bytes of the float model saved in this format, as float32."""
 
-    def quantize(self, model: M, plan: QuantizationPlan, batches: Iterable[Inputs], options: Mapping[str, Any]) -> M:
-        """Quantize in place as the plan says. `batches` is not touched unless the plan needs calibration."""
+    def quantize(
+        self,
+        model: M,
+        plan: QuantizationPlan,
+        batches: Iterable[Inputs],
+        options: Mapping[str, Any],
+        *,
+        device: str,
+        cache: RangeCache | None,
+    ) -> tuple[M, Mapping[str, str]]:
+        """Quantize in place as the plan says, on a device that is there.
+
+        `batches` is not touched unless the plan needs calibration; going through it again begins again.
+
+        Returns:
+            The model, on the CPU, and why the library left out layers of the plan, by name.
+        """
 
     def applied(self, model: M) -> Applied:
         """What is really quantized, read from the model itself."""
 
-    def save(self, model: M, path: Path) -> None:
+    def save(self, model: M, path: Path, options: Mapping[str, Any]) -> None:
         """Write the quantized model to a file."""
 
     def load(self, path: Path, build_model: Callable[[], M]) -> M:

@@ -23,6 +23,7 @@ from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, library_output
 from taoq.quantization.backends.torch_layers import check_weights, is_finite, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.ranges import RangeCache
 
 # "No CUDA runtime is found" where a compiler is, and no GPU: quantize.device has said so
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -104,7 +105,7 @@ def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:
     return faults
 
 
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:  # noqa: ARG001 (no option bounds them)
     """All layers; ModelOpt converts the registered classes, and subclasses that keep their forward."""
     return list_layers(model, _obstacle)
 
@@ -113,8 +114,14 @@ float_size = saved_size
 
 
 def quantize(
-    model: nn.Module, plan: QuantizationPlan, batches: Iterable[Inputs], options: Mapping[str, Any]
-) -> nn.Module:
+    model: nn.Module,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    cache: RangeCache | None,  # noqa: ARG001 (support has none)
+) -> tuple[nn.Module, Mapping[str, str]]:
     """Calibrate, quantize and compress in place.
 
     Raises:
@@ -124,12 +131,12 @@ def quantize(
     _refuse_parametrized(model)
     check_weights(model, plan)
     _calls_every_layer()
-    model.eval()
+    model.to(device).eval()
 
     def feed(fed: nn.Module) -> None:
         with torch.no_grad(), _finite_inputs(fed, plan):
             for inputs in batches:
-                fed(*inputs.values())
+                fed(*(tensor.to(device) for tensor in inputs.values()))
 
     entropy = plan.algorithm == "entropy"
     config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else {"method": "max", **options}}
@@ -149,7 +156,7 @@ def quantize(
         _give_zeros_a_scale(model, plan)
         mtq.compress(model)
     # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
-    return model.eval().requires_grad_(False)
+    return model.to("cpu").eval().requires_grad_(False), {}
 
 
 def applied(model: nn.Module) -> Applied:
@@ -163,7 +170,7 @@ def applied(model: nn.Module) -> Applied:
     return found
 
 
-def save(model: nn.Module, path: Path) -> None:
+def save(model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:  # noqa: ARG001 (one way to write)
     """Write ModelOpt's state and the state dict, as `mto.save` does (and TAO's artifact has it)."""
     with library_output():
         save_state({"modelopt_state": mto.modelopt_state(model), "model_state_dict": model.state_dict()}, path)

@@ -16,6 +16,7 @@ from taoq.errors import Fault, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, library_output
 from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.ranges import RangeCache
 
 with library_output():
     import torchao.quantization as ao
@@ -31,6 +32,7 @@ support = Support(
     activations=(),
     layer_types=("Linear",),
     devices=("cuda", "cpu"),
+    weight_axes=False,
     target="smaller files and less memory; on a CPU in eager mode slower than float",
 )
 
@@ -68,7 +70,7 @@ def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:  #
     return faults
 
 
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:  # noqa: ARG001 (no option bounds them)
     """All layers; torchao quantizes nn.Linear itself, not its subclasses with a forward of their own."""
     return list_layers(model, _obstacle)
 
@@ -81,7 +83,10 @@ def quantize(
     plan: QuantizationPlan,
     batches: Iterable[Inputs],  # noqa: ARG001 (weight-only opens no data)
     options: Mapping[str, Any],
-) -> nn.Module:
+    *,
+    device: str,
+    cache: RangeCache | None,  # noqa: ARG001
+) -> tuple[nn.Module, Mapping[str, str]]:
     """Replace the planned weights by quantized tensors, one scale per output row; in place.
 
     Raises:
@@ -89,14 +94,14 @@ def quantize(
     """
     check_weights(model, plan)
     configs = OrderedDict((item.layer.name, _config(item.weights)) for item in plan.quantized if item.weights)
-    model.eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
     with library_output():
         # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
         # that is no Linear would convert and fail later, in forward.
         ao.quantize_(model, ao.FqnToConfig(configs), filter_fn=None, **options)
     for name_ in configs:
         _clear_zero_rows(model.get_submodule(name_).weight)
-    return model
+    return model.to("cpu"), {}
 
 
 def applied(model: nn.Module) -> Applied:
@@ -111,7 +116,7 @@ def applied(model: nn.Module) -> Applied:
     return found
 
 
-def save(model: nn.Module, path: Path) -> None:
+def save(model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:  # noqa: ARG001 (one way to write)
     """Write the state dict; its quantized tensors are torchao's and load under weights_only."""
     save_state(model.state_dict(), path)
 

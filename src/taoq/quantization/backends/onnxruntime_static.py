@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""onnxruntime's own static quantizer, for CPUs: unsigned activations, signed weights, INT8 from layer to layer.
+
+Its kernels take a layer whose input and output are both quantized. So the output of a planned layer is quantized too,
+and what reads a quantized tensor reads it quantized: that is where the speed comes from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorsData, create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+from taoq.errors import Fault, TaoqError, did_you_mean, some
+from taoq.onnx_file import fixed_batches, image_input, read_onnx, write_onnx
+from taoq.quantization.backends import qdq
+from taoq.quantization.backends.base import Inputs, library_output
+from taoq.quantization.backends.onnx_layers import check_weights, list_layers
+from taoq.quantization.plan import Layer, QuantizationPlan, Support
+from taoq.quantization.ranges import RangeCache, Ranges, calibrated
+
+onnxruntime.set_default_logger_severity(3)
+
+name = "onnxruntime"
+format: Literal["onnx"] = "onnx"
+libraries = ("onnx", "onnxruntime-gpu")
+payload = "quantized_model.onnx"
+support = Support(
+    modes=("static_ptq",),
+    algorithms=("minmax", "max", "entropy"),
+    weights=("int8",),
+    activations=("int8",),
+    entropy_activations=("int8",),
+    activation_axes=False,
+    activations_alone=False,
+    weight_axes=False,
+    layer_types=("Conv", "Gemm", "MatMul"),
+    devices=("cpu",),
+    caches_ranges=True,
+    target="CPUs, through onnxruntime; for NVIDIA GPUs take backend modelopt.onnx",
+)
+
+_OPTIONS = ("reduce_range", "use_external_data_format")
+"""Arguments of `onnxruntime.quantization.quantize_static` that a spec may give; each is true or false."""
+_FUSED = ("Relu", "Clip")
+"""What onnxruntime takes into the layer in front of it, once both are quantized."""
+
+
+def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:  # noqa: ARG001 (one face for all backends)
+    """Faults of `backend_kwargs` against `onnxruntime.quantization.quantize_static`."""
+    real = inspect.signature(quantize_static).parameters
+    taken = "taoq takes " + ", ".join(_OPTIONS)
+    faults = []
+    for key, value in options.items():
+        where = f"quantize.backend_kwargs.{key}"
+        if key in _OPTIONS:
+            if not isinstance(value, bool):
+                faults.append(Fault(where, f"'{value}' is not true or false", "write true or false"))
+        elif key in real:
+            faults.append(Fault(where, f"'{key}' of onnxruntime's quantize_static is decided by taoq", taken))
+        else:
+            hint = did_you_mean(key, _OPTIONS, taken)
+            faults.append(Fault(where, f"onnxruntime's quantize_static has no argument '{key}'", hint))
+    return faults
+
+
+def layers(model: onnx.ModelProto, options: Mapping[str, Any]) -> list[Layer]:  # noqa: ARG001 (no option bounds them)
+    """All nodes."""
+    return list_layers(model, support.layer_types)
+
+
+float_size = onnx.ModelProto.ByteSize
+
+
+def quantize(
+    model: onnx.ModelProto,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,  # noqa: ARG001 (support has the CPU only)
+    cache: RangeCache | None,
+) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """Calibrate and quantize with onnxruntime; layers whose activations stay float get their weights alone.
+
+    Raises:
+        TaoqError: A weight, an image or a range is not finite.
+    """
+    check_weights(model, plan)
+    whole = [item.layer.name for item in plan.quantized if item.activations]
+    if whole:
+        fused = _fused(model, whole)
+        needed = _tensors(model, [*whole, *fused])
+        with tempfile.TemporaryDirectory() as folder, library_output():
+            source = Path(folder, "model.onnx")
+            write_onnx(model, source)
+            ranges = calibrated(
+                cache, needed, lambda: _calibrate(source, model, batches, entropy=plan.algorithm == "entropy")
+            )
+            _check_finite(ranges)
+            quantizer = QDQQuantizer(
+                load_model_with_shape_infer(source),
+                True,  # one scale per output channel
+                options.get("reduce_range", False),
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                TensorsData(CalibrationMethod.MinMax, _as_arrays(ranges)),
+                [*whole, *fused],
+                [],
+                [*support.layer_types, *_FUSED],
+                {"ForceQuantizeNoInputCheck": False},
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+            model = quantizer.model.model
+    qdq.insert(model, [item for item in plan.quantized if not item.activations], {})
+    return model, {}
+
+
+applied = qdq.read
+
+
+def save(model: onnx.ModelProto, path: Path, options: Mapping[str, Any]) -> None:
+    """Write the graph; weights go beside it where asked, or above 2 GB."""
+    write_onnx(model, path, external=options.get("use_external_data_format", False))
+
+
+def load(path: Path, build_model: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:  # noqa: ARG001 (the file is whole)
+    """Read it back."""
+    return read_onnx(path)
+
+
+def _fused(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Activation functions that are the only reader of a planned layer's output."""
+    outputs = {node.output[0] for node in model.graph.node if node.name in set(names)}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name_ in node.input:
+            readers.setdefault(name_, []).append(node)
+    return [
+        found[0].name
+        for found in (readers.get(output, []) for output in outputs)
+        if len(found) == 1 and found[0].op_type in _FUSED
+    ]
+
+
+def _tensors(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Inputs and outputs of nodes."""
+    nodes = [node for node in model.graph.node if node.name in set(names)]
+    return [name_ for node in nodes for name_ in (node.input[0], node.output[0])]
+
+
+def _calibrate(source: Path, model: onnx.ModelProto, batches: Iterable[Inputs], *, entropy: bool) -> Ranges:
+    """Ranges of all that onnxruntime may quantize, a batch at a time: given all batches it keeps them in memory."""
+    calibrator = create_calibrator(
+        source,
+        [*support.layer_types, *_FUSED],
+        augmented_model_path=str(source.with_name("augmented.onnx")),
+        calibrate_method=CalibrationMethod.Entropy if entropy else CalibrationMethod.MinMax,
+        providers=["CPUExecutionProvider"],
+    )
+    graph_input = image_input(model, source)
+    for inputs in batches:
+        (images,) = (tensor.numpy().astype(graph_input.dtype, copy=False) for tensor in inputs.values())
+        if not np.isfinite(images).all():
+            what = "the calibration images have values that are not finite"
+            raise TaoqError(Fault("quantize.calibration", what, "look at the normalisation of the dataset section"))
+        for fed, _ in fixed_batches(images, graph_input.shape[0]):
+            calibrator.collect_data(_One({graph_input.name: fed}))
+    return {
+        name_: (float(np.min(data.range_value[0])), float(np.max(data.range_value[1])))
+        for name_, data in calibrator.compute_data().items()
+    }
+
+
+def _check_finite(ranges: Ranges) -> None:
+    bad = [name_ for name_, (low, high) in ranges.items() if not (np.isfinite(low) and np.isfinite(high))]
+    if bad:
+        hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
+        raise TaoqError(Fault(some(bad), "the calibration range is not a finite number", hint))
+
+
+def _as_arrays(ranges: Ranges) -> dict[str, tuple[np.float32, np.float32]]:
+    return {name_: (np.float32(low), np.float32(high)) for name_, (low, high) in ranges.items()}
+
+
+class _One(CalibrationDataReader):  # type: ignore[misc]
+    """One batch."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self._batch: dict[str, Any] | None = batch
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The batch, once."""
+        batch, self._batch = self._batch, None
+        return batch

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QuantizeLinear and DequantizeLinear nodes: put into a graph as a plan says, and read back from any graph.
+
+A quantized weight is stored as int8 or float8 numbers with a DequantizeLinear behind them. A quantized input passes a
+QuantizeLinear and a DequantizeLinear that only the layers of the plan read: whatever else reads it stays float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from taoq.quantization.backends.base import Applied
+from taoq.quantization.backends.onnx_layers import TYPES
+from taoq.quantization.plan import LayerPlan, TensorScheme
+
+LARGEST = {"int8": 127.0, "fp8_e4m3fn": 448.0}
+"""The value that a scale maps the largest magnitude to."""
+_NUMPY: dict[str, Any] = {"int8": np.int8, "fp8_e4m3fn": ml_dtypes.float8_e4m3fn}
+_DTYPES = {
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "int8",  # eight bits of integer; onnxruntime's activations are unsigned
+    onnx.TensorProto.FLOAT8E4M3FN: "fp8_e4m3fn",
+    onnx.TensorProto.FLOAT8E5M2: "fp8_e5m2",
+}
+_LEAST_RANGE = 1e-30  # below it, a scale underflows float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """What is known of a layer's scales; computed from the weight, or required for an input, where it is None.
+
+    Attributes:
+        weights: One scale per index of the plan's axis, or one.
+        activations: One scale.
+    """
+
+    weights: Any = None
+    activations: float | None = None
+
+
+def scale_of(largest: Any, dtype: str) -> Any:
+    """The scale of a tensor whose largest magnitude is `largest`; 1 where that is zero."""
+    largest = np.asarray(largest, np.float32)
+    return np.where(largest < _LEAST_RANGE, np.float32(1), largest / np.float32(LARGEST[dtype])).astype(np.float32)
+
+
+def insert(model: onnx.ModelProto, layers: Iterable[LayerPlan], scales: Mapping[str, Scales]) -> None:
+    """Quantize layers of a prepared graph in place.
+
+    Args:
+        model: The graph.
+        layers: The layers, with their formats.
+        scales: By layer; a layer with quantized activations needs that scale.
+    """
+    graph = _Graph(model)
+    for item in layers:
+        node, known = graph.nodes[item.layer.name], scales.get(item.layer.name, Scales())
+        if item.weights:
+            node.input[1] = graph.weight(node.input[1], item.weights, known.weights)
+        if item.activations:
+            assert known.activations is not None
+            node.input[0] = graph.activation(node.input[0], item.activations.dtype, known.activations)
+    graph.close()
+
+
+def read(model: onnx.ModelProto) -> Applied:
+    """What is quantized in a graph: formats of weights and inputs of each layer that has any."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def scheme(name: str, *, stored: bool) -> TensorScheme | None:
+        node = made_by.get(name)
+        while node is not None and node.op_type == "Cast":
+            node = made_by.get(node.input[0])
+        if node is None or node.op_type != "DequantizeLinear":
+            return None
+        source = made_by.get(node.input[0])
+        if stored != (node.input[0] in tensors) or (source is not None and source.op_type != "QuantizeLinear"):
+            return None
+        typed = tensors[node.input[2] if len(node.input) > 2 else node.input[0]]
+        rank = len(tensors[node.input[1]].dims)
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        if stored:
+            axis %= len(tensors[node.input[0]].dims)
+        return TensorScheme(_DTYPES.get(typed.data_type, "unknown"), axis if rank else None)
+
+    found: dict[str, tuple[TensorScheme | None, TensorScheme | None]] = {}
+    for node in model.graph.node:
+        if node.op_type in TYPES:
+            weights, activations = scheme(node.input[1], stored=True), scheme(node.input[0], stored=False)
+            if weights or activations:
+                found[node.name] = (weights, activations)
+    return found
+
+
+def quantize_weight(weight: Any, scheme: TensorScheme, scale: Any = None) -> tuple[Any, Any]:
+    """Stored numbers and scales of a weight: symmetric, the largest magnitude of each index maps to the format's.
+
+    Args:
+        weight: float32.
+        scheme: Format and axis.
+        scale: Use these scales instead.
+    """
+    rest = tuple(axis for axis in range(weight.ndim) if axis != scheme.axis)
+    if scale is None:
+        scale = scale_of(np.abs(weight).max(axis=rest), scheme.dtype)
+    scale = np.asarray(scale, np.float32)
+    divided = weight / np.expand_dims(scale, rest) if scale.ndim else weight / scale
+    largest = LARGEST[scheme.dtype]
+    if scheme.dtype == "int8":
+        divided = np.rint(divided)
+    return np.clip(divided, -largest, largest).astype(_NUMPY[scheme.dtype]), scale
+
+
+class _Graph:
+    """A graph while nodes are put in: what is asked for twice is made once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self.nodes = {node.name: node for node in self._graph.node}
+        self._tensors = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._weights: dict[tuple[str, TensorScheme], str] = {}
+        self._activations: dict[tuple[str, str], str] = {}
+        self._new: dict[str, list[onnx.NodeProto]] = {}  # by the tensor that they read; "" reads stored ones
+
+    def weight(self, name: str, scheme: TensorScheme, scale: Any) -> str:
+        """Name of a weight, quantized."""
+        key = (name, scheme)
+        if key not in self._weights:
+            stem = f"{name}_{scheme.dtype}" + ("" if scheme.axis is None else f"_axis{scheme.axis}")
+            stored, scale = quantize_weight(numpy_helper.to_array(self._tensors[name]), scheme, scale)
+            self._store(f"{stem}_quantized", stored)
+            inputs = [f"{stem}_quantized", *self._parameters(stem, scale, scheme.dtype)]
+            attributes = {} if scheme.axis is None else {"axis": scheme.axis}
+            self._add("", "DequantizeLinear", inputs, f"{stem}_dequantized", attributes)
+            self._weights[key] = f"{stem}_dequantized"
+        return self._weights[key]
+
+    def activation(self, name: str, dtype: str, scale: float) -> str:
+        """Name of a tensor, quantized and dequantized."""
+        key = (name, dtype)
+        if key not in self._activations:
+            stem = f"{name}_{dtype}"
+            parameters = self._parameters(stem, np.float32(scale), dtype)
+            self._add(name, "QuantizeLinear", [name, *parameters], f"{stem}_quantized")
+            self._add(name, "DequantizeLinear", [f"{stem}_quantized", *parameters], f"{stem}_dequantized")
+            self._activations[key] = f"{stem}_dequantized"
+        return self._activations[key]
+
+    def close(self) -> None:
+        """Put the new nodes behind what they read, and take out the float weights that nothing reads any more."""
+        given = [value.name for value in self._graph.input]
+        nodes = [*self._new.pop("", [])]
+        for name in given:
+            nodes += self._new.pop(name, [])
+        for node in self._graph.node:
+            nodes.append(node)
+            for name in node.output:
+                nodes += self._new.pop(name, [])
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+        read = {name for node in nodes for name in node.input} | {value.name for value in self._graph.output}
+        kept = [tensor for tensor in self._graph.initializer if tensor.name in read]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(kept)
+
+    def _parameters(self, stem: str, scale: Any, dtype: str) -> list[str]:
+        self._store(f"{stem}_scale", scale)
+        self._store(f"{stem}_zero_point", np.zeros(np.shape(scale), _NUMPY[dtype]))
+        return [f"{stem}_scale", f"{stem}_zero_point"]
+
+    def _store(self, name: str, values: Any) -> None:
+        self._graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+
+    def _add(
+        self, behind: str, op_type: str, inputs: list[str], output: str, attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        node = onnx.helper.make_node(op_type, inputs, [output], f"{output}/{op_type}", **(attributes or {}))
+        self._new.setdefault(behind, []).append(node)
