@@ -20,7 +20,7 @@ ACTIONS = {
     "quantize": ActionInfo("taoq.actions.quantize", "quantize a checkpoint into an artifact"),
     "evaluate": ActionInfo("taoq.actions.evaluate", "measure a float checkpoint or an artifact on labelled data"),
     "inference": ActionInfo("taoq.actions.inference", "run a float checkpoint or an artifact on images"),
-    "export": ActionInfo("", "write an ONNX file (not built yet)"),
+    "export": ActionInfo("taoq.actions.export", "write a checkpoint or an artifact as an ONNX file, and prove it"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }
 

@@ -34,7 +34,7 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
         where: Name of that section.
     """
     directory = find_artifact(section.checkpoint) if section.checkpoint else None
-    manifest = _read_manifest(task, spec, directory) if directory else None
+    manifest = read_artifact(task, spec, directory) if directory else None
     if (manifest and manifest.format == "onnx") or (not manifest and section.checkpoint.endswith(".onnx")):
         return _open_onnx(task, spec, section, where, manifest)
     if section.is_quantized and directory is None:
@@ -115,7 +115,12 @@ def _stored_spec(task: Task[Any], data: Any, where: str, version: str) -> Any:
         raise TaoqError(Fault(where, what, f"read it with taoq {version}")) from None
 
 
-def _read_manifest(task: Task[Any], spec: Any, directory: Path) -> Manifest:
+def read_artifact(task: Task[Any], spec: Any, directory: Path) -> Manifest:
+    """The manifest of an artifact that fits a spec.
+
+    Raises:
+        TaoqError: It is damaged, or of another task, model or taoq.
+    """
     manifest = read_manifest(directory)
     if manifest.task != task.name:
         raise TaoqError(
@@ -142,7 +147,7 @@ def open_artifact(task: Task[Any], directory: Path, manifest: Manifest) -> nn.Mo
     if changed:
         log.info("%s: written with %s", directory, "; ".join(changed))
     try:
-        model: nn.Module = backend.load(directory / manifest.payload, functools.partial(_build_empty, task, stored))
+        model: nn.Module = backend.load(directory / manifest.payload, functools.partial(build_empty, task, stored))
     except pickle.UnpicklingError:
         what = "holds objects besides tensors, which taoq does not load: they could run code"
         raise TaoqError(Fault(str(directory / manifest.payload), what, "quantize again")) from None
@@ -155,7 +160,7 @@ def open_artifact(task: Task[Any], directory: Path, manifest: Manifest) -> nn.Mo
     return model
 
 
-def _build_empty(task: Task[Any], spec: Any) -> nn.Module:
+def build_empty(task: Task[Any], spec: Any) -> nn.Module:
     """A network for a payload, which holds every weight of it."""
     with WithoutInitialisation():
         return task.build_model(spec, None)

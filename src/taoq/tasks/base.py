@@ -81,6 +81,40 @@ class Predictions(Protocol):
         """Add one batch."""
 
 
+@dataclass(frozen=True)
+class DeepStream:
+    """What DeepStream's Gst-nvinfer needs besides the ONNX file.
+
+    Attributes:
+        properties: Keys of its `property` group.
+        labels: Content of the labels file.
+    """
+
+    properties: Mapping[str, Any]
+    labels: str
+
+
+def _as_they_are(reference: Outputs, outputs: Outputs) -> Outputs:  # noqa: ARG001 (of any network)
+    return outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Generic[S]):
+    """What export needs of a task.
+
+    Attributes:
+        with_size: The spec for another input size: height and width, pixels; raises SpecError if there is none.
+        deepstream: The task's part of nvdsinfer_config.yaml.
+        align: Outputs in the order of a reference's, where their order has no meaning.
+        ambiguous: Which samples of a batch a network decides by a tie, and two runtimes may differ on, [N] bool.
+    """
+
+    with_size: Callable[[S, int, int], S]
+    deepstream: Callable[[S], DeepStream]
+    align: Callable[[Outputs, Outputs], Outputs] = _as_they_are
+    ambiguous: Callable[[nn.Module, Inputs], Tensor] | None = None
+
+
 def _no_alias(name: str) -> str:  # noqa: ARG001 (of any layer)
     return ""
 
@@ -105,6 +139,7 @@ class Task(Generic[S]):
         alias: Another name of a layer that patterns match and the plan shows, from its name; empty where there is none.
         sensitive: Patterns on aliases of layers known to lose accuracy when they are quantized, and what they are.
         check_same_model: Raise if a spec and the spec in an artifact's manifest are about different models.
+        export: What export needs of it.
     """
 
     name: str
@@ -120,6 +155,7 @@ class Task(Generic[S]):
     metric: Callable[[S], Metric]
     predictions: Callable[[S, Path], Predictions]
     check_same_model: Callable[[S, S], None]
+    export: Export[S]
     alias: Callable[[str], str] = _no_alias
     sensitive: Mapping[str, str] = field(default_factory=dict)
 

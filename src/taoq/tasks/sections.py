@@ -13,11 +13,15 @@ from taoq.spec import option
 class RunSpec:
     """What `evaluate:` and `inference:` share."""
 
-    checkpoint: str = option("", "Artifact folder or its payload, or a float checkpoint", example="results/quantize")
+    checkpoint: str = option(
+        "", "Artifact folder or its payload, a float checkpoint, or an ONNX file", example="results/quantize"
+    )
     is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows; a contradiction is an error")
     results_dir: str = option("", "Folder of the results; without it results_dir/evaluate or results_dir/inference")
     batch_size: int = option(-1, "Images per batch; -1 is dataset.batch_size", minimum=-1)
-    device: str = option("cuda", "Where to run: cuda, cuda:N or cpu", pattern=DEVICE_PATTERN)
+    device: str = option(
+        "cuda", "Where to run: cuda, cuda:N or cpu; trt (TensorRT) for ONNX files", pattern=DEVICE_PATTERN
+    )
     num_gpus: int = option(1, "Number of GPUs; only 1 is possible", minimum=0)
     gpu_ids: list[int] = option(lambda: [0], "Index of the GPU that `device: cuda` means; one entry")
 
@@ -41,17 +45,21 @@ class InferenceSpec(RunSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """The `export:` section: checked here, used by the export action once it is built."""
+    """The `export:` section."""
 
-    checkpoint: str = option("", "The checkpoint to export", example="model.pth")
-    onnx_file: str = option("", "The ONNX file to write", example="model.onnx")
-    results_dir: str = option("", "Folder of the results; without it results_dir/export")
+    checkpoint: str = option("", "A float checkpoint, or an artifact of a torch backend", example="model.pth")
+    onnx_file: str = option("", "The ONNX file to write; without it results_dir/model.onnx", example="model.onnx")
+    results_dir: str = option("", "Folder of the log; without it results_dir/export")
     is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows")
     input_channel: int = option(3, "Channels of the input; only 3 is possible", minimum=1)
     input_width: int | None = option(None, "Width of the input, pixels; without it the data set's", minimum=1)
     input_height: int | None = option(None, "Height of the input, pixels; without it the data set's", minimum=1)
     opset_version: int = option(17, "Version of the ONNX operator set", minimum=1)
     batch_size: int = option(-1, "Images per batch; -1 is a dynamic batch", minimum=-1)
+    overwrite: bool = option(False, "Replace the file also where it was made from something else")
+    check_images: int = option(8, "Images on which the file must agree with the torch model", minimum=1)
+    tolerance: float = option(1e-3, "Largest difference between both that is accepted, as a part of the largest output")
+    dequantize: bool = option(False, "Write the weights of an artifact as plain float32, without its quantization")
     on_cpu: bool = option(False, "Export on the CPU")
     gpu_id: int = option(0, "Index of the GPU to export on", minimum=0)
     verbose: bool = option(False, "Show what the exporter prints")

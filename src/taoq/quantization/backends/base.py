@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -23,6 +24,20 @@ Inputs = Mapping[str, Any]
 
 Applied = Mapping[str, tuple[TensorScheme | None, TensorScheme | None]]
 """Weights and activations of each quantized layer, read back from a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """The scales of a quantized layer, float32: a number, or one per index of the plan's axis; None if there are none.
+
+    Attributes:
+        weights: Of its weight.
+        activations: Of its input.
+    """
+
+    weights: Any = None
+    activations: Any = None
+
 
 _library = logging.getLogger("taoq.library")
 
@@ -73,6 +88,13 @@ class Backend(Protocol[M]):
 
     def load(self, path: Path, build_model: Callable[[], M]) -> M:
         """Read it back into a fresh float model. Never re-quantizes, never unpickles code."""
+
+
+class TorchBackend(Backend[M], Protocol[M]):
+    """A backend whose models export can write as ONNX."""
+
+    def dequantized(self, model: M) -> tuple[Mapping[str, Any], Mapping[str, Scales]]:
+        """The state dict of the float network with the values of the quantized weights, and scales by layer."""
 
 
 def verify(plan: QuantizationPlan, applied: Applied) -> None:

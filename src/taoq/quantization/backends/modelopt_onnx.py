@@ -28,7 +28,7 @@ from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer, r
 from taoq.errors import Fault, TaoqError, did_you_mean, some
 from taoq.onnx_file import fixed_batches, image_input, read_onnx, write_onnx
 from taoq.quantization.backends import onnx_layers, qdq
-from taoq.quantization.backends.base import Inputs, library_output
+from taoq.quantization.backends.base import Inputs, Scales, library_output
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support
 from taoq.quantization.ranges import RangeCache, Ranges, calibrated
@@ -193,11 +193,11 @@ def _left_out(model: onnx.ModelProto, plan: QuantizationPlan) -> dict[str, str]:
     return found
 
 
-def _scales(item: LayerPlan, inputs: Mapping[str, str], ranges: Ranges) -> qdq.Scales:
+def _scales(item: LayerPlan, inputs: Mapping[str, str], ranges: Ranges) -> Scales:
     if not item.activations:
-        return qdq.Scales()
+        return Scales()
     low, high = ranges[inputs[item.layer.name]]
-    return qdq.Scales(activations=float(qdq.scale_of(max(-low, high), item.activations.dtype)))
+    return Scales(activations=float(qdq.scale_of(max(-low, high), item.activations.dtype)))
 
 
 def _calibrate(

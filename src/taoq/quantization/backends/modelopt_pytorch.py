@@ -16,11 +16,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import pydantic
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
-from taoq.quantization.backends.base import Applied, Inputs, library_output
+from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import check_weights, is_finite, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
@@ -186,6 +186,27 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
         mto.restore_from_modelopt_state(model, stored["modelopt_state"])
         model.load_state_dict(stored["model_state_dict"])
     return model.eval().requires_grad_(False)
+
+
+def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
+    """State dict and scales: stored numbers times scale are the weights."""
+    state = {key: value for key, value in model.state_dict().items() if "_quantizer." not in key}
+    scales: dict[str, Scales] = {}
+    for name_, (weights, activations) in applied(model).items():
+        layer = cast(Any, model.get_submodule(name_))
+        if weights:
+            state[f"{name_}.weight"] = layer.weight_quantizer(layer.weight).detach().clone()
+        scales[name_] = Scales(
+            weights=_scale(layer.weight_quantizer) if weights else None,
+            activations=_scale(layer.input_quantizer) if activations else None,
+        )
+    return state, scales
+
+
+def _scale(quantizer: Any) -> Any:
+    """One number, or one per channel: the largest magnitude over the largest of the format."""
+    amax = quantizer.amax.float() / quantizer.maxbound
+    return amax.numpy().item() if amax.numel() == 1 and quantizer.axis is None else amax.flatten().numpy()
 
 
 def _obstacle(module: nn.Module) -> str:

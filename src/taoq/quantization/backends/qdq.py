@@ -8,7 +8,6 @@ QuantizeLinear and a DequantizeLinear that only the layers of the plan read: wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -16,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from taoq.quantization.backends.base import Applied
+from taoq.quantization.backends.base import Applied, Scales
 from taoq.quantization.backends.onnx_layers import TYPES
 from taoq.quantization.plan import LayerPlan, TensorScheme
 
@@ -32,19 +31,6 @@ _DTYPES = {
 _LEAST_RANGE = 1e-30  # below it, a scale underflows float32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scales:
-    """What is known of a layer's scales; computed from the weight, or required for an input, where it is None.
-
-    Attributes:
-        weights: One scale per index of the plan's axis, or one.
-        activations: One scale.
-    """
-
-    weights: Any = None
-    activations: float | None = None
-
-
 def scale_of(largest: Any, dtype: str) -> Any:
     """The scale of a tensor whose largest magnitude is `largest`; 1 where that is zero."""
     largest = np.asarray(largest, np.float32)
@@ -57,7 +43,7 @@ def insert(model: onnx.ModelProto, layers: Iterable[LayerPlan], scales: Mapping[
     Args:
         model: The graph.
         layers: The layers, with their formats.
-        scales: By layer; a layer with quantized activations needs that scale.
+        scales: By layer, where known; activations need them, those of weights else come from the weight.
     """
     graph = _Graph(model)
     for item in layers:
@@ -65,8 +51,7 @@ def insert(model: onnx.ModelProto, layers: Iterable[LayerPlan], scales: Mapping[
         if item.weights:
             node.input[1] = graph.weight(node.input[1], item.weights, known.weights)
         if item.activations:
-            assert known.activations is not None
-            node.input[0] = graph.activation(node.input[0], item.activations.dtype, known.activations)
+            node.input[0] = graph.activation(node.input[0], item.activations, known.activations)
     graph.close()
 
 
@@ -127,30 +112,29 @@ class _Graph:
         self.nodes = {node.name: node for node in self._graph.node}
         self._tensors = {tensor.name: tensor for tensor in self._graph.initializer}
         self._weights: dict[tuple[str, TensorScheme], str] = {}
-        self._activations: dict[tuple[str, str], str] = {}
+        self._activations: dict[tuple[str, TensorScheme], str] = {}
         self._new: dict[str, list[onnx.NodeProto]] = {}  # by the tensor that they read; "" reads stored ones
 
     def weight(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a weight, quantized."""
         key = (name, scheme)
         if key not in self._weights:
-            stem = f"{name}_{scheme.dtype}" + ("" if scheme.axis is None else f"_axis{scheme.axis}")
+            stem, attributes = _stem(name, scheme)
             stored, scale = quantize_weight(numpy_helper.to_array(self._tensors[name]), scheme, scale)
             self._store(f"{stem}_quantized", stored)
             inputs = [f"{stem}_quantized", *self._parameters(stem, scale, scheme.dtype)]
-            attributes = {} if scheme.axis is None else {"axis": scheme.axis}
             self._add("", "DequantizeLinear", inputs, f"{stem}_dequantized", attributes)
             self._weights[key] = f"{stem}_dequantized"
         return self._weights[key]
 
-    def activation(self, name: str, dtype: str, scale: float) -> str:
+    def activation(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a tensor, quantized and dequantized."""
-        key = (name, dtype)
+        key = (name, scheme)
         if key not in self._activations:
-            stem = f"{name}_{dtype}"
-            parameters = self._parameters(stem, np.float32(scale), dtype)
-            self._add(name, "QuantizeLinear", [name, *parameters], f"{stem}_quantized")
-            self._add(name, "DequantizeLinear", [f"{stem}_quantized", *parameters], f"{stem}_dequantized")
+            stem, attributes = _stem(name, scheme)
+            parameters = self._parameters(stem, np.float32(scale), scheme.dtype)
+            self._add(name, "QuantizeLinear", [name, *parameters], f"{stem}_quantized", attributes)
+            self._add(name, "DequantizeLinear", [f"{stem}_quantized", *parameters], f"{stem}_dequantized", attributes)
             self._activations[key] = f"{stem}_dequantized"
         return self._activations[key]
 
@@ -179,8 +163,13 @@ class _Graph:
     def _store(self, name: str, values: Any) -> None:
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
 
-    def _add(
-        self, behind: str, op_type: str, inputs: list[str], output: str, attributes: Mapping[str, Any] | None = None
-    ) -> None:
-        node = onnx.helper.make_node(op_type, inputs, [output], f"{output}/{op_type}", **(attributes or {}))
+    def _add(self, behind: str, op_type: str, inputs: list[str], output: str, attributes: Mapping[str, Any]) -> None:
+        node = onnx.helper.make_node(op_type, inputs, [output], f"{output}/{op_type}", **attributes)
         self._new.setdefault(behind, []).append(node)
+
+
+def _stem(name: str, scheme: TensorScheme) -> tuple[str, dict[str, int]]:
+    """Stem of the new names of a tensor, and the attributes of its nodes."""
+    if scheme.axis is None:
+        return f"{name}_{scheme.dtype}", {}
+    return f"{name}_{scheme.dtype}_axis{scheme.axis}", {"axis": scheme.axis}

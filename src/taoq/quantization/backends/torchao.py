@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taoq.errors import Fault, did_you_mean
-from taoq.quantization.backends.base import Applied, Inputs, library_output
+from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
@@ -126,6 +126,14 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     model = build_model()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
     return model.eval().requires_grad_(False)  # assigned parameters come back with requires_grad
+
+
+def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
+    """State dict with plain weights; weights alone have no scales that a graph could keep."""
+    quantized = (ao.Int8Tensor, ao.Float8Tensor)
+    return {
+        key: value.dequantize() if isinstance(value, quantized) else value for key, value in model.state_dict().items()
+    }, {}
 
 
 def _obstacle(module: nn.Module) -> str:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from taoq.tasks.base import Task, refuse_differences
+from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.classification.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
+from taoq.tasks.classification.export import deepstream, with_size
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.model import build_model
 from taoq.tasks.classification.predict import ClassificationPredictions
@@ -42,4 +43,5 @@ TASK = Task(
     metric=AccuracyMetric,
     predictions=ClassificationPredictions,
     check_same_model=check_same_model,
+    export=Export(with_size=with_size, deepstream=deepstream),
 )
