@@ -26,6 +26,9 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 
+_NOT_AS_WRITTEN = ["WeightBiasQuantization"]
+"""Optimisers that change what a graph computes: this one rounds biases that the file has as float32."""
+
 
 class OnnxRuntime:
     """A graph with one image input. A fixed batch in the graph is fed whole: the last one is filled up, and cut."""
@@ -56,7 +59,9 @@ class OnnxRuntime:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         del model
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=providers, disabled_optimizers=_NOT_AS_WRITTEN
+            )
         except Exception as error:  # its exceptions have no common class of their own
             what = f"onnxruntime cannot run it: {_reason(error)}"
             raise TaoqError(Fault(str(path), what, "export it again, or run it where it was made for")) from error

@@ -9,7 +9,7 @@ import itertools
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,10 +32,10 @@ from taoq.onnx_runtime import OnnxRuntime
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Scales, TorchBackend
 from taoq.quantization.plan import LayerPlan
-from taoq.runtime import Runtime, TorchRuntime, torch_device
+from taoq.runtime import TorchRuntime, torch_device
 from taoq.spec import SpecSource, load_spec, spec_from_dict, spec_to_dict
 from taoq.status import run_status
-from taoq.tasks.base import Batches, Inputs, Task
+from taoq.tasks.base import Batches, Inputs, Outputs, Task
 from taoq.tasks.sections import ExportSpec
 
 log = logging.getLogger(__name__)
@@ -243,6 +243,7 @@ def _prove(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, f
     model = TorchRuntime(exported.reference, task.outputs(spec), "cpu")
     tolerance = max(section.tolerance, _QUANTIZED_TOLERANCE) if exported.scales else section.tolerance
     unsure = functools.partial(task.export.ambiguous, exported.reference) if task.export.ambiguous else None
+    align, found = task.export.align, task.export.found if exported.scales else None
     compared, ties = 0, 0
     largest: dict[str, tuple[float, float]] = {}
     for inputs in _images(task, spec, section.check_images):
@@ -253,7 +254,7 @@ def _prove(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, f
         count = len(next(iter(inputs.values())))
         if count:
             compared += count
-            for name, (difference, value) in _differences(task, model, graph, inputs).items():
+            for name, (difference, value) in differences(model.run(inputs), graph.run(inputs), align, found).items():
                 before = largest.get(name, (0.0, 0.0))
                 largest[name] = (max(before[0], difference), max(before[1], value))
     if not compared:
@@ -274,18 +275,28 @@ def _prove(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, f
     }
 
 
-def _differences(task: Task[Any], model: Runtime, graph: Runtime, inputs: Inputs) -> dict[str, tuple[float, float]]:
-    """Largest difference and largest magnitude of each output, in either order where order has no meaning."""
-    reference, outputs = model.run(inputs), graph.run(inputs)
-    pairs = ((reference, task.export.align(reference, outputs)), (outputs, task.export.align(outputs, reference)))
-    return {
-        name: (max(_apart(one[name], other[name]) for one, other in pairs), float(value.abs().max()))
-        for name, value in reference.items()
-    }
+def differences(
+    reference: Outputs,
+    outputs: Outputs,
+    align: Callable[[Outputs, Outputs], Outputs],
+    found: Callable[[Outputs], Tensor] | None,
+) -> dict[str, tuple[float, float]]:
+    """Largest difference and largest magnitude of each output.
 
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max()) if one.shape == other.shape else float("inf")
+    Args:
+        reference: What must come out.
+        outputs: What came out.
+        align: Brings the second's entries into the order of the first's; both ways, so that none is forgotten.
+        found: Which entries count; None counts all.
+    """
+    result = {name: (0.0, float(value.abs().max())) for name, value in reference.items()}
+    for one, other in ((reference, align(reference, outputs)), (outputs, align(outputs, reference))):
+        counts = found(one) if found else ...
+        for name, (largest, value) in result.items():
+            same = one[name].shape == other[name].shape
+            apart = (one[name] - other[name])[counts].abs() if same else torch.tensor([float("inf")])
+            result[name] = (max(largest, float(apart.max())) if apart.numel() else largest, value)
+    return result
 
 
 def _images(task: Task[Any], spec: Any, number: int) -> Iterator[Inputs]:

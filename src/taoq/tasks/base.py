@@ -107,12 +107,15 @@ class Export(Generic[S]):
         deepstream: The task's part of nvdsinfer_config.yaml.
         align: Outputs in the order of a reference's, where their order has no meaning.
         ambiguous: Which samples of a batch a network decides by a tie, and two runtimes may differ on, [N] bool.
+        found: Which entries of the outputs are findings, [N, entries] bool: what a quantized network, which rounds near
+            ties differently in every runtime, must agree on.
     """
 
     with_size: Callable[[S, int, int], S]
     deepstream: Callable[[S], DeepStream]
     align: Callable[[Outputs, Outputs], Outputs] = _as_they_are
     ambiguous: Callable[[nn.Module, Inputs], Tensor] | None = None
+    found: Callable[[Outputs], Tensor] | None = None
 
 
 def _no_alias(name: str) -> str:  # noqa: ARG001 (of any layer)

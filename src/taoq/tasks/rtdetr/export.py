@@ -16,6 +16,9 @@ from taoq.tasks.rtdetr.spec import RtdetrSpec
 _TIE = 1e-4
 """Scores of positions, in logits, that two runtimes may order differently."""
 
+_FOUND = 0.3
+"""Score of a detection that counts."""
+
 
 def with_size(spec: RtdetrSpec, height: int, width: int) -> RtdetrSpec:
     """The spec for another input size; whether the network takes it is seen when it is built."""
@@ -53,6 +56,11 @@ def align(reference: Outputs, outputs: Outputs) -> Outputs:
         "pred_logits": logits.gather(1, nearest.expand(-1, -1, logits.shape[-1])),
         "pred_boxes": boxes.gather(1, nearest.expand(-1, -1, 4)),
     }
+
+
+def found(outputs: Outputs) -> Tensor:
+    """Queries that found something, [N, queries]: others may be at any of many positions that score alike."""
+    return outputs["pred_logits"].sigmoid().amax(-1) > _FOUND
 
 
 def ambiguous(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
-from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, with_size
+from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, found, with_size
 from taoq.tasks.rtdetr.metric import CocoMetric
 from taoq.tasks.rtdetr.model import build_model
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
@@ -43,7 +43,7 @@ TASK = Task(
     metric=CocoMetric,
     predictions=DetectionPredictions,
     check_same_model=check_same_model,
-    export=Export(with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous),
+    export=Export(with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous, found=found),
     alias=original_name,
     sensitive=SENSITIVE,
 )
