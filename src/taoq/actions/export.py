@@ -264,9 +264,9 @@ def _prove(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, f
         log.warning("export.check_images: %d image(s) left out, where the network chooses its queries by a tie", ties)
     apart = {name: value for name, value in largest.items() if not value[0] <= tolerance * max(value[1], 1e-12)}
     if apart:
-        found = "; ".join(f"{name} by {off:.2g}, its largest value is {top:.3g}" for name, (off, top) in apart.items())
+        names = "; ".join(f"{name} by {off:.2g}, its largest value is {top:.3g}" for name, (off, top) in apart.items())
         hint = f"the file was not written; export.tolerance is {tolerance:g} of the largest value"
-        raise TaoqError(Fault("export.tolerance", f"torch and ONNX differ: {found}", hint))
+        raise TaoqError(Fault("export.tolerance", f"torch and ONNX differ: {names}", hint))
     return {
         "images": compared,
         "left_out_for_ties": ties,

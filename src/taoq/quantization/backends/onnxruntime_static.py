@@ -2,7 +2,7 @@
 """onnxruntime's own static quantizer, for CPUs: unsigned activations, signed weights, INT8 from layer to layer.
 
 Its kernels take a layer whose input and output are both quantized. So the output of a planned layer is quantized too,
-and what reads a quantized tensor reads it quantized: that is where the speed comes from.
+and what is between planned layers reads it quantized: that is where the speed comes from. Other layers stay float.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from taoq.errors import Fault, TaoqError, did_you_mean, some
 from taoq.onnx_file import fixed_batches, image_input, read_onnx, write_onnx
-from taoq.quantization.backends import qdq
+from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, library_output
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
 from taoq.quantization.plan import Layer, QuantizationPlan, Support
@@ -123,6 +123,7 @@ def quantize(
             quantizer.quantize_model()
             quantizer.model.topological_sort()
             model = quantizer.model.model
+            _keep_float(model, set(whole))
     qdq.insert(model, [item for item in plan.quantized if not item.activations], {})
     return model, {}
 
@@ -141,17 +142,33 @@ def load(path: Path, build_model: Callable[[], onnx.ModelProto]) -> onnx.ModelPr
 
 
 def _fused(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
-    """Activation functions that are the only reader of a planned layer's output."""
-    outputs = {node.output[0] for node in model.graph.node if node.name in set(names)}
+    """Activation functions that are the only reader of a planned layer's output, and that no float layer reads."""
+    planned = set(names)
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name_ in node.input:
             readers.setdefault(name_, []).append(node)
-    return [
-        found[0].name
-        for found in (readers.get(output, []) for output in outputs)
-        if len(found) == 1 and found[0].op_type in _FUSED
-    ]
+    found = []
+    for node in model.graph.node:
+        reading = readers.get(node.output[0], []) if node.name in planned else []
+        if len(reading) == 1 and reading[0].op_type in _FUSED:
+            behind = readers.get(reading[0].output[0], [])
+            if not any(reader.op_type in onnx_layers.TYPES and reader.name not in planned for reader in behind):
+                found.append(reading[0].name)
+    return found
+
+
+def _keep_float(model: onnx.ModelProto, planned: set[str]) -> None:
+    """Let layers outside of the plan read what was there before it was quantized for others."""
+    made_by = {name_: node for node in model.graph.node for name_ in node.output}
+    for node in model.graph.node:
+        if node.op_type in onnx_layers.TYPES and node.name not in planned:
+            for index, name_ in enumerate(node.input):
+                dequantize = made_by.get(name_)
+                if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+                    quantize_ = made_by.get(dequantize.input[0])
+                    if quantize_ is not None:
+                        node.input[index] = quantize_.input[0]
 
 
 def _tensors(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
