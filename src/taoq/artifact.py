@@ -104,10 +104,17 @@ def sha256(path: Path) -> str:
     An ONNX file with weights beside it counts as such a folder of two.
     """
     beside = path.with_name(path.name + "_data")
-    if path.is_dir() or (path.suffix == ".onnx" and beside.is_file()):
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path, beside]
-        listed = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
-        return hashlib.sha256(listed.encode()).hexdigest()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    elif path.suffix == ".onnx" and beside.is_file():
+        files = [path, beside]
+    else:
+        return _digest(path)
+    listed = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -171,7 +171,7 @@ def _quantize(
             format=backend.format,
             payload=backend.payload,
             sha256=sha256(payload),
-            size=payload.stat().st_size,
+            size=sum(path.stat().st_size for path in stage.glob(f"{backend.payload}*")),  # and weights beside it
             float_size=float_size,
             source={
                 "path": section.model_path,
