@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/quantize.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/detection.py
+	$(BIN)/python bench/onnx_files.py
 
 # uv, because pip takes minutes for what it does in one; --no-deps, because the lock is complete
 $(INSTALLED): requirements/lock.txt pyproject.toml

@@ -25,7 +25,9 @@ from taoq.console import show, size
 
 HERE = Path(__file__).parent
 RESULTS = Path("results/demo")
+ONNX_BACKENDS = ("modelopt.onnx", "onnxruntime")
 AIFI_FEED_FORWARD = "encoder.encoder.*.linear?"
+IN_THE_DEMO = ("int8, recipe A", "fp8_e4m3fn, recipe A")
 DECODER_FEED_FORWARD = "decoder.decoder.layers.*.linear?"
 
 
@@ -36,7 +38,7 @@ class Variant:
     Attributes:
         name: For the table.
         backend: As in the spec.
-        dtype: Of weights, and with modelopt.pytorch of activations.
+        dtype: Of weights, and but for torchao of activations.
         patterns: Of the rules.
         skip_names: Of the spec.
     """
@@ -48,9 +50,14 @@ class Variant:
     skip_names: Sequence[str] = ()
 
     @property
+    def of_onnx(self) -> bool:
+        """Whether it quantizes an ONNX file."""
+        return self.backend in ONNX_BACKENDS
+
+    @property
     def overrides(self) -> list[str]:
         """On the command line."""
-        static = self.backend == "modelopt.pytorch"
+        static = self.backend != "torchao"
         parts = {"weights": {"dtype": self.dtype}, **({"activations": {"dtype": self.dtype}} if static else {})}
         return [
             f"quantize.backend={self.backend}",
@@ -96,9 +103,9 @@ class Network:
         return float(read(results_dir / "results.json")["metrics"][self.metric])
 
 
-def everywhere(*dtypes: str) -> list[Variant]:
-    """All convolutions and linear layers of a classifier."""
-    return [Variant(dtype, "modelopt.pytorch", dtype, ("Conv2d", "Linear")) for dtype in dtypes]
+def everywhere(*dtypes: str, backend: str = "modelopt.pytorch") -> list[Variant]:
+    """All convolutions and linear layers."""
+    return [Variant(dtype, backend, dtype, ("*",)) for dtype in dtypes]
 
 
 def weights(*dtypes: str) -> list[Variant]:
@@ -106,18 +113,29 @@ def weights(*dtypes: str) -> list[Variant]:
     return [Variant(dtype, "torchao", dtype, ("Linear",)) for dtype in dtypes]
 
 
-def recipes(dtype: str) -> list[Variant]:
+def recipes(dtype: str, backend: str = "modelopt.pytorch") -> list[Variant]:
     """What is known to be safe in a detector, step by step: docs/rtdetr.md."""
+    convolutions = "Conv" if backend in ONNX_BACKENDS else "Conv2d"
+    steps = {
+        "A": ((convolutions,), ("decoder.*",)),
+        "B": ((convolutions, AIFI_FEED_FORWARD), ("decoder.*",)),
+        "C": ((convolutions, AIFI_FEED_FORWARD, DECODER_FEED_FORWARD), ("decoder.input_proj.*",)),
+    }
+    return [Variant(f"{dtype}, recipe {name}", backend, dtype, *step) for name, step in steps.items()]
+
+
+def all_recipes() -> list[Variant]:
+    """All that is known of the detector."""
     return [
-        Variant(f"{dtype}, recipe A", "modelopt.pytorch", dtype, ("Conv2d",), ("decoder.*",)),
-        Variant(f"{dtype}, recipe B", "modelopt.pytorch", dtype, ("Conv2d", AIFI_FEED_FORWARD), ("decoder.*",)),
-        Variant(
-            f"{dtype}, recipe C",
-            "modelopt.pytorch",
-            dtype,
-            ("Conv2d", AIFI_FEED_FORWARD, DECODER_FEED_FORWARD),
-            ("decoder.input_proj.*",),
-        ),
+        *recipes("int8"),
+        *recipes("fp8_e4m3fn"),
+        *everywhere("int8", "fp8_e4m3fn"),
+        *weights("int8", "fp8_e4m3fn"),
+        *recipes("int8", "modelopt.onnx"),
+        *recipes("fp8_e4m3fn", "modelopt.onnx"),
+        *everywhere("int8", "fp8_e4m3fn", backend="modelopt.onnx"),
+        *recipes("int8", "onnxruntime"),
+        *everywhere("int8", backend="onnxruntime"),
     ]
 
 
@@ -129,9 +147,7 @@ def networks(scenes: int, *, only_recipes: bool) -> list[Network]:
         "rtdetr",
         HERE / "digit_scenes" / "rtdetr.yaml",
         "val_mAP",
-        [*recipes("int8"), *recipes("fp8_e4m3fn"), *everywhere("int8", "fp8_e4m3fn"), *weights("int8", "fp8_e4m3fn")]
-        if only_recipes
-        else [*recipes("int8")[:1], *recipes("fp8_e4m3fn")[:1], *weights("int8")],
+        all_recipes() if only_recipes else [variant for variant in all_recipes() if variant.name in IN_THE_DEMO],
         [f"dataset.test_data_sources.json_file={json_file}"],
     )
     data = read(HERE / "digit_scenes" / "data" / "val.json")
@@ -142,7 +158,12 @@ def networks(scenes: int, *, only_recipes: bool) -> list[Network]:
     json_file.write_text(json.dumps(data), encoding="utf-8")
     if only_recipes:
         return [detector]
-    all_dtypes = [*weights("int8", "fp8_e4m3fn", "fp8_e5m2"), *everywhere("int8", "fp8_e4m3fn")]
+    all_dtypes = [
+        *weights("int8", "fp8_e4m3fn", "fp8_e5m2"),
+        *everywhere("int8", "fp8_e4m3fn"),
+        *everywhere("int8", "fp8_e4m3fn", backend="modelopt.onnx"),
+        *everywhere("int8", backend="onnxruntime"),
+    ]
     return [
         Network(name, "classification_pyt", HERE / "digits" / f"{name}.yaml", "val_acc_1", all_dtypes)
         for name in ("resnet_18", "vit_tiny")
@@ -169,10 +190,16 @@ def run(scenes: int, *, only_recipes: bool) -> Table:
         results = RESULTS / network.name
         (checkpoint,) = (HERE).glob(f"*/checkpoints/{network.name}*")
         float_figure = network.evaluate(str(checkpoint), results / "float")
+        onnx_file = results / "float.onnx"
+        network.taoq("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={onnx_file}", "export.on_cpu=true",
+                     f"export.results_dir={results / 'export'}", "export.overwrite=true")  # fmt: skip
         for variant in network.variants:
             print(f"{network.name}: {variant.backend} {variant.name}", file=sys.stderr)
             directory = results / f"{variant.backend}_{variant.name.replace(', ', '_').replace(' ', '_')}"
-            network.taoq("quantize", *variant.overrides, f"quantize.results_dir={directory}")
+            source = onnx_file if variant.of_onnx else checkpoint
+            network.taoq(
+                "quantize", *variant.overrides, f"quantize.model_path={source}", f"quantize.results_dir={directory}"
+            )
             figure = network.evaluate(str(directory), directory / "evaluate")
             report = read(directory / "quantization_report.json")
             table.add_row(

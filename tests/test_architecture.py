@@ -25,7 +25,13 @@ FORBIDDEN = {
 }
 OWNERS = {
     "torchao": ("quantization/backends/torchao.py",),
-    "modelopt": ("quantization/backends/modelopt_pytorch.py",),
+    "modelopt": ("quantization/backends/modelopt_pytorch.py", "quantization/backends/modelopt_onnx.py"),
+    "onnxruntime": (
+        "onnx_runtime.py",
+        "quantization/backends/modelopt_onnx.py",
+        "quantization/backends/onnxruntime_static.py",
+    ),
+    "onnx_graphsurgeon": ("onnx_export.py", "quantization/backends/modelopt_onnx.py"),
     "torchmetrics": ("tasks/classification/metric.py",),
     "timm": ("tasks/classification/model.py",),
     "transformers": ("tasks/rtdetr/model.py", "tasks/rtdetr/network.py"),

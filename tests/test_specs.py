@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,10 +12,14 @@ import torch
 
 from taoq.actions import ACTIONS, others
 from taoq.actions.quantize import named
+from taoq.checkpoint import WithoutInitialisation
+from taoq.onnx_export import export_graph
 from taoq.quantization.backends import load_backend
+from taoq.quantization.backends.onnx_layers import prepare
 from taoq.quantization.plan import check, resolve
 from taoq.spec import load_spec, read_spec
 from taoq.tasks import load_task
+from taoq.tasks.base import Task
 
 Taoq = Callable[..., tuple[int, str, str]]
 
@@ -36,10 +41,21 @@ def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> Non
     if action == "quantize":
         backend = load_backend(spec.quantize.backend)
         warnings = check(spec.quantize, backend.support)
-        with torch.device("meta"):  # the names of the layers, without their memory
-            model = task.build_model(spec, None)
-        layers = [named(layer, task) for layer in backend.layers(model)]
+        if backend.format == "onnx":
+            model = exported(task, spec)
+        else:
+            with torch.device("meta"):  # the names of the layers, without their memory
+                model = task.build_model(spec, None)
+        layers = [named(layer, task) for layer in backend.layers(model, {})]
         assert resolve(spec.quantize, layers, backend.support, warnings).warnings == ()
+
+
+def exported(task: Task[Any], spec: Any) -> Any:
+    """The graph that `export` makes of the network of a spec, ready to be quantized."""
+    with WithoutInitialisation():
+        model = task.build_model(spec, None).eval()
+    graph = export_graph(model, task.example_inputs(spec), list(task.outputs(spec)), opset=17, dynamic=True, fold=True)
+    return prepare(graph, "model.onnx")
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def rules(backend: str, dtype: str, *patterns: str) -> list[LayerSpec]:
 def plan_of(backend: str, model: nn.Module, layers: list[LayerSpec], **fields: Any) -> QuantizationPlan:
     library = backend_of(backend)
     section = QuantizeSpec(backend=backend, mode=library.support.modes[0], layers=layers, device="cpu", **fields)
-    return resolve(section, library.layers(model), library.support, check(section, library.support))
+    return resolve(section, library.layers(model, {}), library.support, check(section, library.support))
 
 
 def quantize(
@@ -115,7 +115,8 @@ def quantize(
 ) -> nn.Module:
     """Plan, quantize, and verify that the library did what the plan says, as the action does."""
     plan = plan_of(backend, model, layers, **fields)
-    quantized = backend_of(backend).quantize(model, plan, batches, options or {})
+    quantized, left_out = backend_of(backend).quantize(model, plan, batches, options or {}, device="cpu", cache=None)
+    assert not left_out
     verify(plan, backend_of(backend).applied(quantized))
     return quantized
 
@@ -126,7 +127,7 @@ def quantized_tiny_net(backend: str, dtype: str) -> nn.Module:
 
 
 def saved_and_loaded(backend: str, model: nn.Module, build: Callable[[], nn.Module], path: Path) -> nn.Module:
-    backend_of(backend).save(model, path)
+    backend_of(backend).save(model, path, {})
     return backend_of(backend).load(path, build)
 
 

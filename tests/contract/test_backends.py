@@ -79,7 +79,7 @@ def test_a_star_converts_every_layer_that_the_backend_lists_as_quantizable(backe
 @every_backend
 def test_looking_at_the_layers_changes_nothing(backend: str) -> None:
     model = tiny_net()
-    listed = backend_of(backend).layers(model)
+    listed = backend_of(backend).layers(model, {})
     assert [(layer.name, layer.type, layer.weight_shape) for layer in listed] == [
         ("stem", "Conv2d", (16, 3, 3, 3)),
         ("norm", "BatchNorm2d", ()),
@@ -131,7 +131,7 @@ def test_a_reloaded_model_is_the_same_model_in_a_new_process(backend: str, tmp_p
     outputs = {}
     for dtype in [dtype for name, dtype in VARIANTS if name == backend]:
         model = quantized_tiny_net(backend, dtype)
-        backend_of(backend).save(model, tmp_path / f"{dtype}.pth")
+        backend_of(backend).save(model, tmp_path / f"{dtype}.pth", {})
         outputs[dtype] = run(model, images())
     words = [sys.executable, "-c", RELOAD, backend, str(tmp_path)]
     process = subprocess.run(words, cwd=HERE, capture_output=True, text=True)

@@ -65,7 +65,7 @@ def linears(*sizes: int) -> nn.Sequential:
 
 def obstacles(backend: str, model: nn.Module) -> dict[str, str]:
     """Why each layer with a weight cannot be quantized, by layer."""
-    return {layer.name: layer.obstacle for layer in backend_of(backend).layers(model) if layer.weight_shape}
+    return {layer.name: layer.obstacle for layer in backend_of(backend).layers(model, {}) if layer.weight_shape}
 
 
 def dequantized(model: nn.Module, layer: str) -> Tensor:

@@ -45,7 +45,7 @@ support = Support(
     activations_alone=False,
     weight_axes=False,
     layer_types=("Conv", "Gemm", "MatMul"),
-    devices=("cpu",),
+    devices=("cuda", "cpu"),
     caches_ranges=True,
     target="CPUs, through onnxruntime; for NVIDIA GPUs take backend modelopt.onnx",
 )
@@ -88,7 +88,7 @@ def quantize(
     batches: Iterable[Inputs],
     options: Mapping[str, Any],
     *,
-    device: str,  # noqa: ARG001 (support has the CPU only)
+    device: str,
     cache: RangeCache | None,
 ) -> tuple[onnx.ModelProto, Mapping[str, str]]:
     """Calibrate and quantize with onnxruntime; layers whose activations stay float get their weights alone.
@@ -104,9 +104,8 @@ def quantize(
         with tempfile.TemporaryDirectory() as folder, library_output():
             source = Path(folder, "model.onnx")
             write_onnx(model, source)
-            ranges = calibrated(
-                cache, needed, lambda: _calibrate(source, model, batches, entropy=plan.algorithm == "entropy")
-            )
+            entropy = plan.algorithm == "entropy"
+            ranges = calibrated(cache, needed, lambda: _calibrate(source, model, batches, device, entropy=entropy))
             _check_finite(ranges)
             quantizer = QDQQuantizer(
                 load_model_with_shape_infer(source),
@@ -177,14 +176,16 @@ def _tensors(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
     return [name_ for node in nodes for name_ in (node.input[0], node.output[0])]
 
 
-def _calibrate(source: Path, model: onnx.ModelProto, batches: Iterable[Inputs], *, entropy: bool) -> Ranges:
+def _calibrate(
+    source: Path, model: onnx.ModelProto, batches: Iterable[Inputs], device: str, *, entropy: bool
+) -> Ranges:
     """Ranges of all that onnxruntime may quantize, a batch at a time: given all batches it keeps them in memory."""
     calibrator = create_calibrator(
         source,
         [*support.layer_types, *_FUSED],
         augmented_model_path=str(source.with_name("augmented.onnx")),
         calibrate_method=CalibrationMethod.Entropy if entropy else CalibrationMethod.MinMax,
-        providers=["CPUExecutionProvider"],
+        providers=[*_gpu(device), "CPUExecutionProvider"],
     )
     graph_input = image_input(model, source)
     for inputs in batches:
@@ -198,6 +199,10 @@ def _calibrate(source: Path, model: onnx.ModelProto, batches: Iterable[Inputs], 
         name_: (float(np.min(data.range_value[0])), float(np.max(data.range_value[1])))
         for name_, data in calibrator.compute_data().items()
     }
+
+
+def _gpu(device: str) -> list[tuple[str, dict[str, int]]]:
+    return [] if device == "cpu" else [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2])})]
 
 
 def _check_finite(ranges: Ranges) -> None:
