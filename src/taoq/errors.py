@@ -4,6 +4,7 @@
 TaoqError (exit code 1)
   SpecError (2)          the spec or the command line is wrong
   MissingDependency (3)  a library that the job needs is not installed
+  RequirementNotMet (4)  the job is done, and its result is not what the spec asks for
 
 Every error is one or more faults; a fault prints as two lines, `where: what` and `hint: what to do`.
 """
@@ -50,6 +51,12 @@ class MissingDependency(TaoqError):
     """A library that this job needs is not installed."""
 
     exit_code = 3
+
+
+class RequirementNotMet(TaoqError):
+    """The work is done and kept; its result is not what the spec asks for."""
+
+    exit_code = 4
 
 
 def some(names: Sequence[str]) -> str:

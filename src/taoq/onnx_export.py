@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from taoq.errors import Fault, SpecError
+from taoq.onnx_file import LARGEST, byte_size
 
 _SEPARATOR = ":"  # in no module name, and torch's exporter leaves it as it is
 
@@ -119,6 +120,8 @@ def _rename(graph: onnx.GraphProto, modules: set[str]) -> None:
 
 def _name_batch(graph: onnx.GraphProto, *, dynamic: bool) -> None:
     """Keep the sizes of outputs that are known; the exporter invents names for those it does not see."""
+    if byte_size(onnx.helper.make_model(graph)) >= LARGEST:
+        return  # shape inference takes models that protobuf can copy
     inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph), strict_mode=False, data_prop=True)
     for value, seen in zip(graph.output, inferred.graph.output, strict=True):
         for index, dim in enumerate(value.type.tensor_type.shape.dim):

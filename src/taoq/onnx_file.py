@@ -56,7 +56,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise TaoqError(Fault(str(path), "is not an ONNX file: it has no graph", hint))
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model if model.ByteSize() < LARGEST else str(path))
+        onnx.checker.check_model(model if byte_size(model) < LARGEST else str(path))
     except onnx.checker.ValidationError as error:
         what = f"is no valid ONNX file: {_first_line(error)}"
         if _external(model):
@@ -77,13 +77,20 @@ def write_onnx(model: onnx.ModelProto, path: Path, *, external: bool = False) ->
         path: The file. Nothing may be there.
         external: Whether the weights go beside it whatever its size.
     """
-    if external or model.ByteSize() >= LARGEST:
+    if external or byte_size(model) >= LARGEST:
         # onnx moves the weights out of the model it is given
         onnx.save(model, str(path), save_as_external_data=True, location=path.name + DATA_SUFFIX, size_threshold=1024)
         onnx.load_external_data_for_model(model, str(path.parent))
         return
     with path.open("wb") as file:
         file.write(model.SerializeToString(deterministic=True))
+
+
+def byte_size(model: onnx.ModelProto) -> int:
+    """Bytes of a model with its weights; protobuf itself cannot count beyond 2 GB."""
+    return sum(int(tensor.ByteSize()) for tensor in model.graph.initializer) + sum(
+        int(node.ByteSize()) for node in model.graph.node
+    )
 
 
 def files(path: Path) -> list[Path]:

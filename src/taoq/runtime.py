@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +28,28 @@ class Runtime(Protocol):
 class TorchRuntime:
     """A torch model in eval mode."""
 
-    def __init__(self, model: nn.Module, outputs: Iterable[str], device: str) -> None:
+    def __init__(
+        self, model: nn.Module, outputs: Iterable[str], device: str, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.device = device
+        self._dtype = dtype
         self._model = model.to(device).eval()
         self._outputs = tuple(outputs)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """One forward pass; the outputs are on the CPU, float32."""
         with torch.inference_mode():
-            result = self._model(*(tensor.to(self.device) for tensor in inputs.values()))
+            result = self._model(*(tensor.to(self.device, self._dtype) for tensor in inputs.values()))
         values = result if isinstance(result, tuple) else (result,)
         return {name: value.float().cpu() for name, value in zip(self._outputs, values, strict=True)}
+
+    def compiled(self) -> TorchRuntime:
+        """The same through torch.compile; compiles at the first run."""
+        return TorchRuntime(cast(nn.Module, torch.compile(self._model)), self._outputs, self.device)
+
+    def half(self) -> TorchRuntime:
+        """A copy in float16."""
+        return TorchRuntime(copy.deepcopy(self._model).half(), self._outputs, self.device, torch.float16)
 
 
 def torch_device(device: str, where: str) -> str:

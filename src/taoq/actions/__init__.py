@@ -21,6 +21,7 @@ ACTIONS = {
     "evaluate": ActionInfo("taoq.actions.evaluate", "measure a float checkpoint or an artifact on labelled data"),
     "inference": ActionInfo("taoq.actions.inference", "run a float checkpoint or an artifact on images"),
     "export": ActionInfo("taoq.actions.export", "write a checkpoint or an artifact as an ONNX file, and prove it"),
+    "benchmark": ActionInfo("taoq.actions.benchmark", "measure how fast a quantized model is beside its float model"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }
 

@@ -44,6 +44,18 @@ class InferenceSpec(RunSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkSpec(RunSpec):
+    """The `benchmark:` section."""
+
+    baseline: str = option("", "The float model to compare with; without it what the artifact was made from")
+    batch_sizes: list[int] = option(lambda: [1, 8], "Images per run", example=[1, 8])
+    warmup: int = option(3, "Runs of each model before it is measured", minimum=0)
+    runs: int = option(30, "Measured runs of each model", minimum=1)
+    compile: bool = option(False, "Measure torch models through torch.compile as well")
+    min_speedup: float | None = option(None, "Exit code 4 where the quantized model is not this many times as fast")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportSpec:
     """The `export:` section."""
 

@@ -26,7 +26,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer, registry
 
 from taoq.errors import Fault, TaoqError, did_you_mean, some
-from taoq.onnx_file import fixed_batches, image_input, read_onnx, write_onnx
+from taoq.onnx_file import byte_size, fixed_batches, image_input, read_onnx, write_onnx
 from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, Scales, library_output
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
@@ -113,9 +113,7 @@ def layers(model: onnx.ModelProto, options: Mapping[str, Any]) -> list[Layer]:
     return list_layers(model, [type_ for type_ in types if type_ not in options.get("op_types_to_exclude", ())])
 
 
-def float_size(model: onnx.ModelProto) -> int:
-    """Bytes of the model as a file."""
-    return int(model.ByteSize())
+float_size = byte_size
 
 
 def quantize(

@@ -22,7 +22,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from taoq.errors import Fault, TaoqError, did_you_mean, some
-from taoq.onnx_file import fixed_batches, image_input, read_onnx, write_onnx
+from taoq.onnx_file import byte_size, fixed_batches, image_input, read_onnx, write_onnx
 from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, library_output
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
@@ -79,7 +79,7 @@ def layers(model: onnx.ModelProto, options: Mapping[str, Any]) -> list[Layer]:  
     return list_layers(model, support.layer_types)
 
 
-float_size = onnx.ModelProto.ByteSize
+float_size = byte_size
 
 
 def quantize(

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmark: how fast a quantized model is beside its float model, in turns, in the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import resource
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from taoq.actions import others
+from taoq.actions.open_model import open_runtime
+from taoq.actions.results import results_dir, staged, write_experiment, write_json
+from taoq.artifact import find_artifact, read_manifest, sha256, versions
+from taoq.console import show, size
+from taoq.errors import Fault, RequirementNotMet, SpecError
+from taoq.quantization.backends import load_backend
+from taoq.runtime import Runtime, TorchRuntime
+from taoq.spec import SpecSource, load_spec
+from taoq.status import run_status
+from taoq.tasks import load_task
+from taoq.tasks.base import Inputs, Task
+from taoq.tasks.sections import BenchmarkSpec
+
+log = logging.getLogger(__name__)
+
+FLOAT, QUANTIZED = "float32", "quantized"
+
+
+def run(task: Task[Any], source: SpecSource) -> None:
+    """Measure the checkpoint of a spec against its float model; write results.json.
+
+    Raises:
+        RequirementNotMet: It is not as much faster as `benchmark.min_speedup` asks.
+    """
+    spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("benchmark"))
+    section: BenchmarkSpec = spec.benchmark
+    if not section.checkpoint:
+        raise SpecError(Fault("benchmark.checkpoint", "missing", "name an artifact or an ONNX file"))
+    if not section.batch_sizes or min(section.batch_sizes) < 1:
+        raise SpecError(Fault("benchmark.batch_sizes", "empty, or not above 0", "write for example [1, 8]"))
+    directory = results_dir(spec, "benchmark")
+    with run_status(directory, task.name, "benchmark") as status:
+        files = {FLOAT: _baseline(section), QUANTIZED: section.checkpoint}
+        models = _open(task, spec, section, files)
+        rows = []
+        for batch in section.batch_sizes:
+            seconds = in_turns(models, _inputs(task, spec, batch), warmup=section.warmup, runs=section.runs)
+            rows += [_row(name, batch, found, seconds[FLOAT]) for name, found in seconds.items()]
+        largest = max(section.batch_sizes)
+        memory = {name: _peak(task, spec, section, file, largest) for name, file in files.items()}
+        words = _verdict(section, rows)
+        results = {
+            "device": models[FLOAT].device,
+            "threads": torch.get_num_threads(),
+            "runs": section.runs,
+            "models": [
+                {"name": name, "file": file, "size": _size(file), "peak_memory": memory[name], "batch": largest}
+                for name, file in files.items()
+            ],
+            "rows": rows,
+            "verdict": words,
+            "versions": versions(("torch", "onnxruntime-gpu")),
+            "command": shlex.join(sys.argv),
+        }
+        with staged(directory) as stage:
+            write_json(stage / "results.json", results)
+            write_experiment(stage / "experiment.yaml", spec)
+        _show(results)
+        print(words)
+        print(f"results: {directory}")
+        slowest = min(row["speedup"] for row in rows if row["model"] == QUANTIZED)
+        status.write("RUNNING", "Benchmark.", {"speedup": slowest})
+        if section.min_speedup is not None and slowest < section.min_speedup:
+            what = f"{QUANTIZED} is {slowest:.2f} times as fast as {FLOAT}, {section.min_speedup:g} is asked"
+            raise RequirementNotMet(Fault("benchmark.min_speedup", what, words))
+
+
+def in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs: int) -> dict[str, list[float]]:
+    """Seconds of each run of each model, one after the other, the order turned round each time.
+
+    A machine that is busy for a while is so for all of them.
+    """
+    for model in models.values():
+        for _ in range(warmup):
+            model.run(inputs)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(runs):
+        for name in sorted(models, reverse=bool(number % 2)):
+            started = time.perf_counter()
+            models[name].run(inputs)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _baseline(section: BenchmarkSpec) -> str:
+    """The float model: named, or the one that the artifact was made from."""
+    if section.baseline:
+        return section.baseline
+    directory = find_artifact(section.checkpoint)
+    if directory is None:
+        what = f"missing: {section.checkpoint} is no artifact that names what it was made from"
+        raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
+    made_from = read_manifest(directory).source
+    path = Path(made_from["path"])
+    if not made_from["path"] or not path.exists() or sha256(path) != made_from["sha256"]:
+        what = f"missing: {made_from['path'] or 'what the artifact was made from'} is not there as it was"
+        raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
+    return made_from["path"]
+
+
+def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str, str]) -> dict[str, Runtime]:
+    models: dict[str, Runtime] = {}
+    for name, file in files.items():
+        one = dataclasses.replace(section, checkpoint=file, is_quantized=None)
+        models[name] = open_runtime(task, spec, one, "benchmark")
+    kinds = {type(model) for model in models.values()}
+    if len(kinds) > 1:
+        what = "one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization"
+        raise SpecError(Fault("benchmark.baseline", what, "name a float model of the same kind"))
+    for name, model in list(models.items()):
+        if isinstance(model, TorchRuntime) and section.compile:
+            models[f"{name}, compiled"] = model.compiled()
+        if isinstance(model, TorchRuntime) and name == FLOAT and model.device != "cpu":
+            models["float16"] = model.half()
+    return models
+
+
+def _inputs(task: Task[Any], spec: Any, batch: int) -> Inputs:
+    noise = torch.Generator().manual_seed(0)
+    return {
+        name: torch.rand((batch, *tensor.shape[1:]), generator=noise)
+        for name, tensor in task.example_inputs(spec).items()
+    }
+
+
+def _row(name: str, batch: int, seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
+    """Latency in milliseconds; the speed-up is the median over the turns, each against float in the same turn."""
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
+    return {
+        "model": name,
+        "batch": batch,
+        "p50_ms": 1e3 * cuts[49],
+        "p90_ms": 1e3 * cuts[89],
+        "p99_ms": 1e3 * cuts[98],
+        "images_per_second": batch / cuts[49],
+        "speedup": statistics.median(base / mine for base, mine in zip(reference, seconds, strict=True)),
+    }
+
+
+def _size(file: str) -> int:
+    path = Path(file)
+    directory = find_artifact(file)
+    if directory is not None:
+        return read_manifest(directory).size
+    if path.is_dir():
+        return sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
+    return sum(
+        entry.stat().st_size
+        for entry in path.parent.glob(f"{path.name}*")
+        if entry.name in (path.name, f"{path.name}_data")
+    )
+
+
+def _peak(task: Task[Any], spec: Any, section: BenchmarkSpec, file: str, batch: int) -> int | None:
+    """Bytes that opening a model and running it adds to a process of its own; None where that process failed."""
+    one = dataclasses.replace(section, checkpoint=file, is_quantized=None, device="cpu")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_measure_peak, task.name, spec, one, batch).result()
+        except BrokenProcessPool:
+            log.warning("benchmark: the process that measures the memory of %s died", file)
+            return None
+
+
+def _measure_peak(name: str, spec: Any, section: BenchmarkSpec, batch: int) -> int:
+    logging.getLogger("taoq").addHandler(logging.NullHandler())
+    task = load_task(name)
+    inputs = _inputs(task, spec, batch)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    model = open_runtime(task, spec, section, "benchmark")
+    for _ in range(2):
+        model.run(inputs)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _verdict(section: BenchmarkSpec, rows: Sequence[Mapping[str, Any]]) -> str:
+    found = {row["batch"]: row["speedup"] for row in rows if row["model"] == QUANTIZED}
+    speeds = ", ".join(f"{value:.2f} at batch {batch}" for batch, value in found.items())
+    words = f"{QUANTIZED} / {FLOAT} in speed: {speeds}"
+    directory = find_artifact(section.checkpoint)
+    if directory is not None and min(found.values()) < 1.0:
+        backend = load_backend(read_manifest(directory).backend)
+        words += f"; {backend.name} is for {backend.support.target}"
+    return words
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    table = Table(title=f"on {results['device']}, {results['threads']} threads, {results['runs']} runs in turns")
+    table.add_column("model")
+    for column in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed-up"):
+        table.add_column(column, justify="right")
+    for row in results["rows"]:
+        latencies = [f"{row[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")]
+        table.add_row(
+            row["model"], str(row["batch"]), *latencies, f"{row['images_per_second']:.1f}", f"{row['speedup']:.2f}"
+        )
+    show(table)
+    for model in results["models"]:
+        memory = f", {size(model['peak_memory'])} of memory at batch {model['batch']}" if model["peak_memory"] else ""
+        print(f"{model['name']}: {size(model['size'])}{memory} ({model['file']})")
