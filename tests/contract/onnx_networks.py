@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,16 +189,3 @@ def bytes_of(model: onnx.ModelProto) -> bytes:
 def saved(backend: str, model: onnx.ModelProto, path: Path, options: Mapping[str, Any] | None = None) -> Path:
     backend_of(backend).save(model, path, options or {})
     return path
-
-
-class Streamed:
-    """Batches that are made when they are asked for; remembers how many were."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = tensors
-        self.opened = 0
-
-    def __iter__(self) -> Iterator[Inputs]:
-        self.opened += 1
-        for tensor in self._tensors:
-            yield {"image": tensor.clone()}

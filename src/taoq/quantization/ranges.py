@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -77,6 +78,7 @@ def _write(cache: RangeCache, ranges: Ranges) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, cache.path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         what = f"{cache.path} cannot be written: {error.strerror}"
         raise TaoqError(Fault(_WHERE, what, "free some space, or name another file")) from error

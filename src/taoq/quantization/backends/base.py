@@ -123,12 +123,23 @@ def _format(scheme: TensorScheme | None) -> tuple[str, int | None] | None:
 def library_output() -> Iterator[None]:
     """Send what a library prints and warns of to the log (level debug) instead of the user's screen."""
     printed = io.StringIO()
+    root, kept = logging.getLogger(), _Kept()
+    root.addHandler(kept)  # else a library that logs to the root makes logging print there from then on
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
         warnings.simplefilter("default")
         try:
             yield
         finally:
+            root.removeHandler(kept)
             for line in printed.getvalue().splitlines():
                 _library.debug(line)
             for warning in caught:
                 _library.debug("%s: %s", warning.category.__name__, warning.message)
+
+
+class _Kept(logging.Handler):
+    """Takes what libraries log to the root logger into ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "root":
+            _library.debug(record.getMessage())

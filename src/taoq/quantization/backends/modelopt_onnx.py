@@ -19,21 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer, registry
 
-from taoq.errors import Fault, TaoqError, did_you_mean, some
-from taoq.onnx_file import byte_size, fixed_batches, image_input, read_onnx, write_onnx
+from taoq.errors import Fault, TaoqError, did_you_mean
+from taoq.onnx_file import byte_size, image_input, read_onnx, write_onnx
 from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, Scales, library_output
+from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support
 from taoq.quantization.ranges import RangeCache, Ranges, calibrated
 
-onnxruntime.set_default_logger_severity(3)
 with library_output():
     import modelopt.onnx.quantization as moq
     import onnx_graphsurgeon
@@ -131,7 +129,7 @@ def quantize(
         TaoqError: A weight, an image or a range is not finite.
         SpecError: ModelOpt cannot calibrate this graph with these options.
     """
-    check_weights(model, plan)
+    check_weights(model)
     left_out = _left_out(model, plan)
     planned = [item for item in plan.quantized if item.layer.name not in left_out]
     inputs = {node.name: node.input[0] for node in model.graph.node}
@@ -207,7 +205,13 @@ def _calibrate(
     entropy: bool,
 ) -> Ranges:
     """Ranges of the inputs of `nodes`: ModelOpt quantizes a copy to INT8, and its scales are read."""
-    with tempfile.TemporaryDirectory() as folder, library_output(), _onnxruntime_kept(), _in(Path(folder)):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        library_output(),
+        _onnxruntime_kept(),
+        lean_sessions(),
+        _in(Path(folder)),
+    ):
         source, result = Path(folder, "model.onnx"), Path(folder, "quantized.onnx")
         reader = _Reader(model, batches)
         per_node = options.get("calibrate_per_node", False)
@@ -254,10 +258,7 @@ def _read_ranges(model: onnx.ModelProto, nodes: Sequence[str]) -> Ranges:
         scale = numpy_helper.to_array(tensors[quantize_.input[1]])
         largest = float(scale) * qdq.LARGEST["int8"]
         ranges[quantize_.input[0]] = (-largest, largest)
-    bad = [name_ for name_, (_, high) in ranges.items() if not np.isfinite(high)]
-    if bad:
-        hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
-        raise TaoqError(Fault(some(bad), "the calibration range is not a finite number", hint))
+    check_ranges(ranges)
     return ranges
 
 
@@ -292,13 +293,11 @@ class _Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
         self._iterator = self._read()
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        for inputs in self._batches:
-            (images,) = (tensor.numpy().astype(self._input.dtype, copy=False) for tensor in inputs.values())
-            if not np.isfinite(images).all():
-                what = "the calibration images have values that are not finite"
-                raise TaoqError(Fault("quantize.calibration", what, "look at the normalisation of the dataset section"))
-            for fed, _ in fixed_batches(images, self._fixed):
-                yield {self._input.name: fed}
+        return feeds(self._input, self._batches, self._fixed)
+
+
+def _entropy_calibrater(*arguments: Any, **options: Any) -> Any:
+    return calibrate.EntropyCalibrater(*arguments, **{**options, "num_bins": ENTROPY_BINS})
 
 
 def _infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -320,6 +319,7 @@ def _in(folder: Path) -> Iterator[None]:
         with (
             mock.patch.object(tempfile, "tempdir", str(folder)),
             mock.patch.object(ort_patching, "tqdm", functools.partial(ort_patching.tqdm, disable=True)),
+            mock.patch.object(ort_patching, "EntropyCalibrater", _entropy_calibrater),
             # calibration by node: onnxruntime's shape inference fails on operators of detectors, onnx's does not
             mock.patch.object(ort_patching.SymbolicShapeInference, "infer_shapes", _infer_shapes),
         ):

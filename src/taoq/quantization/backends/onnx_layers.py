@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from taoq.errors import Fault, TaoqError
-from taoq.quantization.plan import Layer, QuantizationPlan
+from taoq.quantization.plan import Layer
 
 TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Op types that multiply their first input with a weight, their second."""
@@ -31,7 +30,7 @@ def prepare(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
     if version < OPSET:
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
-        except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        except (RuntimeError, IndexError, onnx.version_converter.ConvertError) as error:
             what = f"its opset {version} cannot be converted to {OPSET}: {str(error).strip().splitlines()[0]}"
             raise TaoqError(Fault(path, what, f"export it again with opset_version: {OPSET}")) from None
     _keep_constants(model.graph)
@@ -90,25 +89,19 @@ def module_path(node: onnx.NodeProto) -> str:
     return match[1].replace("/", ".") if match else ""
 
 
-def weight_of(model: onnx.ModelProto, layer: str) -> Any:
-    """Weight of a layer that is not quantized."""
-    (name,) = (node.input[1] for node in model.graph.node if node.name == layer)
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    return numpy_helper.to_array(tensor)
-
-
-def check_weights(model: onnx.ModelProto, plan: QuantizationPlan) -> None:
-    """Refuse weights with NaN or infinite values: they would spoil the scale, and so the whole channel.
+def check_weights(model: onnx.ModelProto) -> None:
+    """Refuse weights with NaN or infinite values: they would spoil every scale behind them.
 
     Raises:
         TaoqError: Names every such layer.
     """
-    used = {node.name: node.input[1] for node in model.graph.node if node.op_type in TYPES}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     faults = [
-        Fault(item.layer.name, "its weight is not finite", "look for NaN or infinite values in the checkpoint")
-        for item in plan.quantized
-        if not np.isfinite(numpy_helper.to_array(weights[used[item.layer.name]])).all()
+        Fault(node.name, "its weight is not finite", "look for NaN or infinite values in the checkpoint")
+        for node in model.graph.node
+        if node.op_type in TYPES
+        and node.input[1] in weights
+        and not np.isfinite(numpy_helper.to_array(weights[node.input[1]])).all()
     ]
     if faults:
         raise TaoqError(*faults)
@@ -124,9 +117,40 @@ def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
     return 1 if node.op_type == "ConvTranspose" else max(rank - 1, 0)
 
 
+def names_read(graph: onnx.GraphProto) -> set[str]:
+    """Names of the tensors that nodes read, those in branches and loops as well."""
+    return {name for node in graph.node for name in node.input} | names_read_inside(graph)
+
+
+def names_read_inside(graph: onnx.GraphProto) -> set[str]:
+    """Names that branches and loops of a graph read, its own or theirs."""
+    return {
+        name
+        for node in graph.node
+        for attribute in node.attribute
+        for inner in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+        for name in names_read(inner) | {value.name for value in inner.output}
+    }
+
+
+def own_weights(model: onnx.ModelProto, layers: Sequence[str]) -> None:
+    """Give layers weights and biases of their own where others read the same ones; in place."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(names_read_inside(model.graph))
+    for node in model.graph.node:
+        if node.name in set(layers):
+            for index, name in enumerate(node.input):
+                if name in tensors and readers[name] > 1:
+                    readers[name] -= 1
+                    copy = model.graph.initializer.add()
+                    copy.CopyFrom(tensors[name])
+                    copy.name = node.input[index] = f"{node.name}_input_{index}_own"
+
+
 def _keep_constants(graph: onnx.GraphProto) -> None:
     """Make initializers of Constant nodes, and take Identity nodes of initializers out: a weight may be either."""
-    outputs = {value.name for value in graph.output}
+    outputs = {value.name for value in graph.output} | names_read_inside(graph)
     known = {tensor.name for tensor in graph.initializer}
     same: dict[str, str] = {}
     kept = []

@@ -15,21 +15,19 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader, TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-from taoq.errors import Fault, TaoqError, did_you_mean, some
-from taoq.onnx_file import byte_size, fixed_batches, image_input, read_onnx, write_onnx
+from taoq.errors import Fault, did_you_mean
+from taoq.onnx_file import byte_size, image_input, read_onnx, write_onnx
 from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, library_output
-from taoq.quantization.backends.onnx_layers import check_weights, list_layers
+from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
+from taoq.quantization.backends.onnx_layers import check_weights, list_layers, own_weights
 from taoq.quantization.plan import Layer, QuantizationPlan, Support
 from taoq.quantization.ranges import RangeCache, Ranges, calibrated
-
-onnxruntime.set_default_logger_severity(3)
 
 name = "onnxruntime"
 format: Literal["onnx"] = "onnx"
@@ -96,17 +94,17 @@ def quantize(
     Raises:
         TaoqError: A weight, an image or a range is not finite.
     """
-    check_weights(model, plan)
+    check_weights(model)
     whole = [item.layer.name for item in plan.quantized if item.activations]
     if whole:
+        own_weights(model, [item.layer.name for item in plan.quantized])  # the quantizer changes them for all readers
         fused = _fused(model, whole)
         needed = _tensors(model, [*whole, *fused])
-        with tempfile.TemporaryDirectory() as folder, library_output():
+        with tempfile.TemporaryDirectory() as folder, library_output(), lean_sessions():
             source = Path(folder, "model.onnx")
             write_onnx(model, source)
             entropy = plan.algorithm == "entropy"
             ranges = calibrated(cache, needed, lambda: _calibrate(source, model, batches, device, entropy=entropy))
-            _check_finite(ranges)
             quantizer = QDQQuantizer(
                 load_model_with_shape_infer(source),
                 True,  # one scale per output channel
@@ -186,30 +184,21 @@ def _calibrate(
         augmented_model_path=str(source.with_name("augmented.onnx")),
         calibrate_method=CalibrationMethod.Entropy if entropy else CalibrationMethod.MinMax,
         providers=[*_gpu(device), "CPUExecutionProvider"],
+        extra_options={"num_bins": ENTROPY_BINS} if entropy else {},
     )
     graph_input = image_input(model, source)
-    for inputs in batches:
-        (images,) = (tensor.numpy().astype(graph_input.dtype, copy=False) for tensor in inputs.values())
-        if not np.isfinite(images).all():
-            what = "the calibration images have values that are not finite"
-            raise TaoqError(Fault("quantize.calibration", what, "look at the normalisation of the dataset section"))
-        for fed, _ in fixed_batches(images, graph_input.shape[0]):
-            calibrator.collect_data(_One({graph_input.name: fed}))
-    return {
+    for feed in feeds(graph_input, batches, graph_input.shape[0]):
+        calibrator.collect_data(_One(feed))
+    found = {
         name_: (float(np.min(data.range_value[0])), float(np.max(data.range_value[1])))
         for name_, data in calibrator.compute_data().items()
     }
+    check_ranges(found)
+    return found
 
 
 def _gpu(device: str) -> list[tuple[str, dict[str, int]]]:
     return [] if device == "cpu" else [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2])})]
-
-
-def _check_finite(ranges: Ranges) -> None:
-    bad = [name_ for name_, (low, high) in ranges.items() if not (np.isfinite(low) and np.isfinite(high))]
-    if bad:
-        hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
-        raise TaoqError(Fault(some(bad), "the calibration range is not a finite number", hint))
 
 
 def _as_arrays(ranges: Ranges) -> dict[str, tuple[np.float32, np.float32]]:

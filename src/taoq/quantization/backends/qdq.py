@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from taoq.quantization.backends.base import Applied, Scales
-from taoq.quantization.backends.onnx_layers import TYPES
+from taoq.quantization.backends.onnx_layers import TYPES, names_read
 from taoq.quantization.plan import LayerPlan, TensorScheme
 
 LARGEST = {"int8": 127.0, "fp8_e4m3fn": 448.0}
@@ -111,32 +111,30 @@ class _Graph:
         self._graph = model.graph
         self.nodes = {node.name: node for node in self._graph.node}
         self._tensors = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._weights: dict[tuple[str, TensorScheme], str] = {}
-        self._activations: dict[tuple[str, TensorScheme], str] = {}
+        self._weights: dict[str, str] = {}  # by the stem of the new names
+        self._activations: dict[str, str] = {}
         self._new: dict[str, list[onnx.NodeProto]] = {}  # by the tensor that they read; "" reads stored ones
 
     def weight(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a weight, quantized."""
-        key = (name, scheme)
-        if key not in self._weights:
-            stem, attributes = _stem(name, scheme)
+        stem, attributes = _stem(name, scheme)
+        if stem not in self._weights:
             stored, scale = quantize_weight(numpy_helper.to_array(self._tensors[name]), scheme, scale)
             self._store(f"{stem}_quantized", stored)
             inputs = [f"{stem}_quantized", *self._parameters(stem, scale, scheme.dtype)]
             self._add("", "DequantizeLinear", inputs, f"{stem}_dequantized", attributes)
-            self._weights[key] = f"{stem}_dequantized"
-        return self._weights[key]
+            self._weights[stem] = f"{stem}_dequantized"
+        return self._weights[stem]
 
     def activation(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a tensor, quantized and dequantized."""
-        key = (name, scheme)
-        if key not in self._activations:
-            stem, attributes = _stem(name, scheme)
+        stem, attributes = _stem(name, scheme)
+        if stem not in self._activations:
             parameters = self._parameters(stem, np.float32(scale), scheme.dtype)
             self._add(name, "QuantizeLinear", [name, *parameters], f"{stem}_quantized", attributes)
             self._add(name, "DequantizeLinear", [f"{stem}_quantized", *parameters], f"{stem}_dequantized", attributes)
-            self._activations[key] = f"{stem}_dequantized"
-        return self._activations[key]
+            self._activations[stem] = f"{stem}_dequantized"
+        return self._activations[stem]
 
     def close(self) -> None:
         """Put the new nodes behind what they read, and take out the float weights that nothing reads any more."""
@@ -150,7 +148,7 @@ class _Graph:
                 nodes += self._new.pop(name, [])
         del self._graph.node[:]
         self._graph.node.extend(nodes)
-        read = {name for node in nodes for name in node.input} | {value.name for value in self._graph.output}
+        read = names_read(self._graph) | {value.name for value in self._graph.output}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in read]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
