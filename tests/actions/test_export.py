@@ -724,7 +724,7 @@ def test_an_artifact_of_modelopt_becomes_a_graph_with_its_very_numbers(
         rules = f"[{{module_name: Conv2d, {rule}}}]"
     if network == "vit_tiny":
         rules = f"[{{module_name: 'blocks.[0]*', {rule}}}, {{module_name: head, {rule}}}]"
-    quantize = words("quantize", network, f"quantize.layers={rules}", "quantize.calibration.num_samples=20")
+    quantize = words("quantize", network, f"quantize.layers={rules}", "quantize.calibration.num_samples=8")
     assert taoq(*quantize)[0] == 0
     artifact, file = tmp_path / "results" / "quantize", tmp_path / "results" / "export" / "model.onnx"
     code, out, err = taoq(*exporting(network, f"export.checkpoint={artifact}"))
@@ -755,7 +755,7 @@ def test_an_artifact_of_modelopt_becomes_a_graph_with_its_very_numbers(
         mine = torch.from_numpy(numbers.astype(np.float32))
         assert torch.equal(mine, torchs.float())
         weight = state[f"{module}.weight"]
-        rebuilt = mine * torch.from_numpy(scale).reshape(-1, *[1] * (weight.ndim - 1))
+        rebuilt = mine * torch.tensor(scale).reshape(-1, *[1] * (weight.ndim - 1))
         torch.testing.assert_close(rebuilt, weight, rtol=1e-6, atol=0)
 
     metric = "val_mAP" if network == "detector" else "val_acc_1"

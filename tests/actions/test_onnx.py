@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def quantized(folder: Path) -> list[str]:
     """Quantized layers of an artifact, from its manifest, which must be those of its graph."""
     manifest = read_manifest(folder)
     found = [row["layer"] for row in manifest.plan if row["weights"] or row["activations"]]
-    assert found == list(qdq.read(onnx.load(str(folder / manifest.payload))))
+    assert sorted(found) == sorted(qdq.read(onnx.load(str(folder / manifest.payload))))
     return found
 
 
@@ -367,7 +368,8 @@ def said(err: str) -> list[str]:
 
 def test_the_first_example_of_the_document(taoq: Taoq, document: Any, metrics: Any, tmp_path: Path) -> None:
     code, out, err = taoq("classification_pyt", "quantize", "-e", str(document("5.3")))
-    assert (code, said(err)) == (0, [SAID["modelopt.onnx"].strip()])
+    few = "quantize.calibration.num_samples is 512, there are 200 images: all are used"
+    assert (code, said(err)) == (0, [SAID["modelopt.onnx"].strip(), few])
     assert "quantized 22 of 22 layers with 200 calibration images" in out
     assert metrics("resnet_18", tmp_path / "results" / "quantize")["val_acc_1"] > 0.99
 
@@ -442,10 +444,10 @@ def plain(file: Path, **options: Any) -> onnx.ModelProto:
 
     spec = load_spec(read_spec(str(EXAMPLES / "digits" / "resnet_18.yaml"), []), task.spec, unused=task.unused)
     net = task.build_model(spec, str(RESNET)).eval()
-    torch.onnx.export(
-        net, (torch.zeros(1, 3, 32, 32),), str(file), input_names=["pixels"], output_names=["scores"], dynamo=False,
-        **options,
-    )  # fmt: skip
+    names = {"input_names": ["pixels"], "output_names": ["scores"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(net, (torch.zeros(1, 3, 32, 32),), str(file), dynamo=False, **names, **options)
     return onnx.load(str(file))
 
 
@@ -464,7 +466,10 @@ def bare(model: onnx.ModelProto) -> onnx.ModelProto:
 FOREIGN = {
     "torch's exporter": ({"opset_version": 17, "dynamic_axes": {"pixels": {0: "n"}, "scores": {0: "n"}}}, False),
     "an old opset": ({"opset_version": 11, "dynamic_axes": {"pixels": {0: "n"}, "scores": {0: "n"}}}, False),
-    "batch norms": ({"opset_version": 17, "training": torch.onnx.TrainingMode.PRESERVE}, False),
+    "batch norms": (
+        {"opset_version": 17, "training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False},
+        False,
+    ),
     "no names, one image": ({"opset_version": 17}, True),
 }
 

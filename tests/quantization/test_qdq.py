@@ -202,7 +202,6 @@ def test_one_tensor_may_have_two_formats() -> None:
     assert 0 < np.abs(run(model) - reference).max() < 0.2
 
 
-@pytest.mark.xfail(reason="it is stored twice under one name", raises=onnx.checker.ValidationError, strict=True)
 def test_a_format_that_was_asked_for_under_two_names_is_one_format() -> None:
     model = two_readers()
     first, second = TensorScheme("fp8_e4m3fn", None), TensorScheme("fp8_e4m3fn", None, "fp8_e5m2")
@@ -225,11 +224,6 @@ def branching() -> onnx.ModelProto:
     return graph(nodes, {"w": normal(4, 4), "yes": np.array(True), "one": np.float32([1])})
 
 
-@pytest.mark.xfail(
-    reason="an initializer that only a branch reads is taken out",
-    raises=onnx.checker.ValidationError,
-    strict=True,
-)
 def test_what_a_branch_reads_stays_in_the_graph() -> None:
     model, reference = branching(), run(branching())
     qdq.insert(model, [planned("layer", TensorScheme("int8", 1))], {})
@@ -303,11 +297,6 @@ def test_a_constant_that_is_an_output_stays_a_node(op_type: str) -> None:
     assert np.array_equal(run(prepared(model)), normal(4, 4))
 
 
-@pytest.mark.xfail(
-    reason="a branch still reads the Identity that was taken out",
-    raises=onnx.checker.ValidationError,
-    strict=True,
-)
 def test_a_branch_that_reads_an_identity_of_a_weight_reads_the_weight() -> None:
     model = branching()
     model.graph.initializer[2].name = "uno"

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,38 +47,46 @@ def calibrated(cache: RangeCache | None, tensors: Iterable[str], calibrate: Call
     """
     if cache is None:
         return calibrate()
-    if cache.path.is_file():
-        key, found = _read(cache.path)
+    kept = _read(cache.path)
+    if kept is not None:
+        key, found = kept
         changed = [name for name in {**key, **cache.key} if key.get(name) != cache.key.get(name)]
         if not changed and set(tensors) <= set(found):
             log.info("%s: ranges of %d tensors taken from %s; nothing was calibrated", _WHERE, len(found), cache.path)
             return found
         why = f"another {', '.join(changed)}" if changed else "other layers"
         log.info("%s: %s is of %s: calibrating again", _WHERE, cache.path, why)
-    ranges = calibrate()
-    _write(cache, ranges)
+    with _replacing(cache.path) as partial:
+        ranges = calibrate()
+        text = json.dumps({"key": dict(cache.key), "ranges": {name: list(range_) for name, range_ in ranges.items()}})
+        partial.write_text(text, encoding="utf-8")
     return ranges
 
 
-def _read(path: Path) -> tuple[Mapping[str, str], Ranges]:
+def _read(path: Path) -> tuple[Mapping[str, str], Ranges] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         key = {str(name): str(value) for name, value in data["key"].items()}
         return key, {str(name): (float(low), float(high)) for name, (low, high) in data["ranges"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError:
+        return None  # there is none, or none can be there, which is an error once it is written
+    except (ValueError, KeyError, TypeError, AttributeError):
         what = f"{path} is not a file of calibration ranges"
         raise TaoqError(Fault(_WHERE, what, "delete it, or name another file")) from None
 
 
-def _write(cache: RangeCache, ranges: Ranges) -> None:
-    partial = cache.path.with_name(f".{cache.path.name}.partial")
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file that takes the place of another at the end; made first, so that no work is lost where it cannot be."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        cache.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"key": dict(cache.key), "ranges": {name: list(range_) for name, range_ in ranges.items()}})
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, cache.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        yield partial
+        os.replace(partial, path)
     except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}"
+        raise TaoqError(Fault(_WHERE, what, "free some space, or name another file")) from error
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        what = f"{cache.path} cannot be written: {error.strerror}"
-        raise TaoqError(Fault(_WHERE, what, "free some space, or name another file")) from error
