@@ -29,6 +29,7 @@ OWNERS = {
     "onnxruntime": (
         "onnx_runtime.py",
         "quantization/backends/modelopt_onnx.py",
+        "quantization/backends/onnx_calibration.py",
         "quantization/backends/onnxruntime_static.py",
     ),
     "onnx_graphsurgeon": ("onnx_export.py", "quantization/backends/modelopt_onnx.py"),

@@ -59,7 +59,7 @@ def test_the_good_spec_is_good(taoq: Taoq, work: Path) -> None:
         pytest.param(
             {"backend: torchao": "backend: openvino"},
             "spec.yaml:23: quantize.backend: unknown value 'openvino'\n"
-            "hint: one of torchao, modelopt.pytorch, modelopt.onnx\n",
+            "hint: one of torchao, modelopt.pytorch, modelopt.onnx, onnxruntime\n",
             id="unknown backend, none near",
         ),
         pytest.param(
@@ -75,7 +75,7 @@ def test_the_good_spec_is_good(taoq: Taoq, work: Path) -> None:
         pytest.param(
             {"device: cpu\n  layers": "device: gpu\n  layers"},
             "spec.yaml:26: quantize.device: unknown value 'gpu'\n"
-            "hint: the field is: Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx\n",
+            "hint: the field is: Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx\n",
             id="unknown device",
         ),
         pytest.param(
@@ -371,7 +371,7 @@ def test_all_faults_of_a_spec_come_at_once(edit: Edit, refused: Refused) -> None
         "spec.yaml:12: dataset.image_size: unknown field in section 'dataset'\n"
         "hint: did you mean 'img_size' or 'batch_size'?\n"
         "spec.yaml:23: quantize.backend: unknown value 'openvino'\n"
-        "hint: one of torchao, modelopt.pytorch, modelopt.onnx\n"
+        "hint: one of torchao, modelopt.pytorch, modelopt.onnx, onnxruntime\n"
         "spec.yaml:29: quantize.layers[0].weights.dtype: unknown value 'int4'\n"
         "hint: did you mean 'int8'?\n"
         "spec.yaml:29: quantize.layers[0].weights.axis: unknown field in section 'quantize.layers[0].weights'\n"
@@ -933,7 +933,7 @@ def test_arguments_that_modelopt_takes_but_cannot_use_on_this_network_are_refuse
         pytest.param(
             {"device: cpu\ninference": "device: gpu\ninference"},
             "spec.yaml:38: evaluate.device: unknown value 'gpu'\n"
-            "hint: the field is: Where to run: cuda, cuda:N or cpu\n",
+            "hint: the field is: Where to run: cuda, cuda:N or cpu; trt (TensorRT) for ONNX files\n",
             id="unknown device",
         ),
         pytest.param(

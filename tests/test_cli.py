@@ -26,7 +26,8 @@ actions:
   quantize             quantize a checkpoint into an artifact
   evaluate             measure a float checkpoint or an artifact on labelled data
   inference            run a float checkpoint or an artifact on images
-  export               write an ONNX file (not built yet)
+  export               write a checkpoint or an artifact as an ONNX file, and prove it
+  benchmark            measure how fast a quantized model is beside its float model
   default_specs        write a commented spec with all defaults
 
 taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ...
@@ -67,12 +68,7 @@ def test_version(taoq: Taoq) -> None:
         (
             ["classification_pyt", "train"],
             "classification_pyt train: there is no such action\n"
-            "hint: actions are quantize, evaluate, inference, export, default_specs\n",
-        ),
-        (
-            ["classification_pyt", "export", "-e", "a.yaml"],
-            "classification_pyt export: this action is not built yet\n"
-            "hint: built are: quantize, evaluate, inference, default_specs\n",
+            "hint: actions are quantize, evaluate, inference, export, benchmark, default_specs\n",
         ),
         (["rtdetr", "quantize"], "rtdetr quantize: no spec is given\nhint: add -e spec.yaml\n"),
         (["classification_pyt", "quantize"], "classification_pyt quantize: no spec is given\nhint: add -e spec.yaml\n"),

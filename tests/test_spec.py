@@ -158,7 +158,7 @@ job: {source: '${nothing.here}'}
         "./spec.yaml:14: quantize.layers[1]: is the value 'Linear', not a section"
         " | write `field: value` lines below it",
         "./spec.yaml:6: quantize.device: unknown value 'gpu'"
-        " | the field is: Where to quantize: cuda, cuda:N or cpu; trt is for modelopt.onnx",
+        " | the field is: Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx",
         "./spec.yaml:8: quantize.calibration.num_samples: 0 is less than 1"
         " | the field is: Number of images, drawn at random; all of them if there are fewer",
         "./spec.yaml:4: quantize.bakend: unknown field in section 'quantize'"

@@ -104,9 +104,6 @@ def _parse(words: list[str]) -> _Request:
     if action not in ACTIONS:
         otherwise = "actions are " + ", ".join(ACTIONS)
         raise SpecError(Fault(f"{task} {action}", "there is no such action", did_you_mean(action, ACTIONS, otherwise)))
-    if not ACTIONS[action].module:
-        built = ", ".join(name for name, info in ACTIONS.items() if info.module)
-        raise SpecError(Fault(f"{task} {action}", "this action is not built yet", f"built are: {built}"))
     parser = _Parser(prog=f"taoq {task} {action}", description=ACTIONS[action].summary, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", help="the spec, a YAML file")

@@ -145,7 +145,7 @@ def test_a_reloaded_model_is_the_same_model_in_a_new_process(backend: str, tmp_p
 @every_variant
 def test_the_payload_loads_under_weights_only_and_is_the_small_file(backend: str, dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "payload.pth"
-    backend_of(backend).save(quantized_tiny_net(backend, dtype), path)
+    backend_of(backend).save(quantized_tiny_net(backend, dtype), path, {})
     stored = torch.load(path, weights_only=True)
     weight = (stored if backend == "torchao" else stored["model_state_dict"])["fc1.weight"]
     assert (weight.qdata if backend == "torchao" else weight).dtype == STORED[dtype]

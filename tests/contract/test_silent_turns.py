@@ -434,7 +434,7 @@ def test_minmax_is_modelopts_max() -> None:
 @modelopt_dtype
 def test_modelopt_stores_quantized_weights_not_float32(dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "payload.pth"
-    backend_of(MODELOPT).save(quantized_tiny_net(MODELOPT, dtype), path)
+    backend_of(MODELOPT).save(quantized_tiny_net(MODELOPT, dtype), path, {})
     stored = torch.load(path, weights_only=True)["model_state_dict"]
     one_byte = torch.int8 if dtype == "int8" else torch.float8_e4m3fn
     assert {name: stored[f"{name}.weight"].dtype for name in ("stem", "fc1", "fc2")} == dict.fromkeys(
@@ -561,8 +561,8 @@ def test_torchao_refuses_another_axis() -> None:
     with pytest.raises(TaoqError) as error:
         quantize("torchao", linears(16, 8), [rule("*", "int8", activations=False, weight_axis=1)])
     assert str(error.value) == (
-        "0: weights are int8 axis 0 after quantization, the plan says int8 axis 1\n"
-        "hint: put it into quantize.skip_names; this is a limit of torchao"
+        "quantize.layers[0].weights.quant_axis: axis 1 is not that of the output channels of '0' (Linear)\n"
+        "hint: leave it out: this backend has one scale a channel"
     )
 
 
@@ -633,7 +633,7 @@ def test_a_pickle_with_code_in_it_does_not_run(
     backend: str, forced: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, crater = tmp_path / "payload.pth", tmp_path / "crater"
-    backend_of(backend).save(quantized_tiny_net(backend, "int8"), path)
+    backend_of(backend).save(quantized_tiny_net(backend, "int8"), path, {})
     stored = torch.load(path, weights_only=True)
     if place == "whole":
         stored = Bomb(crater)
@@ -695,7 +695,7 @@ def test_quantizing_an_artifact_is_refused(
     artifact, spec = tmp_path / "artifact", tmp_path / "spec.yaml"
     artifact.mkdir()
     payload = artifact / backend_of(backend).payload
-    backend_of(backend).save(quantized_tiny_net(backend, "int8"), payload)
+    backend_of(backend).save(quantized_tiny_net(backend, "int8"), payload, {})
     (artifact / "manifest.json").write_text(json.dumps({"payload": payload.name}))
     for path in (artifact, payload):
         spec.write_text(
@@ -720,7 +720,7 @@ def test_quantizing_an_artifact_is_refused(
 @every_backend
 def test_a_payload_without_its_manifest_is_not_a_float_checkpoint(backend: str, tmp_path: Path) -> None:
     path = tmp_path / "payload.pth"
-    backend_of(backend).save(quantized_tiny_net(backend, "int8"), path)
+    backend_of(backend).save(quantized_tiny_net(backend, "int8"), path, {})
     with pytest.raises(TaoqError) as error:
         load_weights(fresh_tiny_net(), str(path))
     assert str(error.value) == (

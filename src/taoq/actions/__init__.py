@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class ActionInfo(NamedTuple):
-    """A row of the table: where the action is (empty until it is built), and what the help says of it."""
+    """A row of the table: where the action is, and what the help says of it."""
 
     module: str
     summary: str

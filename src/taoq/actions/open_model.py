@@ -34,6 +34,9 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
         where: Name of that section.
     """
     directory = find_artifact(section.checkpoint) if section.checkpoint else None
+    if section.is_quantized is False and directory is not None:
+        what = f"is false, but {section.checkpoint} is a quantized artifact"
+        raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the artifact knows"))
     manifest = read_artifact(task, spec, directory) if directory else None
     if (manifest and manifest.format == "onnx") or (not manifest and section.checkpoint.endswith(".onnx")):
         return _open_onnx(task, spec, section, where, manifest)
@@ -48,9 +51,6 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
                 f"quantize first, or give the folder of an artifact as {where}.checkpoint",
             )
         )
-    if section.is_quantized is False and directory is not None:
-        what = f"is false, but {section.checkpoint} is a quantized artifact"
-        raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the artifact knows"))
     folder = Path(section.checkpoint or "-")
     if directory is None and folder.is_dir() and not (folder / "config.json").is_file():  # of Hugging Face
         what = "is a folder without a manifest.json: no artifact, or not all of it"
