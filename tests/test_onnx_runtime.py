@@ -199,7 +199,6 @@ def test_outputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="both of a detector's outputs may be matched with the same one")
 def test_one_output_is_not_taken_for_two(tmp_path: Path) -> None:
     """A detector of four classes whose file has boxes, and no classes of that size."""
     path = heads(tmp_path / "model.onnx", pred_boxes=4, features=256)

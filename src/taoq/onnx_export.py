@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from taoq.errors import Fault, SpecError
 from taoq.onnx_file import LARGEST, byte_size
 
+OPSETS = (9, 23)
+"""The first and last opset that torch 2.10's exporter writes; before 9, weights are inputs."""
 _SEPARATOR = ":"  # in no module name, and torch's exporter leaves it as it is
 
 

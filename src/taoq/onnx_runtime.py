@@ -143,14 +143,16 @@ def _match_outputs(model: onnx.ModelProto, sizes: Mapping[str, int], path: Path)
     """Name of the graph's output for each of the task's: the same name, or the only one of its size."""
     found = {value.name: value.type.tensor_type.shape.dim for value in model.graph.output}
     last = {name: dims[-1].dim_value or None if dims else None for name, dims in found.items()}
-    matched: dict[str, str] = {}
+    matched = {name: name for name in sizes if name in found}
     for name, size in sizes.items():
-        fitting = [name] if name in found else [other for other, its in last.items() if its == size]
+        free = [other for other in found if other not in matched.values()]
+        fitting = [matched[name]] if name in matched else [other for other in free if last[other] == size]
         if len(fitting) != 1 or last[fitting[0]] not in (None, size):
             has = ", ".join(f"'{other}' [..., {its or '?'}]" for other, its in last.items())
             what = f"has no output '{name}' with {size} values each: its outputs are {has}"
             raise TaoqError(Fault(str(path), what, "the file is of another task, or of another number of classes"))
         matched[name] = fitting[0]
+    matched = {name: matched[name] for name in sizes}
     return matched
 
 

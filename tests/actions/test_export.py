@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ every_network = pytest.mark.parametrize("network", CHECKPOINTS)
 NO_IMAGES = [
     f"dataset.{name}.images_dir=nowhere" for name in ("quant_calibration_dataset", "val_dataset", "test_dataset")
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small run slower on more, and far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -210,14 +219,15 @@ def test_the_opset_is_the_one_that_was_asked_for(taoq: Taoq, exporting: Words, t
     assert read(file.with_name("model_export.json"))["opset_version"] == 18
 
 
-@pytest.mark.xfail(strict=True, raises=(onnx.checker.ValidationError, RuntimeError), reason="a traceback")
 @pytest.mark.parametrize("version", [8, 99])
 def test_an_opset_that_cannot_be_written_is_refused(taoq: Taoq, exporting: Words, tmp_path: Path, version: int) -> None:
     code, _, err = taoq(*exporting("resnet_18", f"export.opset_version={version}"))
-    assert code == 2
-    assert err.startswith(f"override export.opset_version={version}: export.opset_version: ")
-    assert err.count("\n") == 2
-    assert not contents(tmp_path / "results" / "export")
+    assert (code, err) == (
+        2,
+        f"override export.opset_version={version}: export.opset_version: torch's exporter writes opset 9 to 23,"
+        f" not {version}\nhint: write 17, which every network here takes\n",
+    )
+    assert not (tmp_path / "results").exists()
 
 
 def test_an_opset_that_is_too_old_for_the_network_is_refused(taoq: Taoq, exporting: Words, tmp_path: Path) -> None:
@@ -356,7 +366,6 @@ def test_images_in_another_order_are_a_difference() -> None:
     assert min(changed(change).values()) > 0.01
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="max(0.0, nan) is 0.0")
 @pytest.mark.parametrize("name", ["pred_logits", "pred_boxes"])
 def test_a_value_that_is_no_number_is_a_difference(name: str) -> None:
     def change(outputs: dict[str, torch.Tensor]) -> None:
@@ -365,7 +374,6 @@ def test_a_value_that_is_no_number_is_a_difference(name: str) -> None:
     assert not all(off < 1 for off in changed(change).values())
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="max(0.0, nan) is 0.0")
 def test_a_class_that_is_no_number_is_a_difference() -> None:
     reference, outputs = {"output": torch.ones(2, 10)}, {"output": torch.full((2, 10), float("nan"))}
     ((off, _),) = export.differences(reference, outputs, load_task("classification_pyt").export.align, None).values()
@@ -538,7 +546,6 @@ def test_another_input_size_than_that_of_the_data_set(taoq: Taoq, exporting: Wor
     assert read_properties(model)["spec"]["dataset"]["img_size"] == 64
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a traceback of timm's assertion")
 def test_a_network_for_one_size_alone_is_refused_another(taoq: Taoq, exporting: Words, tmp_path: Path) -> None:
     code, _, err = taoq(*exporting("vit_tiny", "export.input_height=64", "export.input_width=64"))
     assert code in (1, 2)

@@ -26,7 +26,7 @@ from taoq.actions.results import results_dir, staged, write_json
 from taoq.artifact import find_artifact, sha256, versions
 from taoq.console import show, size
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.onnx_export import export_graph
+from taoq.onnx_export import OPSETS, export_graph
 from taoq.onnx_file import files, read_onnx, read_properties, write_onnx, write_properties
 from taoq.onnx_runtime import OnnxRuntime
 from taoq.quantization.backends import load_backend
@@ -135,6 +135,10 @@ def _check(section: ExportSpec, target: Path) -> None:
         raise SpecError(Fault("export.checkpoint", what, "name the checkpoint it was made from"))
     if target.suffix != ".onnx":
         raise SpecError(Fault("export.onnx_file", f"{target} does not end in .onnx", f"write {target}.onnx"))
+    first, last = OPSETS
+    if not first <= section.opset_version <= last:
+        what = f"torch's exporter writes opset {first} to {last}, not {section.opset_version}"
+        raise SpecError(Fault("export.opset_version", what, "write 17, which every network here takes"))
     if section.batch_size == 0:
         raise SpecError(Fault("export.batch_size", "0 images are no batch", "write -1 for any number of images"))
     if find_artifact(str(target)):
@@ -197,8 +201,10 @@ def _graph(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, d
         name: torch.rand_like(tensor.expand(batch, -1, -1, -1)).to(device)
         for name, tensor in task.example_inputs(spec).items()
     }
+    exported.network.to(device)
+    _check_runs(exported.network, inputs, section)
     model = export_graph(
-        exported.network.to(device),
+        exported.network,
         inputs,
         list(task.outputs(spec)),
         opset=opset,
@@ -209,6 +215,17 @@ def _graph(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, d
     if exported.scales:
         _place(model, exported)
     return model
+
+
+def _check_runs(network: nn.Module, inputs: Inputs, section: ExportSpec) -> None:
+    try:
+        with torch.inference_mode():
+            network(*inputs.values())
+    except (RuntimeError, ValueError, AssertionError) as error:
+        where = "export.input_height" if section.input_height or section.input_width else "export.checkpoint"
+        height, width = next(iter(inputs.values())).shape[2:]
+        what = f"the network does not run at {height} x {width} (height x width): {str(error).strip().splitlines()[0]}"
+        raise TaoqError(Fault(where, what, "leave input_height and input_width out")) from error
 
 
 def _place(model: onnx.ModelProto, exported: _Source) -> None:
@@ -254,7 +271,11 @@ def _prove(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, f
         count = len(next(iter(inputs.values())))
         if count:
             compared += count
-            for name, (difference, value) in differences(model.run(inputs), graph.run(inputs), align, found).items():
+            reference = model.run(inputs)
+            if not all(bool(value.isfinite().all()) for value in reference.values()):
+                hint = "look for NaN or infinite values in the checkpoint"
+                raise TaoqError(Fault("export.checkpoint", "the network's outputs are not finite", hint))
+            for name, (difference, value) in differences(reference, graph.run(inputs), align, found).items():
                 before = largest.get(name, (0.0, 0.0))
                 largest[name] = (max(before[0], difference), max(before[1], value))
     if not compared:
@@ -293,8 +314,10 @@ def differences(
     for one, other in ((reference, align(reference, outputs)), (outputs, align(outputs, reference))):
         counts = found(one) if found else ...
         for name, (largest, value) in result.items():
-            same = one[name].shape == other[name].shape
-            apart = (one[name] - other[name])[counts].abs() if same else torch.tensor([float("inf")])
+            if one[name].shape != other[name].shape or not bool((one[name] - other[name]).isfinite().all()):
+                result[name] = (float("inf"), value)
+                continue
+            apart = (one[name] - other[name])[counts].abs()
             result[name] = (max(largest, float(apart.max())) if apart.numel() else largest, value)
     return result
 

@@ -60,7 +60,9 @@ class ExportSpec:
     """The `export:` section."""
 
     checkpoint: str = option("", "A float checkpoint, or an artifact of a torch backend", example="model.pth")
-    onnx_file: str = option("", "The ONNX file to write; without it results_dir/model.onnx", example="model.onnx")
+    onnx_file: str = option(
+        "", "The ONNX file to write; without it model.onnx in the folder of the log", example="model.onnx"
+    )
     results_dir: str = option("", "Folder of the log; without it results_dir/export")
     is_quantized: bool | None = option(None, "TAO's flag; not needed, the artifact knows")
     input_channel: int = option(3, "Channels of the input; only 3 is possible", minimum=1)
