@@ -434,14 +434,14 @@ def test_two_outputs_that_may_be_meant_are_refused(file: Path, refused: Refused)
 
 def properties(**fields: Any) -> Change:
     def make(model: onnx.ModelProto) -> None:
-        write_properties(model, {**read_properties(model), **fields})
+        write_properties(model, {**read_properties(model, Path("it")), **fields})
 
     return make
 
 
 def dataset(**fields: Any) -> Change:
     def make(model: onnx.ModelProto) -> None:
-        found = read_properties(model)
+        found = read_properties(model, Path("it"))
         found["spec"]["dataset"].update(fields)
         write_properties(model, found)
 
@@ -509,9 +509,10 @@ def test_a_file_whose_own_spec_does_not_fit_is_refused(everywhere: Everywhere, m
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '"a"'])
-def test_what_another_program_wrote_under_the_key_of_taoq_is_not_read(taoq: Taoq, file: Path, text: str) -> None:
+def test_what_taoq_did_not_write_under_its_key_is_refused(everywhere: Everywhere, text: str) -> None:
     change(lambda model: setattr(model.metadata_props[0], "value", text))
-    assert taoq("classification_pyt", "evaluate", "-e", "spec.yaml")[0] == 0
+    what = "what taoq wrote into it about itself is damaged"
+    assert everywhere() == (1, f"float.onnx: {what}\nhint: export it again\n")
 
 
 def rename(name: str) -> Change:
@@ -523,9 +524,8 @@ def rename(name: str) -> Change:
 
 
 @every_backend
-@pytest.mark.parametrize("name", ["", "x"], ids=["without names", "all the same"])
-def test_nodes_may_have_any_names(taoq: Taoq, file: Path, backend: str, name: str) -> None:
-    change(rename(name))
+def test_nodes_need_no_names(taoq: Taoq, file: Path, backend: str) -> None:
+    change(rename(""))
     rule = "quantize.layers=[{module_name: Conv, weights: {dtype: int8}, activations: {dtype: int8}}]"
     assert quantize(taoq, f"quantize.backend={backend}", rule) == (0, IS_FOR[backend] + ALL_ARE_USED)
     rows = read_manifest(Path("results/quantize")).plan
@@ -1034,7 +1034,7 @@ def test_a_file_that_is_no_cache_is_refused(
 @pytest.mark.parametrize("path", ["data", "/proc/ranges.json"], ids=["a folder", "where nothing can be written"])
 def test_a_cache_that_cannot_be_written_is_refused(file: Path, refused: Refused, path: str) -> None:
     code, err = refused("quantize", f"quantize.calibration.cache={path}")
-    assert code == 1
+    assert code == (2 if path == "data" else 1)
     where, hint = err.removeprefix(IS_FOR["onnxruntime"] + ALL_ARE_USED).splitlines()
     assert where.startswith(f"override quantize.calibration.cache={path}: quantize.calibration.cache: {path} ")
     assert hint.startswith("hint: ")
@@ -1264,7 +1264,7 @@ def test_an_export_is_refused(file: Path, refused: Refused, words: list[str], co
     foreign(model)
     Path("foreign.onnx").write_bytes(model.SerializeToString())
     save_file({name: tensor + 1 for name, tensor in load_file("weights.safetensors").items()}, "other.safetensors")
-    checkpoint = read_properties(onnx.load("float.onnx"))["source"]["path"]
+    checkpoint = read_properties(onnx.load("float.onnx"), Path("it"))["source"]["path"]
     assert refused("export", "export.on_cpu=true", "export.checkpoint=weights.safetensors", *words) == (
         code,
         message.format(checkpoint=checkpoint),

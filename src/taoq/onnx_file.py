@@ -46,7 +46,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         TaoqError: It is missing, damaged, no ONNX file, or its weights beside it are not there.
     """
     if not path.is_file():
-        raise TaoqError(Fault(str(path), "there is no such file", "export one first, or correct the path"))
+        what = "is a folder, not an ONNX file" if path.is_dir() else "there is no such file"
+        raise TaoqError(Fault(str(path), what, "export one first, or correct the path"))
     hint = "export it again, or copy it again: a part may be missing"
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -54,6 +55,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise TaoqError(Fault(str(path), "is not an ONNX file, or was cut off", hint)) from None
     if not model.graph.node:
         raise TaoqError(Fault(str(path), "is not an ONNX file: it has no graph", hint))
+    if not all(isinstance(name, str) for node in model.graph.node for name in (node.name, *node.input, *node.output)):
+        raise TaoqError(Fault(str(path), "is no valid ONNX file: a name in it is no text", hint))
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model if byte_size(model) < LARGEST else str(path))
@@ -112,8 +115,14 @@ def image_input(model: onnx.ModelProto, path: Path) -> GraphInput:
         what = f"has {len(inputs)} inputs ({names}): taoq runs graphs with one image input"
         raise TaoqError(Fault(str(path), what, "export the network without its pre- and post-processing"))
     tensor = inputs[0].type.tensor_type
+    if tensor.elem_type not in onnx.TensorProto.DataType.values() or not tensor.elem_type:
+        what = f"its input '{inputs[0].name}' is no tensor of a known type"
+        raise TaoqError(Fault(str(path), what, "export the network for batches of RGB images"))
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if shape and shape[0] is not None and shape[0] < 1:
+        what = f"its input '{inputs[0].name}' has a batch of {shape[0]}"
+        raise TaoqError(Fault(str(path), what, "export it with a batch of 1 or more, or a dynamic one"))
     if len(shape) != 4 or shape[1] not in (3, None) or dtype.kind != "f":
         sizes = [size or "?" for size in shape]
         what = f"its input '{inputs[0].name}' is {dtype} {sizes}, not float [batch, 3, height, width]"
@@ -165,16 +174,24 @@ def has_float8(model: onnx.ModelProto) -> bool:
     )
 
 
-def read_properties(model: onnx.ModelProto) -> Mapping[str, Any]:
-    """What taoq's export wrote into a file about itself; empty for the file of another exporter."""
+def read_properties(model: onnx.ModelProto, path: Path) -> Mapping[str, Any] | None:
+    """What taoq's export wrote into a file about itself: task, source, spec, taoq. None in another exporter's file.
+
+    Raises:
+        TaoqError: It is damaged.
+    """
     for entry in model.metadata_props:
         if entry.key == _PROPERTY:
             try:
                 found = json.loads(entry.value)
-            except ValueError:
-                return {}
-            return found if isinstance(found, dict) else {}
-    return {}
+                kinds = {"taoq": str, "task": str, "source": dict, "spec": dict}
+                if all(isinstance(found[name], kind) for name, kind in kinds.items()):
+                    return dict(found)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                pass
+            what = "what taoq wrote into it about itself is damaged"
+            raise TaoqError(Fault(str(path), what, "export it again"))
+    return None
 
 
 def write_properties(model: onnx.ModelProto, properties: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from taoq.runtime import torch_device
 
 log = logging.getLogger(__name__)
 
-onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are about what it could have fused
+onnxruntime.set_default_logger_severity(4)  # what it prints of an error, it also raises
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -49,6 +50,7 @@ class OnnxRuntime:
             TaoqError: It cannot be run, or does not have these inputs and outputs.
         """
         model = read_onnx(path)
+        self._path, self._sizes = path, dict(sizes)
         self._input = image_input(model, path)
         check_image_size(self._input, images, path)
         self._outputs = _match_outputs(model, sizes, path)
@@ -79,7 +81,16 @@ class OnnxRuntime:
         (images,) = (tensor.numpy().astype(self._input.dtype, copy=False) for tensor in inputs.values())
         results: list[list[Any]] = []
         for fed, count in fixed_batches(images, self._input.shape[0]):
-            found = self._session.run(list(self._outputs.values()), {self._input.name: fed})
+            try:
+                found = self._session.run(list(self._outputs.values()), {self._input.name: fed})
+            except Exception as error:  # its exceptions have no common class of their own
+                hint = "export it again, with a batch of any size"
+                raise TaoqError(Fault(str(self._path), f"does not run: {_reason(error)}", hint)) from error
+            for (name, size), values in zip(self._sizes.items(), found, strict=True):
+                if values.ndim < 2 or values.shape[0] != len(fed) or values.shape[-1] != size:
+                    what = f"its output '{name}' is {list(values.shape)} for {len(fed)} images, not [..., {size}]"
+                    hint = "the file is of another task, or of another number of classes"
+                    raise TaoqError(Fault(str(self._path), what, hint))
             results.append([values[:count] for values in found])
         joined = [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*results, strict=True)]
         return {name: torch.from_numpy(value).float() for name, value in zip(self._outputs, joined, strict=True)}
@@ -148,7 +159,7 @@ def _match_outputs(model: onnx.ModelProto, sizes: Mapping[str, int], path: Path)
         free = [other for other in found if other not in matched.values()]
         fitting = [matched[name]] if name in matched else [other for other in free if last[other] == size]
         if len(fitting) != 1 or last[fitting[0]] not in (None, size):
-            has = ", ".join(f"'{other}' [..., {its or '?'}]" for other, its in last.items())
+            has = ", ".join(f"'{other}' [..., {its or '?'}]" for other, its in last.items()) or "none"
             what = f"has no output '{name}' with {size} values each: its outputs are {has}"
             raise TaoqError(Fault(str(path), what, "the file is of another task, or of another number of classes"))
         matched[name] = fitting[0]
@@ -157,4 +168,6 @@ def _match_outputs(model: onnx.ModelProto, sizes: Mapping[str, int], path: Path)
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rpartition(" : ")[2]
+    """The part of onnxruntime's message that says what is wrong, without its codes, paths and C++ signatures."""
+    text = str(error).strip().splitlines()[0].rpartition(" : ")[2]
+    return re.sub(r"^Load model from .* failed:|^\S+\.cc:\d+ .*\) ", "", text)

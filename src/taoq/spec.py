@@ -234,7 +234,8 @@ def _reasons(present: Iterable[str], unused: Mapping[str, str]) -> Iterator[tupl
 
 def _parent(field: str) -> str:
     """`quantize.layers` of `quantize.layers[0]`, `quantize` of that, then nothing."""
-    return re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field)
+    parent = re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field)
+    return parent if parent != field else ""  # it is no field, but a file of such a name
 
 
 def is_field(schema: Any, path: str) -> bool:

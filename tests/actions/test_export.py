@@ -103,7 +103,7 @@ def exported(
 
 def loaded(model: onnx.ModelProto, checkpoint: Path) -> tuple[Task[Any], Any, nn.Module]:
     """Task, spec and torch network, from what a file says of itself."""
-    properties = read_properties(model)
+    properties = read_properties(model, Path("it"))
     task = load_task(properties["task"])
     spec = spec_from_dict(properties["spec"], task.spec)
     return task, spec, task.build_model(spec, str(checkpoint)).eval()
@@ -291,7 +291,7 @@ def test_the_report_says_how_far_torch_and_onnx_are_apart(exported: Any, network
 @every_network
 def test_a_file_says_what_it_was_made_from(exported: Any, network: str) -> None:
     _, model = exported(network)
-    properties = read_properties(model)
+    properties = read_properties(model, Path("it"))
     assert properties["taoq"] == package.__version__
     assert properties["task"] == ("rtdetr" if network == "detector" else "classification_pyt")
     assert properties["source"] == {"path": str(CHECKPOINTS[network]), "sha256": sha256(CHECKPOINTS[network])}
@@ -469,7 +469,7 @@ def test_a_file_made_from_something_else_is_not_replaced(taoq: Taoq, exporting: 
     assert file.read_bytes() == data
     same = f"export.checkpoint={other.with_name('same.safetensors')}"  # the bytes count, not the name
     assert taoq(*exporting("resnet_18", f"export.onnx_file={file}", same))[0] == 0
-    assert read_properties(onnx.load(str(file)))["source"]["path"].endswith("same.safetensors")
+    assert read_properties(onnx.load(str(file)), Path("it"))["source"]["path"].endswith("same.safetensors")
 
 
 @pytest.mark.parametrize("text", [b"no ONNX file\n", b""])
@@ -487,7 +487,7 @@ def test_a_file_of_someone_else_is_replaced_only_where_asked(
     )
     assert file.read_bytes() == text
     assert taoq(*words, "export.overwrite=true")[0] == 0
-    assert read_properties(onnx.load(str(file)))["task"] == "classification_pyt"
+    assert read_properties(onnx.load(str(file)), Path("it"))["task"] == "classification_pyt"
 
 
 def test_the_payload_of_an_artifact_is_never_overwritten(
@@ -543,7 +543,7 @@ def test_another_input_size_than_that_of_the_data_set(taoq: Taoq, exporting: Wor
     assert code == 0
     assert "input [any, 3, 64, 64]\n" in out
     assert shape(model.graph.input[0]) == ["batch", 3, 64, 64]
-    assert read_properties(model)["spec"]["dataset"]["img_size"] == 64
+    assert read_properties(model, Path("it"))["spec"]["dataset"]["img_size"] == 64
 
 
 def test_a_network_for_one_size_alone_is_refused_another(taoq: Taoq, exporting: Words, tmp_path: Path) -> None:
@@ -668,7 +668,7 @@ def test_a_detector_for_deepstream_with_a_size_and_a_batch(taoq: Taoq, exporting
     model = onnx.load(str(file))
     assert shape(model.graph.input[0]) == [4, 3, 128, 192]
     assert [shape(value) for value in model.graph.output] == [[4, 30, 10], [4, 30, 4]]
-    augmentation = read_properties(model)["spec"]["dataset"]["augmentation"]
+    augmentation = read_properties(model, Path("it"))["spec"]["dataset"]["augmentation"]
     assert augmentation["eval_spatial_size"] == [128, 192]
     assert yaml.safe_load((tmp_path / "nvdsinfer_config.yaml").read_text()) == {
         "property": {
@@ -816,7 +816,7 @@ def test_an_artifact_of_torchao_has_no_graph_but_a_float_one(
     pixels = images(4, 32)
     with torch.inference_mode():
         np.testing.assert_allclose(run(model, pixels)["output"], net(pixels).numpy(), atol=1e-4)
-    assert read_properties(model)["source"] == {"path": str(artifact), "sha256": sha256(artifact)}
+    assert read_properties(model, Path("it"))["source"] == {"path": str(artifact), "sha256": sha256(artifact)}
 
 
 def test_a_dequantized_artifact_of_modelopt_is_a_float_file(
@@ -847,4 +847,4 @@ def test_the_checkpoint_is_hashed_as_a_whole(exported: Any) -> None:
     """Of a folder the hash is that of a list of its files; of a file its own."""
     _, model = exported("resnet_18")
     digest = hashlib.sha256(CHECKPOINTS["resnet_18"].read_bytes()).hexdigest()
-    assert read_properties(model)["source"]["sha256"] == digest
+    assert read_properties(model, Path("it"))["source"]["sha256"] == digest

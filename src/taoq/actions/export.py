@@ -134,7 +134,9 @@ def _check(section: ExportSpec, target: Path) -> None:
         what = f"{section.checkpoint} is an ONNX file already"
         raise SpecError(Fault("export.checkpoint", what, "name the checkpoint it was made from"))
     if target.suffix != ".onnx":
-        raise SpecError(Fault("export.onnx_file", f"{target} does not end in .onnx", f"write {target}.onnx"))
+        raise SpecError(
+            Fault("export.onnx_file", f"{target} does not end in .onnx", f"write {target.with_suffix('.onnx')}")
+        )
     first, last = OPSETS
     if not first <= section.opset_version <= last:
         what = f"torch's exporter writes opset {first} to {last}, not {section.opset_version}"
@@ -152,9 +154,9 @@ def _check_target(section: ExportSpec, target: Path, source_sha256: str) -> None
         return
     hint = "name another file, or set export.overwrite: true"
     try:
-        made_from = read_properties(read_onnx(target)).get("source", {})
+        made_from = (read_properties(read_onnx(target), target) or {}).get("source", {})
     except TaoqError:
-        made_from = {}
+        made_from = {}  # no file of ours
     if made_from.get("sha256") != source_sha256:
         where = made_from.get("path", "something else")
         raise TaoqError(Fault("export.onnx_file", f"{target} is there already, made from {where}", hint))

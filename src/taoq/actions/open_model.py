@@ -98,13 +98,13 @@ def check_provenance(task: Task[Any], spec: Any, model: Any, path: Path) -> None
     """
     from taoq.onnx_file import read_properties
 
-    properties = read_properties(model)
-    if not properties:
+    properties = read_properties(model, path)
+    if properties is None:
         return  # another exporter's
-    if properties.get("task") != task.name:
-        what = f"was exported by {properties.get('task')}"
-        raise TaoqError(Fault(str(path), what, f"run it with: taoq {properties.get('task')} ..."))
-    task.check_same_model(spec, _stored_spec(task, properties.get("spec", {}), str(path), properties.get("taoq", "")))
+    if properties["task"] != task.name:
+        what = f"was exported by {properties['task']}"
+        raise TaoqError(Fault(str(path), what, f"run it with: taoq {properties['task']} ..."))
+    task.check_same_model(spec, _stored_spec(task, properties["spec"], str(path), properties["taoq"]))
 
 
 def _stored_spec(task: Task[Any], data: Any, where: str, version: str) -> Any:

@@ -67,6 +67,12 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
 
 def _check_source(task: Task[Any], section: QuantizeSpec, directory: Path, backend: Backend[Any]) -> None:
     where, is_onnx = "quantize.model_path", section.model_path.endswith(".onnx")
+    if section.model_path and find_artifact(section.model_path):
+        what = f"{section.model_path} is quantized already"
+        raise SpecError(Fault(where, what, "give the float checkpoint it was made from"))
+    if section.calibration.cache and Path(section.calibration.cache).is_dir():
+        what = f"{section.calibration.cache} is a folder"
+        raise SpecError(Fault("quantize.calibration.cache", what, "name a file"))
     if backend.format == "onnx" and not is_onnx:
         what = f"{section.model_path} is not an ONNX file" if section.model_path else "missing: the .onnx file"
         hint = f"backend {backend.name} quantizes ONNX files: taoq {task.name} export makes one of a checkpoint"
@@ -76,9 +82,6 @@ def _check_source(task: Task[Any], section: QuantizeSpec, directory: Path, backe
         raise SpecError(Fault(where, what, "set quantize.backend to modelopt.onnx (GPUs) or onnxruntime (CPUs)"))
     if not section.model_path:
         return  # the task says whether it can do without
-    if find_artifact(section.model_path):
-        what = f"{section.model_path} is quantized already"
-        raise SpecError(Fault("quantize.model_path", what, "give the float checkpoint it was made from"))
     if Path(section.model_path).resolve() == (directory / backend.payload).resolve():
         what = f"the artifact would replace {section.model_path}"
         raise SpecError(Fault("quantize.results_dir", what, "name another folder"))
@@ -105,7 +108,7 @@ def _read_graph(task: Task[Any], spec: Any) -> Any:
     Raises:
         TaoqError: It is damaged, quantized already, or takes other inputs than the data.
     """
-    from taoq.onnx_file import check_image_size, image_input, is_quantized, read_onnx
+    from taoq.onnx_file import is_quantized, read_onnx
     from taoq.quantization.backends.onnx_layers import prepare
 
     path = Path(spec.quantize.model_path)
@@ -114,8 +117,7 @@ def _read_graph(task: Task[Any], spec: Any) -> Any:
         what = f"{path} is quantized already: it has QuantizeLinear or DequantizeLinear nodes"
         raise SpecError(Fault("quantize.model_path", what, "give the float file it was made from"))
     check_provenance(task, spec, model, path)
-    (images,) = task.example_inputs(spec).values()
-    check_image_size(image_input(model, path), images.shape, path)
+    _check_file(task, spec, path)  # what onnxruntime cannot run, no library can calibrate
     return prepare(model, str(path))
 
 
@@ -227,13 +229,13 @@ def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
         raise TaoqError(Fault("quantize.layers", what, hint)) from error
 
 
-def _check_file(task: Task[Any], spec: Any, payload: Path) -> None:
-    """Run the quantized file once, from the disk."""
+def _check_file(task: Task[Any], spec: Any, file: Path) -> None:
+    """Run an ONNX file once, from the disk."""
     from taoq.onnx_runtime import OnnxRuntime
 
     inputs = task.example_inputs(spec)
     (images,) = inputs.values()
-    OnnxRuntime(payload, task.outputs(spec), images.shape, "cpu").run(inputs)
+    OnnxRuntime(file, task.outputs(spec), images.shape, "cpu").run(inputs)
 
 
 def _device(section: QuantizeSpec, backend: Backend[Any]) -> str:

@@ -53,8 +53,8 @@ def staged(directory: Path) -> Iterator[Path]:
         if MANIFEST in names:
             (directory / MANIFEST).unlink(missing_ok=True)
         for name in names:
-            if name.endswith(".onnx") and f"{name}_data" not in names:
-                (directory / f"{name}_data").unlink(missing_ok=True)  # weights of the file that is replaced
+            if name.endswith(".onnx") and f"{name}_data" not in names and _has_weights(directory / name):
+                (directory / f"{name}_data").unlink()
             if (directory / name).is_dir():
                 shutil.rmtree(directory / name)
             os.replace(stage / name, directory / name)
@@ -65,9 +65,19 @@ def staged(directory: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def _has_weights(file: Path) -> bool:
+    """Whether the file beside an ONNX file has its weights, and not those of another."""
+    beside = file.with_name(f"{file.name}_data")
+    return file.is_file() and beside.is_file() and beside.name.encode() in file.read_bytes()
+
+
 def _check_kinds(stage: Path, directory: Path, names: list[str]) -> None:
-    """Refuse to replace a folder by a file, or a file by a folder: taoq did not write it."""
+    """Refuse to replace what taoq did not write: a folder by a file, a file by a folder, weights of another file."""
     for name in names:
+        beside = name.endswith(".onnx_data") and (directory / name).is_file()
+        if beside and not _has_weights(directory / name.removesuffix("_data")):
+            what = "is there already, and has the weights of another file"
+            raise TaoqError(Fault(str(directory / name), what, "move it away, or name another folder"))
         target, is_folder = directory / name, (stage / name).is_dir()
         if target.exists() and target.is_dir() != is_folder:
             what = "a file is in the place of this folder" if is_folder else "a folder is in the place of this file"

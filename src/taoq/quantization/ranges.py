@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,10 +68,13 @@ def _read(path: Path) -> tuple[Mapping[str, str], Ranges] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         key = {str(name): str(value) for name, value in data["key"].items()}
-        return key, {str(name): (float(low), float(high)) for name, (low, high) in data["ranges"].items()}
+        ranges = {str(name): (float(low), float(high)) for name, (low, high) in data["ranges"].items()}
+        if not all(math.isfinite(high - low) and low <= high for low, high in ranges.values()):
+            raise ValueError
+        return key, ranges
     except OSError:
         return None  # there is none, or none can be there, which is an error once it is written
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         what = f"{path} is not a file of calibration ranges"
         raise TaoqError(Fault(_WHERE, what, "delete it, or name another file")) from None
 

@@ -16,7 +16,7 @@ from taoq.onnx_file import GraphInput, fixed_batches
 from taoq.quantization.backends.base import Inputs
 from taoq.quantization.ranges import Ranges
 
-onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are about what it could have fused
+onnxruntime.set_default_logger_severity(4)  # what it prints of an error, it also raises
 
 
 ENTROPY_BINS = 512
@@ -59,7 +59,8 @@ def check_ranges(ranges: Ranges) -> None:
     bad = [name for name, (low, high) in ranges.items() if not (np.isfinite(low) and np.isfinite(high))]
     if bad:
         hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
-        raise TaoqError(Fault(some(bad), "the calibration range is not a finite number", hint))
+        what = f"the calibration range of {some(bad)} is not a finite number"
+        raise TaoqError(Fault("quantize.calibration", what, hint))
 
 
 @contextlib.contextmanager

@@ -90,18 +90,18 @@ def module_path(node: onnx.NodeProto) -> str:
 
 
 def check_weights(model: onnx.ModelProto) -> None:
-    """Refuse weights with NaN or infinite values: they would spoil every scale behind them.
+    """Refuse weights and biases with NaN or infinite values: they would spoil every scale behind them.
 
     Raises:
         TaoqError: Names every such layer.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     faults = [
-        Fault(node.name, "its weight is not finite", "look for NaN or infinite values in the checkpoint")
+        Fault(node.name, f"its {what} is not finite", "look for NaN or infinite values in the checkpoint")
         for node in model.graph.node
         if node.op_type in TYPES
-        and node.input[1] in weights
-        and not np.isfinite(numpy_helper.to_array(weights[node.input[1]])).all()
+        for what, name in zip(("weight", "bias"), node.input[1:3], strict=False)
+        if name in weights and not np.isfinite(numpy_helper.to_array(weights[name])).all()
     ]
     if faults:
         raise TaoqError(*faults)
