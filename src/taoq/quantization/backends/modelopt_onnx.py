@@ -213,7 +213,7 @@ def _calibrate(
         _in(Path(folder)),
     ):
         source, result = Path(folder, "model.onnx"), Path(folder, "quantized.onnx")
-        reader = _Reader(model, batches)
+        reader = _Reader(model, batches, entropy=entropy)
         per_node = options.get("calibrate_per_node", False)
         write_onnx(reader.with_fixed_batch(model) if per_node else model, source)
         try:
@@ -265,7 +265,8 @@ def _read_ranges(model: onnx.ModelProto, nodes: Sequence[str]) -> Ranges:
 class _Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
     """Calibration images for ModelOpt, one batch in memory at a time."""
 
-    def __init__(self, model: onnx.ModelProto, batches: Iterable[Inputs]) -> None:
+    def __init__(self, model: onnx.ModelProto, batches: Iterable[Inputs], *, entropy: bool) -> None:
+        self._entropy = entropy
         self._input = image_input(model, Path("quantize.model_path"))
         self._batches = batches
         self._fixed = self._input.shape[0]
@@ -293,7 +294,7 @@ class _Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
         self._iterator = self._read()
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        return feeds(self._input, self._batches, self._fixed)
+        return feeds(self._input, self._batches, self._fixed, entropy=self._entropy)
 
 
 def _entropy_calibrater(*arguments: Any, **options: Any) -> Any:

@@ -21,28 +21,32 @@ onnxruntime.set_default_logger_severity(4)  # what it prints of an error, it als
 
 ENTROPY_BINS = 512
 """Of the histogram that entropy cuts. With onnxruntime's 128, for 128 steps, there is but one range to choose: all."""
-_AT_ONCE = 8
-"""Images that a graph of any batch gets at once: all its activations are in memory."""
+_AT_ONCE, _AT_ONCE_ENTROPY = 8, 2
+"""Images that a graph of any batch gets at once; histograms need copies of all its activations."""
 
 
-def feeds(graph_input: GraphInput, batches: Iterable[Inputs], size: int | None) -> Iterator[dict[str, Any]]:
+def feeds(
+    graph_input: GraphInput, batches: Iterable[Inputs], size: int | None, *, entropy: bool
+) -> Iterator[dict[str, Any]]:
     """Inputs of a graph, few images in memory at a time.
 
     Args:
         graph_input: Its input.
         batches: Images.
         size: Images that the graph takes at once; None takes any number.
+        entropy: Whether histograms are made of them.
 
     Raises:
         TaoqError: There is no image, or one has NaN or infinite values: libraries would calibrate nonsense from them.
     """
     empty = True
+    few = _AT_ONCE_ENTROPY if entropy else _AT_ONCE
     for inputs in batches:
         (images,) = (tensor.numpy().astype(graph_input.dtype, copy=False) for tensor in inputs.values())
         if not np.isfinite(images).all():
             what = "the calibration images have values that are not finite"
             raise TaoqError(Fault("quantize.calibration", what, "look at the normalisation of the dataset section"))
-        pieces = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
+        pieces = [images[start : start + few] for start in range(0, len(images), few)]
         for fed in (fed for fed, _ in fixed_batches(images, size)) if size else pieces:
             empty = False
             yield {graph_input.name: fed}

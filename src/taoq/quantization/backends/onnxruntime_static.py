@@ -187,7 +187,7 @@ def _calibrate(
         extra_options={"num_bins": ENTROPY_BINS} if entropy else {},
     )
     graph_input = image_input(model, source)
-    for feed in feeds(graph_input, batches, graph_input.shape[0]):
+    for feed in feeds(graph_input, batches, graph_input.shape[0], entropy=entropy):
         calibrator.collect_data(_One(feed))
     found = {
         name_: (float(np.min(data.range_value[0])), float(np.max(data.range_value[1])))
