@@ -153,16 +153,7 @@ def quantize(
 
 
 applied = qdq.read
-
-
-def save(model: onnx.ModelProto, path: Path, options: Mapping[str, Any]) -> None:
-    """Write the graph; weights go beside it where asked, or above 2 GB."""
-    write_onnx(model, path, external=options.get("use_external_data_format", False))
-
-
-def load(path: Path, build_model: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:  # noqa: ARG001 (the file is whole)
-    """Read it back."""
-    return read_onnx(path)
+save, load = onnx_layers.save, onnx_layers.load
 
 
 def _check_types(where: str, types: Sequence[Any]) -> list[Fault]:

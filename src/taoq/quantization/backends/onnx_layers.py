@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from taoq.errors import Fault, TaoqError
+from taoq.onnx_file import read_onnx, write_onnx
 from taoq.quantization.plan import Layer
 
 TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -52,6 +55,16 @@ def list_layers(model: onnx.ModelProto, types: Sequence[str]) -> list[Layer]:
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     return [_layer(node, weights, types) for node in model.graph.node]
+
+
+def save(model: onnx.ModelProto, path: Path, options: Mapping[str, Any]) -> None:
+    """Write a quantized graph; weights go beside it where asked, or above 2 GB."""
+    write_onnx(model, path, external=options.get("use_external_data_format", False))
+
+
+def load(path: Path, build_model: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:  # noqa: ARG001 (the file is whole)
+    """Read it back."""
+    return read_onnx(path)
 
 
 def _layer(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], types: Sequence[str]) -> Layer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from taoq.errors import Fault, did_you_mean
-from taoq.onnx_file import byte_size, image_input, read_onnx, write_onnx
+from taoq.onnx_file import byte_size, image_input, write_onnx
 from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, library_output
 from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
@@ -126,16 +126,7 @@ def quantize(
 
 
 applied = qdq.read
-
-
-def save(model: onnx.ModelProto, path: Path, options: Mapping[str, Any]) -> None:
-    """Write the graph; weights go beside it where asked, or above 2 GB."""
-    write_onnx(model, path, external=options.get("use_external_data_format", False))
-
-
-def load(path: Path, build_model: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:  # noqa: ARG001 (the file is whole)
-    """Read it back."""
-    return read_onnx(path)
+save, load = onnx_layers.save, onnx_layers.load
 
 
 def _fused(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:

@@ -1,0 +1,105 @@
+"""`benchmark` on a real ONNX artifact and a real torch artifact; its order of turns without any model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taoq.actions.benchmark import in_turns
+
+Taoq = Callable[..., tuple[int, str, str]]
+Words = Callable[..., list[str]]
+
+RULES = 'quantize.layers=[{"module_name": "*", "weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}]'
+FEW = ["benchmark.device=cpu", "benchmark.batch_sizes=[1, 2]", "benchmark.runs=3", "benchmark.warmup=1"]
+
+
+class Named:
+    """A model that writes its name down."""
+
+    device = "cpu"
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self._name, self._log = name, log
+
+    def run(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._log.append(self._name)
+        return inputs
+
+
+def test_models_run_in_turns_and_the_order_is_turned_round() -> None:
+    log: list[str] = []
+    models = {name: Named(name, log) for name in ("a", "b")}
+    seconds = in_turns(models, {"x": torch.zeros(1)}, warmup=1, runs=3)
+    assert log == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
+
+
+@pytest.fixture
+def onnx_artifact(taoq: Taoq, digits_words: Words, tmp_path: Path) -> Path:
+    file = tmp_path / "float.onnx"
+    checkpoint = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
+    words = [f"export.checkpoint={checkpoint.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
+    assert taoq(*digits_words("export", "resnet_18", *words))[0] == 0
+    words = [
+        "quantize.backend=onnxruntime",
+        RULES,
+        f"quantize.model_path={file}",
+        f"quantize.results_dir={tmp_path / 'q'}",
+    ]
+    assert taoq(*digits_words("quantize", "resnet_18", *words, "quantize.calibration.num_samples=8"))[0] == 0
+    return tmp_path / "q"
+
+
+def test_an_onnx_artifact_is_measured_against_what_it_was_made_from(
+    taoq: Taoq, digits_words: Words, onnx_artifact: Path, tmp_path: Path
+) -> None:
+    code, out, _ = taoq(*digits_words("benchmark", "resnet_18", f"benchmark.checkpoint={onnx_artifact}", *FEW))
+    assert code == 0
+    results = json.loads((tmp_path / "results" / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    assert [(row["model"], row["batch"]) for row in results["rows"]] == [
+        ("float32", 1),
+        ("quantized", 1),
+        ("float32", 2),
+        ("quantized", 2),
+    ]
+    assert all(0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] for row in results["rows"])
+    assert all(row["speedup"] == 1.0 for row in results["rows"] if row["model"] == "float32")
+    small, large = (model["size"] for model in reversed(results["models"]))
+    assert small < 0.30 * large
+    assert all(model["peak_memory"] > 0 for model in results["models"])
+    assert "quantized / float32 in speed: " in out
+
+
+def test_a_speed_that_is_not_reached_is_exit_code_4(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
+    words = [f"benchmark.checkpoint={onnx_artifact}", *FEW, "benchmark.min_speedup=1000"]
+    code, _, err = taoq(*digits_words("benchmark", "resnet_18", *words))
+    assert code == 4
+    assert " times as fast as float32, 1000 is asked\nhint: quantized / float32 in speed: " in err
+
+
+def test_a_float_model_that_is_gone_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
+    (onnx_artifact.parent / "float.onnx").unlink()
+    code, _, err = taoq(*digits_words("benchmark", "resnet_18", f"benchmark.checkpoint={onnx_artifact}", *FEW))
+    assert (code, err.splitlines()[-2:]) == (
+        2,
+        [
+            f"benchmark.baseline: missing: {onnx_artifact.parent / 'float.onnx'} is not there as it was",
+            "hint: name the float checkpoint or ONNX file",
+        ],
+    )
+
+
+def test_a_torch_artifact_is_measured_too(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    rules = 'quantize.layers=[{"module_name": "Linear", "weights": {"dtype": "int8"}}]'
+    kind = ["quantize.backend=torchao", "quantize.mode=weight_only_ptq", f"quantize.results_dir={tmp_path / 'q'}"]
+    assert taoq(*digits_words("quantize", "vit_tiny", rules, *kind))[0] == 0
+    words = [f"benchmark.checkpoint={tmp_path / 'q'}", "benchmark.device=cpu", "benchmark.runs=2"]
+    code, out, _ = taoq(*digits_words("benchmark", "vit_tiny", *words, "benchmark.batch_sizes=[1]"))
+    assert code == 0
+    assert "quantized" in out
