@@ -334,6 +334,8 @@ def _images(task: Task[Any], spec: Any, number: int) -> Iterator[Inputs]:
             batches: Batches = source(few)
         except TaoqError as error:
             reasons.append(error.faults[0])
+            if not error.faults[0].what.startswith("missing"):  # it is given, and not there
+                log.warning("%s: %s; export looks for other images", error.faults[0].where, error.faults[0].what)
             continue
         left = number
         for batch in batches:
