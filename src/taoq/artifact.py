@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taoq.errors import Fault, TaoqError
+from taoq.files import parts
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -103,12 +104,8 @@ def sha256(path: Path) -> str:
 
     An ONNX file with weights beside it counts as such a folder of two.
     """
-    beside = path.with_name(path.name + "_data")
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-    elif path.suffix == ".onnx" and beside.is_file():
-        files = [path, beside]
-    else:
+    files = parts(path)
+    if files == [path]:
         return _digest(path)
     listed = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()

@@ -14,10 +14,9 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from taoq.errors import Fault, TaoqError
+from taoq.files import weights_beside
 
 SUFFIX = ".onnx"
-DATA_SUFFIX = "_data"
-"""Weights beside a file have its name and this, as ModelOpt and onnxruntime write it."""
 LARGEST = 2**31 - 2**20
 """Bytes of the largest file without weights beside it: protobuf ends at 2 GB."""
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -82,7 +81,8 @@ def write_onnx(model: onnx.ModelProto, path: Path, *, external: bool = False) ->
     """
     if external or byte_size(model) >= LARGEST:
         # onnx moves the weights out of the model it is given
-        onnx.save(model, str(path), save_as_external_data=True, location=path.name + DATA_SUFFIX, size_threshold=1024)
+        beside = weights_beside(path).name
+        onnx.save(model, str(path), save_as_external_data=True, location=beside, size_threshold=1024)
         onnx.load_external_data_for_model(model, str(path.parent))
         return
     with path.open("wb") as file:
@@ -94,12 +94,6 @@ def byte_size(model: onnx.ModelProto) -> int:
     return sum(int(tensor.ByteSize()) for tensor in model.graph.initializer) + sum(
         int(node.ByteSize()) for node in model.graph.node
     )
-
-
-def files(path: Path) -> list[Path]:
-    """The file, and that of its weights if there is one."""
-    beside = path.with_name(path.name + DATA_SUFFIX)
-    return [path, beside] if beside.is_file() else [path]
 
 
 def image_input(model: onnx.ModelProto, path: Path) -> GraphInput:

@@ -35,7 +35,14 @@ class OnnxRuntime:
     """A graph with one image input. A fixed batch in the graph is fed whole: the last one is filled up, and cut."""
 
     def __init__(
-        self, path: Path, sizes: Mapping[str, int], images: Sequence[int], device: str, *, where: str = "device"
+        self,
+        path: Path,
+        sizes: Mapping[str, int],
+        images: Sequence[int],
+        device: str,
+        *,
+        where: str = "device",
+        model: onnx.ModelProto | None = None,
     ) -> None:
         """Open a file.
 
@@ -45,11 +52,13 @@ class OnnxRuntime:
             images: Shape of a batch of the images that it will get.
             device: cpu, cuda, cuda:N or trt; the CPU where the machine does not have it, which is said.
             where: The field that names the device, for messages.
+            model: What `read_onnx` gave of the file, where it was read already.
 
         Raises:
             TaoqError: It cannot be run, or does not have these inputs and outputs.
         """
-        model = read_onnx(path)
+        if model is None:
+            model = read_onnx(path)
         self._path, self._sizes = path, dict(sizes)
         self._input = image_input(model, path)
         check_image_size(self._input, images, path)
@@ -114,10 +123,11 @@ def round_in_float32(model: onnx.ModelProto) -> bool:
             node.input[0], node.input[1] = wide, f"{wide}_scale"
             nodes.append(cast)
         nodes.append(node)
-    found = len(nodes) > len(model.graph.node)
+    if len(nodes) == len(model.graph.node):
+        return False
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    return found
+    return True
 
 
 def execution_providers(device: str, where: str) -> tuple[list[Any], str]:
@@ -163,8 +173,7 @@ def _match_outputs(model: onnx.ModelProto, sizes: Mapping[str, int], path: Path)
             what = f"has no output '{name}' with {size} values each: its outputs are {has}"
             raise TaoqError(Fault(str(path), what, "the file is of another task, or of another number of classes"))
         matched[name] = fitting[0]
-    matched = {name: matched[name] for name in sizes}
-    return matched
+    return {name: matched[name] for name in sizes}
 
 
 def _reason(error: Exception) -> str:

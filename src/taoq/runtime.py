@@ -52,6 +52,12 @@ class TorchRuntime:
         return TorchRuntime(copy.deepcopy(self._model).half(), self._outputs, self.device, torch.float16)
 
 
+def noise(example: Mapping[str, Tensor], batch: int, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of the shape of an example with `batch` samples, uniform in 0..1; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand((batch, *value.shape[1:]), generator=generator) for name, value in example.items()}
+
+
 def torch_device(device: str, where: str) -> str:
     """The torch device of a spec's `device`: falls back to the CPU, and says so.
 

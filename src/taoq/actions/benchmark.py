@@ -24,11 +24,12 @@ from rich.table import Table
 from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
-from taoq.artifact import find_artifact, read_manifest, sha256, versions
+from taoq.artifact import Manifest, find_artifact, read_manifest, sha256, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
+from taoq.files import total_size
 from taoq.quantization.backends import load_backend
-from taoq.runtime import Runtime, TorchRuntime
+from taoq.runtime import Runtime, TorchRuntime, noise
 from taoq.spec import SpecSource, load_spec
 from taoq.status import run_status
 from taoq.tasks import load_task
@@ -54,15 +55,18 @@ def run(task: Task[Any], source: SpecSource) -> None:
         raise SpecError(Fault("benchmark.batch_sizes", "empty, or not above 0", "write for example [1, 8]"))
     directory = results_dir(spec, "benchmark")
     with run_status(directory, task.name, "benchmark") as status:
-        files = {FLOAT: _baseline(section), QUANTIZED: section.checkpoint}
+        artifact = find_artifact(section.checkpoint)
+        manifest = read_manifest(artifact) if artifact else None
+        files = {FLOAT: _baseline(section, manifest), QUANTIZED: section.checkpoint}
         models = _open(task, spec, section, files)
         rows = []
         for batch in section.batch_sizes:
-            seconds = in_turns(models, _inputs(task, spec, batch), warmup=section.warmup, runs=section.runs)
+            inputs = noise(task.example_inputs(spec), batch)
+            seconds = in_turns(models, inputs, warmup=section.warmup, runs=section.runs)
             rows += [_row(name, batch, found, seconds[FLOAT]) for name, found in seconds.items()]
         largest = max(section.batch_sizes)
         memory = {name: _peak(task, spec, section, file, largest) for name, file in files.items()}
-        words = _verdict(section, rows)
+        words = _verdict(manifest, rows)
         results = {
             "device": models[FLOAT].device,
             "threads": torch.get_num_threads(),
@@ -106,15 +110,14 @@ def in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs
     return seconds
 
 
-def _baseline(section: BenchmarkSpec) -> str:
+def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
     """The float model: named, or the one that the artifact was made from."""
     if section.baseline:
         return section.baseline
-    directory = find_artifact(section.checkpoint)
-    if directory is None:
+    if manifest is None:
         what = f"missing: {section.checkpoint} is no artifact that names what it was made from"
         raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
-    made_from = read_manifest(directory).source
+    made_from = manifest.source
     path = Path(made_from["path"])
     if not made_from["path"] or not path.exists() or sha256(path) != made_from["sha256"]:
         what = f"missing: {made_from['path'] or 'what the artifact was made from'} is not there as it was"
@@ -139,14 +142,6 @@ def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str
     return models
 
 
-def _inputs(task: Task[Any], spec: Any, batch: int) -> Inputs:
-    noise = torch.Generator().manual_seed(0)
-    return {
-        name: torch.rand((batch, *tensor.shape[1:]), generator=noise)
-        for name, tensor in task.example_inputs(spec).items()
-    }
-
-
 def _row(name: str, batch: int, seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
     """Latency in milliseconds; the speed-up is the median over the turns, each against float in the same turn."""
     cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
@@ -162,17 +157,8 @@ def _row(name: str, batch: int, seconds: Sequence[float], reference: Sequence[fl
 
 
 def _size(file: str) -> int:
-    path = Path(file)
     directory = find_artifact(file)
-    if directory is not None:
-        return read_manifest(directory).size
-    if path.is_dir():
-        return sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
-    return sum(
-        entry.stat().st_size
-        for entry in path.parent.glob(f"{path.name}*")
-        if entry.name in (path.name, f"{path.name}_data")
-    )
+    return read_manifest(directory).size if directory else total_size(Path(file))
 
 
 def _peak(task: Task[Any], spec: Any, section: BenchmarkSpec, file: str, batch: int) -> int | None:
@@ -190,7 +176,7 @@ def _peak(task: Task[Any], spec: Any, section: BenchmarkSpec, file: str, batch: 
 def _measure_peak(name: str, spec: Any, section: BenchmarkSpec, batch: int) -> int:
     logging.getLogger("taoq").addHandler(logging.NullHandler())
     task = load_task(name)
-    inputs = _inputs(task, spec, batch)
+    inputs = noise(task.example_inputs(spec), batch)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     model = open_runtime(task, spec, section, "benchmark")
     for _ in range(2):
@@ -198,13 +184,12 @@ def _measure_peak(name: str, spec: Any, section: BenchmarkSpec, batch: int) -> i
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _verdict(section: BenchmarkSpec, rows: Sequence[Mapping[str, Any]]) -> str:
+def _verdict(manifest: Manifest | None, rows: Sequence[Mapping[str, Any]]) -> str:
     found = {row["batch"]: row["speedup"] for row in rows if row["model"] == QUANTIZED}
     speeds = ", ".join(f"{value:.2f} at batch {batch}" for batch, value in found.items())
     words = f"{QUANTIZED} / {FLOAT} in speed: {speeds}"
-    directory = find_artifact(section.checkpoint)
-    if directory is not None and min(found.values()) < 1.0:
-        backend = load_backend(read_manifest(directory).backend)
+    if manifest is not None and min(found.values()) < 1.0:
+        backend = load_backend(manifest.backend)
         words += f"; {backend.name} is for {backend.support.target}"
     return words
 

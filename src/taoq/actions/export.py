@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import logging
 import shlex
 import sys
@@ -21,28 +20,28 @@ from torch import Tensor, nn
 
 import taoq
 from taoq.actions import others
-from taoq.actions.open_model import build_empty, open_artifact, read_artifact
+from taoq.actions.open_model import build_empty, open_artifact, open_onnx, read_artifact
 from taoq.actions.results import results_dir, staged, write_json
 from taoq.artifact import find_artifact, sha256, versions
 from taoq.console import show, size
 from taoq.errors import Fault, SpecError, TaoqError
+from taoq.files import total_size
 from taoq.onnx_export import OPSETS, export_graph
-from taoq.onnx_file import files, read_onnx, read_properties, write_onnx, write_properties
-from taoq.onnx_runtime import OnnxRuntime
-from taoq.quantization.backends import load_backend
+from taoq.onnx_file import read_onnx, read_properties, write_onnx, write_properties
+from taoq.quantization.backends import load_backend, qdq
 from taoq.quantization.backends.base import Scales, TorchBackend
+from taoq.quantization.backends.onnx_layers import OPSET, TYPES, list_layers
 from taoq.quantization.plan import LayerPlan
-from taoq.runtime import TorchRuntime, torch_device
+from taoq.runtime import TorchRuntime, noise, torch_device
 from taoq.spec import SpecSource, load_spec, spec_from_dict, spec_to_dict
 from taoq.status import run_status
-from taoq.tasks.base import Batches, Inputs, Outputs, Task
+from taoq.tasks.base import Batches, Inputs, Outputs, Task, image_shape
 from taoq.tasks.sections import ExportSpec
 
 log = logging.getLogger(__name__)
 
 _QUANTIZED_TOLERANCE = 0.1
 """Of a Q/DQ graph: a value that lies between two steps may be rounded either way, a step is 1/127 of the range."""
-_QUANTIZED_OPSET = 19  # the first with FP8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
             file = stage / target.name
             write_onnx(model, file)
             onnx.checker.check_model(str(file), full_check=True)
-            written = sum(path.stat().st_size for path in files(file))
+            written = total_size(file)
             proof = _prove(task, spec, section, exported, file)
             if section.serialize_nvdsinfer:
                 _write_deepstream(task, spec, section, target, stage)
@@ -96,7 +95,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
                 "checkpoint": section.checkpoint,
                 "opset_version": model.opset_import[0].version,
                 "nodes": len(model.graph.node),
-                "quantized_layers": len(exported.layers) if exported.scales else 0,
+                "quantized_layers": len(exported.layers),
                 "size": written,
                 "proof": proof,
                 "versions": versions(("torch", "onnx", "onnxruntime-gpu", *task.libraries)),
@@ -105,12 +104,11 @@ def run(task: Task[Any], source: SpecSource) -> None:
             write_json(stage / f"{target.stem}_export.json", report)
         status.write("RUNNING", "Exported.", {"size_mb": written / 1e6})
     _show(proof)
-    (shape,) = (tuple(value.shape) for value in task.example_inputs(spec).values())
     batch = section.batch_size if section.batch_size > 0 else "any"
-    quantized = f", {len(exported.scales)} layers quantized" if exported.scales else ""
+    quantized = f", {len(exported.layers)} layers quantized" if exported.layers else ""
     print(
         f"exported {size(written)}: opset {report['opset_version']}, {report['nodes']} nodes{quantized},"
-        f" input [{batch}, {', '.join(map(str, shape[1:]))}]\n{target}"
+        f" input [{batch}, {', '.join(map(str, image_shape(task, spec)[1:]))}]\n{target}"
     )
 
 
@@ -119,9 +117,9 @@ def _sized(task: Task[Any], spec: Any, section: ExportSpec) -> Any:
     if section.input_channel != 3:
         what = f"the input has {section.input_channel} channels, every network here has 3"
         raise SpecError(Fault("export.input_channel", what, "leave it out"))
-    (shape,) = (tuple(tensor.shape) for tensor in task.example_inputs(spec).values())
-    height, width = section.input_height or shape[2], section.input_width or shape[3]
-    return spec if (height, width) == shape[2:] else task.export.with_size(spec, height, width)
+    _, _, *size_of_data = image_shape(task, spec)
+    height, width = section.input_height or size_of_data[0], section.input_width or size_of_data[1]
+    return spec if [height, width] == size_of_data else task.export.with_size(spec, height, width)
 
 
 def _check(section: ExportSpec, target: Path) -> None:
@@ -190,19 +188,16 @@ def _open(task: Task[Any], spec: Any, section: ExportSpec) -> _Source:
         scales = {}
     if not scales:
         reference = network
-    return _Source(reference, network, backend.applied(reference) if scales else {}, scales)
+    return _Source(reference, network, backend.applied(reference), scales)
 
 
 def _graph(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, device: str) -> onnx.ModelProto:
     opset = section.opset_version
-    if exported.scales and opset < _QUANTIZED_OPSET:
-        log.info("export.opset_version: a quantized graph needs %d; %d is not enough", _QUANTIZED_OPSET, opset)
-        opset = _QUANTIZED_OPSET
-    batch = max(section.batch_size, 1)
-    inputs = {
-        name: torch.rand_like(tensor.expand(batch, -1, -1, -1)).to(device)
-        for name, tensor in task.example_inputs(spec).items()
-    }
+    if exported.scales and opset < OPSET:
+        log.info("export.opset_version: a quantized graph needs %d; %d is not enough", OPSET, opset)
+        opset = OPSET
+    example = noise(task.example_inputs(spec), max(section.batch_size, 1))
+    inputs = {name: tensor.to(device) for name, tensor in example.items()}
     exported.network.to(device)
     _check_runs(exported.network, inputs, section)
     model = export_graph(
@@ -232,9 +227,6 @@ def _check_runs(network: nn.Module, inputs: Inputs, section: ExportSpec) -> None
 
 def _place(model: onnx.ModelProto, exported: _Source) -> None:
     """Put the scales of the torch layers at the nodes that come from them."""
-    from taoq.quantization.backends import qdq
-    from taoq.quantization.backends.onnx_layers import TYPES, list_layers
-
     nodes = [layer for layer in list_layers(model, TYPES) if layer.alias in exported.layers and not layer.obstacle]
     missing = sorted(set(exported.layers) - {node.alias for node in nodes})
     if missing:
@@ -257,8 +249,7 @@ def _prove(task: Task[Any], spec: Any, section: ExportSpec, exported: _Source, f
     Raises:
         TaoqError: They differ.
     """
-    (shape,) = (tensor.shape for tensor in task.example_inputs(spec).values())
-    graph = OnnxRuntime(file, task.outputs(spec), shape, "cpu")
+    graph = open_onnx(task, spec, file)
     model = TorchRuntime(exported.reference, task.outputs(spec), "cpu")
     tolerance = max(section.tolerance, _QUANTIZED_TOLERANCE) if exported.scales else section.tolerance
     unsure = functools.partial(task.export.ambiguous, exported.reference) if task.export.ambiguous else None
@@ -347,21 +338,19 @@ def _images(task: Task[Any], spec: Any, number: int) -> Iterator[Inputs]:
     log.warning(
         "export.check_images: the spec has no images (%s: %s): compared on noise", reasons[0].where, reasons[0].what
     )
-    noise = torch.Generator().manual_seed(0)
-    for _ in itertools.repeat(None, number):
-        yield {name: torch.rand(value.shape, generator=noise) for name, value in task.example_inputs(spec).items()}
+    for seed in range(number):
+        yield noise(task.example_inputs(spec), 1, seed)
 
 
 def _write_deepstream(task: Task[Any], spec: Any, section: ExportSpec, target: Path, stage: Path) -> None:
     """nvdsinfer_config.yaml and labels.txt, as Gst-nvinfer of DeepStream reads them."""
     needed = task.export.deepstream(spec)
-    (shape,) = (tuple(tensor.shape) for tensor in task.example_inputs(spec).values())
     properties = {
         "gpu-id": 0,
         "model-color-format": 0,  # RGB
         "onnx-file": target.name,
         "labelfile-path": "labels.txt",
-        "infer-dims": ";".join(map(str, shape[1:])),
+        "infer-dims": ";".join(map(str, image_shape(task, spec)[1:])),
         "batch-size": max(section.batch_size, 1),
         "network-mode": 2,  # FP16 where the graph says nothing else
         **needed.properties,

@@ -18,7 +18,7 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.quantization.backends import BACKENDS, load_backend
 from taoq.runtime import Runtime, TorchRuntime, torch_device
 from taoq.spec import spec_from_dict
-from taoq.tasks.base import Task
+from taoq.tasks.base import Task, image_shape
 from taoq.tasks.sections import RunSpec
 
 log = logging.getLogger(__name__)
@@ -66,22 +66,27 @@ def open_runtime(task: Task[Any], spec: Any, section: RunSpec, where: str) -> Ru
 def _open_onnx(task: Task[Any], spec: Any, section: RunSpec, where: str, manifest: Manifest | None) -> Runtime:
     """An ONNX file, float or quantized, of an artifact or of anyone."""
     from taoq.onnx_file import is_quantized, read_onnx
-    from taoq.onnx_runtime import OnnxRuntime
 
     path = Path(section.checkpoint)
-    if manifest:
-        path = path / manifest.payload if path.is_dir() else path
-        quantized = True
-    else:
-        model = read_onnx(path)
+    if manifest and path.is_dir():
+        path = path / manifest.payload
+    model = read_onnx(path)
+    if not manifest:
         check_provenance(task, spec, model, path)
-        quantized = is_quantized(model)
-        del model
+    quantized = is_quantized(model)
     if section.is_quantized is not None and section.is_quantized != quantized:
         what = f"is {str(section.is_quantized).lower()}, but {path} is {'' if quantized else 'not '}quantized"
         raise SpecError(Fault(f"{where}.is_quantized", what, "leave the field out: the file knows"))
-    (images,) = task.example_inputs(spec).values()
-    return OnnxRuntime(path, task.outputs(spec), images.shape, _device(section, where), where=f"{where}.device")
+    return open_onnx(task, spec, path, _device(section, where), where=f"{where}.device", model=model)
+
+
+def open_onnx(
+    task: Task[Any], spec: Any, path: Path, device: str = "cpu", *, where: str = "device", model: Any = None
+) -> Runtime:
+    """An ONNX file for the images and outputs of a spec; the arguments are those of OnnxRuntime."""
+    from taoq.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(path, task.outputs(spec), image_shape(task, spec), device, where=where, model=model)
 
 
 def check_provenance(task: Task[Any], spec: Any, model: Any, path: Path) -> None:

@@ -19,11 +19,12 @@ from typing import Any
 
 import taoq
 from taoq.actions import others
-from taoq.actions.open_model import check_provenance
+from taoq.actions.open_model import check_provenance, open_onnx
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, find_artifact, sha256, versions
 from taoq.console import show, size
 from taoq.errors import Fault, SpecError, TaoqError
+from taoq.files import total_size
 from taoq.quantization import report
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, Inputs, verify
@@ -117,7 +118,8 @@ def _read_graph(task: Task[Any], spec: Any) -> Any:
         what = f"{path} is quantized already: it has QuantizeLinear or DequantizeLinear nodes"
         raise SpecError(Fault("quantize.model_path", what, "give the float file it was made from"))
     check_provenance(task, spec, model, path)
-    _check_file(task, spec, path)  # what onnxruntime cannot run, no library can calibrate
+    # what onnxruntime cannot run, no library can calibrate
+    open_onnx(task, spec, path, model=model).run(task.example_inputs(spec))
     return prepare(model, str(path))
 
 
@@ -164,7 +166,7 @@ def _quantize(
         payload = stage / backend.payload
         backend.save(model, payload, section.backend_kwargs)
         if backend.format == "onnx":
-            _check_file(task, spec, payload)
+            open_onnx(task, spec, payload).run(task.example_inputs(spec))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             taoq=taoq.__version__,
@@ -173,7 +175,7 @@ def _quantize(
             format=backend.format,
             payload=backend.payload,
             sha256=sha256(payload),
-            size=sum(path.stat().st_size for path in stage.glob(f"{backend.payload}*")),  # and weights beside it
+            size=total_size(payload),
             float_size=float_size,
             source={
                 "path": section.model_path,
@@ -227,15 +229,6 @@ def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
         what = f"the quantized network does not run: {str(error).splitlines()[0]}"
         hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"
         raise TaoqError(Fault("quantize.layers", what, hint)) from error
-
-
-def _check_file(task: Task[Any], spec: Any, file: Path) -> None:
-    """Run an ONNX file once, from the disk."""
-    from taoq.onnx_runtime import OnnxRuntime
-
-    inputs = task.example_inputs(spec)
-    (images,) = inputs.values()
-    OnnxRuntime(file, task.outputs(spec), images.shape, "cpu").run(inputs)
 
 
 def _device(section: QuantizeSpec, backend: Backend[Any]) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from taoq.artifact import MANIFEST
 from taoq.errors import Fault, SpecError, TaoqError
+from taoq.files import weights_beside
 from taoq.spec import spec_to_dict
 
 
@@ -53,8 +54,9 @@ def staged(directory: Path) -> Iterator[Path]:
         if MANIFEST in names:
             (directory / MANIFEST).unlink(missing_ok=True)
         for name in names:
-            if name.endswith(".onnx") and f"{name}_data" not in names and _has_weights(directory / name):
-                (directory / f"{name}_data").unlink()
+            beside = weights_beside(directory / name)
+            if name.endswith(".onnx") and beside.name not in names and _has_weights(directory / name):
+                beside.unlink()
             if (directory / name).is_dir():
                 shutil.rmtree(directory / name)
             os.replace(stage / name, directory / name)
@@ -67,7 +69,7 @@ def staged(directory: Path) -> Iterator[Path]:
 
 def _has_weights(file: Path) -> bool:
     """Whether the file beside an ONNX file has its weights, and not those of another."""
-    beside = file.with_name(f"{file.name}_data")
+    beside = weights_beside(file)
     return file.is_file() and beside.is_file() and beside.name.encode() in file.read_bytes()
 
 

@@ -163,6 +163,12 @@ class Task(Generic[S]):
     sensitive: Mapping[str, str] = field(default_factory=dict)
 
 
+def image_shape(task: Task[S], spec: S) -> tuple[int, ...]:
+    """Shape of one image as the networks of a spec take it: (1, 3, height, width)."""
+    (images,) = task.example_inputs(spec).values()
+    return tuple(images.shape)
+
+
 def refuse_differences(spec: S, stored: S, fields: Iterable[str]) -> None:
     """Refuse an artifact that was made for another model than a spec is about.
 

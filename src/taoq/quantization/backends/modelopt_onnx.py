@@ -126,8 +126,7 @@ def quantize(
     """Calibrate with ModelOpt, then place the plan's nodes.
 
     Raises:
-        TaoqError: A weight, an image or a range is not finite.
-        SpecError: ModelOpt cannot calibrate this graph with these options.
+        TaoqError: A weight, an image or a range is not finite, or ModelOpt cannot calibrate this graph.
     """
     check_weights(model)
     left_out = _left_out(model, plan)

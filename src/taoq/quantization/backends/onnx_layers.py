@@ -151,8 +151,9 @@ def own_weights(model: onnx.ModelProto, layers: Sequence[str]) -> None:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
     readers.update(names_read_inside(model.graph))
+    planned = set(layers)
     for node in model.graph.node:
-        if node.name in set(layers):
+        if node.name in planned:
             for index, name in enumerate(node.input):
                 if name in tensors and readers[name] > 1:
                     readers[name] -= 1

@@ -161,7 +161,8 @@ def _keep_float(model: onnx.ModelProto, planned: set[str]) -> None:
 
 def _tensors(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
     """Inputs and outputs of nodes."""
-    nodes = [node for node in model.graph.node if node.name in set(names)]
+    wanted = set(names)
+    nodes = [node for node in model.graph.node if node.name in wanted]
     return [name_ for node in nodes for name_ in (node.input[0], node.output[0])]
 
 

@@ -111,30 +111,31 @@ class _Graph:
         self._graph = model.graph
         self.nodes = {node.name: node for node in self._graph.node}
         self._tensors = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._weights: dict[str, str] = {}  # by the stem of the new names
-        self._activations: dict[str, str] = {}
+        self._made: set[str] = set()  # dequantized tensors
         self._new: dict[str, list[onnx.NodeProto]] = {}  # by the tensor that they read; "" reads stored ones
 
     def weight(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a weight, quantized."""
         stem, attributes = _stem(name, scheme)
-        if stem not in self._weights:
+        dequantized = f"{stem}_dequantized"
+        if dequantized not in self._made:
             stored, scale = quantize_weight(numpy_helper.to_array(self._tensors[name]), scheme, scale)
             self._store(f"{stem}_quantized", stored)
             inputs = [f"{stem}_quantized", *self._parameters(stem, scale, scheme.dtype)]
-            self._add("", "DequantizeLinear", inputs, f"{stem}_dequantized", attributes)
-            self._weights[stem] = f"{stem}_dequantized"
-        return self._weights[stem]
+            self._add("", "DequantizeLinear", inputs, dequantized, attributes)
+            self._made.add(dequantized)
+        return dequantized
 
     def activation(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a tensor, quantized and dequantized."""
         stem, attributes = _stem(name, scheme)
-        if stem not in self._activations:
+        dequantized = f"{stem}_dequantized"
+        if dequantized not in self._made:
             parameters = self._parameters(stem, np.float32(scale), scheme.dtype)
             self._add(name, "QuantizeLinear", [name, *parameters], f"{stem}_quantized", attributes)
-            self._add(name, "DequantizeLinear", [f"{stem}_quantized", *parameters], f"{stem}_dequantized", attributes)
-            self._activations[stem] = f"{stem}_dequantized"
-        return self._activations[stem]
+            self._add(name, "DequantizeLinear", [f"{stem}_quantized", *parameters], dequantized, attributes)
+            self._made.add(dequantized)
+        return dequantized
 
     def close(self) -> None:
         """Put the new nodes behind what they read, and take out the float weights that nothing reads any more."""

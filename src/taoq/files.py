@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that a checkpoint is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def weights_beside(file: Path) -> Path:
+    """Where the weights of an ONNX file are that does not have them itself, as ModelOpt and onnxruntime name it."""
+    return file.with_name(f"{file.name}_data")
+
+
+def parts(checkpoint: Path) -> list[Path]:
+    """A file, and for an ONNX file that of its weights if there is one; of a folder the files in it, sorted."""
+    if checkpoint.is_dir():
+        return sorted(file for file in checkpoint.iterdir() if file.is_file())
+    beside = weights_beside(checkpoint)
+    return [checkpoint, beside] if checkpoint.suffix == ".onnx" and beside.is_file() else [checkpoint]
+
+
+def total_size(checkpoint: Path) -> int:
+    """Bytes of all its files."""
+    return sum(file.stat().st_size for file in parts(checkpoint))
