@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from taoq.errors import Fault, TaoqError
-from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
 
 M = TypeVar("M")
 """The model of a backend: torch.nn.Module, or onnx.ModelProto."""
+M_co = TypeVar("M_co", covariant=True)
 
 Inputs = Mapping[str, Any]
 """Tensors by model input name."""
@@ -42,6 +43,19 @@ class Scales:
 _library = logging.getLogger("taoq.library")
 
 
+class Calibrated(Protocol[M_co]):
+    """A float model with the ranges of all layers of a plan: any part of it can be tried without calibrating again."""
+
+    def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
+        """Why the library leaves layers of a plan float, by name."""
+
+    def with_only(self, layers: Iterable[LayerPlan]) -> M_co:
+        """The model with these layers quantized and all others float; with none, the float model.
+
+        It may be the model of the last call, changed. A format may differ from that of the calibrated plan.
+        """
+
+
 class Backend(Protocol[M]):
     """A quantization library behind one face. A module of this package is a backend: it has these names."""
 
@@ -61,6 +75,18 @@ class Backend(Protocol[M]):
 
     def float_size(self, model: M) -> int:
         """Bytes of the float model saved in this format, as float32."""
+
+    def calibrate(
+        self,
+        model: M,
+        plan: QuantizationPlan,
+        batches: Iterable[Inputs],
+        options: Mapping[str, Any],
+        *,
+        device: str,
+        cache: RangeCache | None,
+    ) -> Calibrated[M]:
+        """Find the ranges that a plan needs; the arguments are those of `quantize`. The model is used up."""
 
     def quantize(
         self,

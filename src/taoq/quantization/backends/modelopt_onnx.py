@@ -21,7 +21,8 @@ from unittest import mock
 
 import onnx
 from onnx import numpy_helper
-from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer, registry
+from onnxruntime.quantization import base_quantizer, qdq_quantizer, registry
+from onnxruntime.quantization import calibrate as ort_calibrate
 
 from taoq.errors import Fault, TaoqError, did_you_mean
 from taoq.onnx_file import byte_size, image_input, read_onnx, write_onnx
@@ -114,6 +115,36 @@ def layers(model: onnx.ModelProto, options: Mapping[str, Any]) -> list[Layer]:
 float_size = byte_size
 
 
+def calibrate(
+    model: onnx.ModelProto,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    cache: RangeCache | None,
+) -> Calibrated:
+    """Find the ranges of all layers that can be quantized with ModelOpt.
+
+    Raises:
+        TaoqError: A weight, an image or a range is not finite, or ModelOpt cannot calibrate this graph.
+    """
+    check_weights(model)
+    left_out = _left_out(model, plan)
+    inputs = {node.name: node.input[0] for node in model.graph.node}
+    names = [item.layer.name for item in plan.quantized if item.activations and item.layer.name not in left_out]
+    ranges: Ranges = {}
+    if names:
+        able = [layer.name for layer in layers(model, options) if not layer.obstacle]
+        entropy = plan.algorithm == "entropy"
+        ranges = calibrated(
+            cache,
+            [inputs[name_] for name_ in names],
+            lambda: _calibrate(model, able, batches, options, device=device, entropy=entropy),
+        )
+    return Calibrated(model, ranges)
+
+
 def quantize(
     model: onnx.ModelProto,
     plan: QuantizationPlan,
@@ -123,32 +154,40 @@ def quantize(
     device: str,
     cache: RangeCache | None,
 ) -> tuple[onnx.ModelProto, Mapping[str, str]]:
-    """Calibrate with ModelOpt, then place the plan's nodes.
-
-    Raises:
-        TaoqError: A weight, an image or a range is not finite, or ModelOpt cannot calibrate this graph.
-    """
-    check_weights(model)
-    left_out = _left_out(model, plan)
-    planned = [item for item in plan.quantized if item.layer.name not in left_out]
-    inputs = {node.name: node.input[0] for node in model.graph.node}
-    wanted = [inputs[item.layer.name] for item in planned if item.activations]
-    ranges: Ranges = {}
-    if wanted:
-        able = [layer.name for layer in layers(model, options) if not layer.obstacle]
-        entropy = plan.algorithm == "entropy"
-        ranges = calibrated(
-            cache, wanted, lambda: _calibrate(model, able, batches, options, device=device, entropy=entropy)
-        )
-    missing = [item for item in planned if item.activations and inputs[item.layer.name] not in ranges]
-    left_out |= dict.fromkeys((item.layer.name for item in missing), "ModelOpt found no range for its input")
-    planned = [item for item in planned if item.layer.name not in left_out]
-    qdq.insert(model, planned, {item.layer.name: _scales(item, inputs, ranges) for item in planned})
+    """Calibrate with ModelOpt, then place the plan's nodes; raises what `calibrate` does."""
+    ready = calibrate(model, plan, batches, options, device=device, cache=cache)
+    left_out = ready.left_out(plan)
+    model = ready.with_only(item for item in plan.quantized if item.layer.name not in left_out)
     high = options.get("high_precision_dtype", "fp32")
     if high != "fp32":
         with library_output():
             model = convert_to_f16(model, keep_io_types=True, low_precision_type=high)
     return model, left_out
+
+
+class Calibrated:
+    """A float graph and the ranges of the inputs of its layers."""
+
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges) -> None:
+        self._model, self._ranges = model, ranges
+        self._inputs = {node.name: node.input[0] for node in model.graph.node}
+
+    def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
+        """Layers that ModelOpt excludes whatever it is told, or has no range for."""
+        missing = [
+            item.layer.name
+            for item in plan.quantized
+            if item.activations and self._inputs[item.layer.name] not in self._ranges
+        ]
+        return dict.fromkeys(missing, "ModelOpt found no range for its input") | _left_out(self._model, plan)
+
+    def with_only(self, layers: Iterable[LayerPlan]) -> onnx.ModelProto:
+        """A copy of the graph with the nodes of these layers."""
+        planned = list(layers)
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        qdq.insert(model, planned, {item.layer.name: _scales(item, self._inputs, self._ranges) for item in planned})
+        return model
 
 
 applied = qdq.read
@@ -252,7 +291,7 @@ def _read_ranges(model: onnx.ModelProto, nodes: Sequence[str]) -> Ranges:
     return ranges
 
 
-class _Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
+class _Reader(ort_calibrate.CalibrationDataReader):  # type: ignore[misc]
     """Calibration images for ModelOpt, one batch in memory at a time."""
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[Inputs], *, entropy: bool) -> None:
@@ -288,7 +327,7 @@ class _Reader(calibrate.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _entropy_calibrater(*arguments: Any, **options: Any) -> Any:
-    return calibrate.EntropyCalibrater(*arguments, **{**options, "num_bins": ENTROPY_BINS})
+    return ort_calibrate.EntropyCalibrater(*arguments, **{**options, "num_bins": ENTROPY_BINS})
 
 
 def _infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -323,15 +362,15 @@ def _in(folder: Path) -> Iterator[None]:
 def _onnxruntime_kept() -> Iterator[None]:
     """Undo what ModelOpt does to onnxruntime's own quantizer in this process."""
     classes = (
-        calibrate.CalibraterBase,
-        calibrate.MinMaxCalibrater,
-        calibrate.HistogramCalibrater,
-        calibrate.HistogramCollector,
+        ort_calibrate.CalibraterBase,
+        ort_calibrate.MinMaxCalibrater,
+        ort_calibrate.HistogramCalibrater,
+        ort_calibrate.HistogramCollector,
         base_quantizer.BaseQuantizer,
         qdq_quantizer.QDQQuantizer,
     )
     attributes = [(owner, dict(vars(owner))) for owner in classes]
-    create, tables = calibrate.create_calibrator, (registry.QDQRegistry, registry.QLinearOpsRegistry)
+    create, tables = ort_calibrate.create_calibrator, (registry.QDQRegistry, registry.QLinearOpsRegistry)
     entries = [dict(table) for table in tables]
     try:
         yield
@@ -340,7 +379,7 @@ def _onnxruntime_kept() -> Iterator[None]:
             for key, value in vars(owner).copy().items():
                 if before.get(key) is not value and not key.startswith("__dict"):
                     setattr(owner, key, before[key]) if key in before else delattr(owner, key)
-        calibrate.create_calibrator = create
+        ort_calibrate.create_calibrator = create
         for table, entry in zip(tables, entries, strict=True):
             table.clear()
             table.update(entry)

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import check_weights, is_finite, list_layers, save_state, saved_size
-from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
 
 # "No CUDA runtime is found" where a compiler is, and no GPU: quantize.device has said so
@@ -113,7 +113,7 @@ def layers(model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:  # noqa
 float_size = saved_size
 
 
-def quantize(
+def calibrate(
     model: nn.Module,
     plan: QuantizationPlan,
     batches: Iterable[Inputs],
@@ -121,8 +121,8 @@ def quantize(
     *,
     device: str,
     cache: RangeCache | None,  # noqa: ARG001 (support has none)
-) -> tuple[nn.Module, Mapping[str, str]]:
-    """Calibrate, quantize and compress in place.
+) -> Calibrated:
+    """Put quantizers into the model, and find their ranges.
 
     Raises:
         TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
@@ -154,9 +154,53 @@ def quantize(
             _calibrate_entropy(model, plan, feed, options)
         _check_calibrated(model, plan)
         _give_zeros_a_scale(model, plan)
+    return Calibrated(model, plan)
+
+
+def quantize(
+    model: nn.Module,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    cache: RangeCache | None,
+) -> tuple[nn.Module, Mapping[str, str]]:
+    """Calibrate, quantize and compress in place; raises what `calibrate` does."""
+    calibrate(model, plan, batches, options, device=device, cache=cache)
+    with library_output():
         mtq.compress(model)
     # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
     return model.to("cpu").eval().requires_grad_(False), {}
+
+
+class Calibrated:
+    """A model with quantizers that are switched on and off; its weights are float."""
+
+    def __init__(self, model: nn.Module, plan: QuantizationPlan) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._names = [item.layer.name for item in plan.quantized]
+
+    def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
+        """ModelOpt leaves nothing out in torch."""
+        return {}
+
+    def with_only(self, layers: Iterable[LayerPlan]) -> nn.Module:
+        """The same model, with the quantizers of these layers on."""
+        on = {item.layer.name: item for item in layers}
+        for name_ in self._names:
+            layer, item = cast(Any, self._model.get_submodule(name_)), on.get(name_)
+            _switch(layer.weight_quantizer, item.weights if item else None)
+            _switch(layer.input_quantizer, item.activations if item else None)
+        return self._model
+
+
+def _switch(quantizer: Any, scheme: TensorScheme | None) -> None:
+    if scheme is None:
+        quantizer.disable()
+    else:
+        quantizer.num_bits = _BITS[scheme.dtype]
+        quantizer.enable()
 
 
 def applied(model: nn.Module) -> Applied:

@@ -26,7 +26,7 @@ from taoq.quantization.backends import onnx_layers, qdq
 from taoq.quantization.backends.base import Inputs, library_output
 from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers, own_weights
-from taoq.quantization.plan import Layer, QuantizationPlan, Support
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support
 from taoq.quantization.ranges import RangeCache, Ranges, calibrated
 
 name = "onnxruntime"
@@ -80,6 +80,33 @@ def layers(model: onnx.ModelProto, options: Mapping[str, Any]) -> list[Layer]:  
 float_size = byte_size
 
 
+def calibrate(
+    model: onnx.ModelProto,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    cache: RangeCache | None,
+) -> Calibrated:
+    """Find the ranges of all that onnxruntime may quantize.
+
+    Raises:
+        TaoqError: A weight, an image or a range is not finite.
+    """
+    check_weights(model)
+    whole = [item.layer.name for item in plan.quantized if item.activations]
+    ranges: Ranges = {}
+    if whole:
+        needed = _tensors(model, [*whole, *_fused(model, whole)])
+        entropy = plan.algorithm == "entropy"
+        with tempfile.TemporaryDirectory() as folder, library_output(), lean_sessions():
+            source = Path(folder, "model.onnx")
+            write_onnx(model, source)
+            ranges = calibrated(cache, needed, lambda: _calibrate(source, model, batches, device, entropy=entropy))
+    return Calibrated(model, ranges, options)
+
+
 def quantize(
     model: onnx.ModelProto,
     plan: QuantizationPlan,
@@ -94,35 +121,49 @@ def quantize(
     Raises:
         TaoqError: A weight, an image or a range is not finite.
     """
-    check_weights(model)
-    whole = [item.layer.name for item in plan.quantized if item.activations]
-    if whole:
-        own_weights(model, [item.layer.name for item in plan.quantized])  # the quantizer changes them for all readers
-        fused = _fused(model, whole)
-        needed = _tensors(model, [*whole, *fused])
-        with tempfile.TemporaryDirectory() as folder, library_output(), lean_sessions():
-            source = Path(folder, "model.onnx")
-            write_onnx(model, source)
-            entropy = plan.algorithm == "entropy"
-            ranges = calibrated(cache, needed, lambda: _calibrate(source, model, batches, device, entropy=entropy))
-            quantizer = QDQQuantizer(
-                load_model_with_shape_infer(source),
-                True,  # one scale per output channel
-                options.get("reduce_range", False),
-                QuantType.QInt8,
-                QuantType.QUInt8,
-                TensorsData(CalibrationMethod.MinMax, _as_arrays(ranges)),
-                [*whole, *fused],
-                [],
-                [*support.layer_types, *_FUSED],
-                {"ForceQuantizeNoInputCheck": False},
-            )
-            quantizer.quantize_model()
-            quantizer.model.topological_sort()
-            model = quantizer.model.model
-            _keep_float(model, set(whole))
-    qdq.insert(model, [item for item in plan.quantized if not item.activations], {})
-    return model, {}
+    return calibrate(model, plan, batches, options, device=device, cache=cache).with_only(plan.quantized), {}
+
+
+class Calibrated:
+    """A float graph and the ranges of its tensors."""
+
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges, options: Mapping[str, Any]) -> None:
+        self._model, self._ranges, self._options = model, ranges, options
+
+    def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
+        """Onnxruntime leaves nothing out."""
+        return {}
+
+    def with_only(self, layers: Iterable[LayerPlan]) -> onnx.ModelProto:
+        """A copy of the graph with these layers quantized."""
+        planned = list(layers)
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        whole = [item.layer.name for item in planned if item.activations]
+        if whole:
+            own_weights(model, [item.layer.name for item in planned])  # the quantizer changes them for all readers
+            fused = _fused(model, whole)
+            with tempfile.TemporaryDirectory() as folder, library_output():
+                source = Path(folder, "model.onnx")
+                write_onnx(model, source)
+                quantizer = QDQQuantizer(
+                    load_model_with_shape_infer(source),
+                    True,  # one scale per output channel
+                    self._options.get("reduce_range", False),
+                    QuantType.QInt8,
+                    QuantType.QUInt8,
+                    TensorsData(CalibrationMethod.MinMax, _as_arrays(self._ranges)),
+                    [*whole, *fused],
+                    [],
+                    [*support.layer_types, *_FUSED],
+                    {"ForceQuantizeNoInputCheck": False},
+                )
+                quantizer.quantize_model()
+                quantizer.model.topological_sort()
+                model = quantizer.model.model
+                _keep_float(model, set(whole))
+        qdq.insert(model, [item for item in planned if not item.activations], {})
+        return model
 
 
 applied = qdq.read

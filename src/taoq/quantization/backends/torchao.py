@@ -7,7 +7,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from taoq.errors import Fault, did_you_mean
 from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
-from taoq.quantization.plan import Layer, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
 
 with library_output():
@@ -78,7 +78,7 @@ def layers(model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:  # noqa
 float_size = saved_size
 
 
-def quantize(
+def calibrate(
     model: nn.Module,
     plan: QuantizationPlan,
     batches: Iterable[Inputs],  # noqa: ARG001 (weight-only opens no data)
@@ -86,22 +86,64 @@ def quantize(
     *,
     device: str,
     cache: RangeCache | None,  # noqa: ARG001
+) -> Calibrated:
+    """There is nothing to calibrate.
+
+    Raises:
+        TaoqError: A weight is not finite.
+    """
+    check_weights(model, plan)
+    return Calibrated(model.to(device).eval().requires_grad_(False), options)
+
+
+def quantize(
+    model: nn.Module,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    cache: RangeCache | None,
 ) -> tuple[nn.Module, Mapping[str, str]]:
     """Replace the planned weights by quantized tensors, one scale per output row; in place.
 
     Raises:
         TaoqError: A weight is not finite.
     """
-    check_weights(model, plan)
-    configs = OrderedDict((item.layer.name, _config(item.weights)) for item in plan.quantized if item.weights)
-    model.to(device).eval().requires_grad_(False)
-    with library_output():
-        # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
-        # that is no Linear would convert and fail later, in forward.
-        ao.quantize_(model, ao.FqnToConfig(configs), filter_fn=None, **options)
-    for name_ in configs:
-        _clear_zero_rows(model.get_submodule(name_).weight)
-    return model.to("cpu"), {}
+    ready = calibrate(model, plan, batches, options, device=device, cache=cache)
+    return ready.with_only(plan.quantized).to("cpu"), {}
+
+
+class Calibrated:
+    """A model whose weights are quantized, or put back."""
+
+    def __init__(self, model: nn.Module, options: Mapping[str, Any]) -> None:
+        self._model, self._options = model, options
+        self._float: dict[str, tuple[LayerPlan, nn.Parameter]] = {}  # of the layers that are quantized now
+
+    def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
+        """Torchao leaves nothing out."""
+        return {}
+
+    def with_only(self, layers: Iterable[LayerPlan]) -> nn.Module:
+        """The same model, with the weights of these layers quantized."""
+        wanted = {item.layer.name: item for item in layers if item.weights}
+        for name_, (item, weight) in list(self._float.items()):
+            if wanted.get(name_) != item:
+                self._model.get_submodule(name_).weight = weight
+                del self._float[name_]
+        new = {name_: item for name_, item in wanted.items() if name_ not in self._float}
+        for name_, item in new.items():
+            self._float[name_] = (item, cast(nn.Parameter, self._model.get_submodule(name_).weight))
+        configs = OrderedDict((name_, _config(cast(TensorScheme, item.weights))) for name_, item in new.items())
+        if configs:
+            with library_output():
+                # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
+                # that is no Linear would convert and fail later, in forward.
+                ao.quantize_(self._model, ao.FqnToConfig(configs), filter_fn=None, **self._options)
+        for name_ in configs:
+            _clear_zero_rows(self._model.get_submodule(name_).weight)
+        return self._model
 
 
 def applied(model: nn.Module) -> Applied:
