@@ -30,6 +30,7 @@ OWNERS = {
         "onnx_runtime.py",
         "quantization/backends/modelopt_onnx.py",
         "quantization/backends/onnx_calibration.py",
+        "quantization/backends/onnx_measures.py",
         "quantization/backends/onnxruntime_static.py",
     ),
     "onnx_graphsurgeon": ("onnx_export.py", "quantization/backends/modelopt_onnx.py"),

@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -38,6 +38,19 @@ class Scales:
 
     weights: Any = None
     activations: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """What quantization does to a layer: signal-to-quantization-noise ratios in dB; None where it is not measured.
+
+    Attributes:
+        weights: Of its weight.
+        outputs: Of its output, given the input that the float model gives it.
+    """
+
+    weights: float | None = None
+    outputs: float | None = None
 
 
 _library = logging.getLogger("taoq.library")
@@ -108,6 +121,17 @@ class Backend(Protocol[M]):
 
     def applied(self, model: M) -> Applied:
         """What is really quantized, read from the model itself."""
+
+    def ranges(self, model: M) -> Mapping[str, tuple[float, float]]:
+        """Smallest and largest input that the quantized layers represent, by name, read from the model itself."""
+
+    def layer_errors(
+        self, reference: M, model: M, names: Sequence[str], batches: Iterable[Inputs], *, device: str
+    ) -> Mapping[str, LayerError]:
+        """Errors of the quantized layers `names` of `model`, each on the inputs that the float model gives it."""
+
+    def macs(self, model: M, inputs: Inputs) -> Mapping[str, int]:
+        """Multiply-accumulates of the layers of a float model, for one sample."""
 
     def save(self, model: M, path: Path, options: Mapping[str, Any]) -> None:
         """Write the quantized model to a file."""

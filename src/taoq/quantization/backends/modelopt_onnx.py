@@ -26,7 +26,7 @@ from onnxruntime.quantization import calibrate as ort_calibrate
 
 from taoq.errors import Fault, TaoqError, did_you_mean
 from taoq.onnx_file import byte_size, image_input, read_onnx, write_onnx
-from taoq.quantization.backends import onnx_layers, qdq
+from taoq.quantization.backends import onnx_layers, onnx_measures, qdq
 from taoq.quantization.backends.base import Inputs, Scales, library_output
 from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
@@ -190,7 +190,8 @@ class Calibrated:
         return model
 
 
-applied = qdq.read
+applied, ranges = qdq.read, qdq.ranges
+layer_errors, macs = onnx_measures.layer_errors, onnx_measures.macs
 save, load = onnx_layers.save, onnx_layers.load
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import inspect
 import logging
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.quantization.backends import torch_measures
 from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import check_weights, is_finite, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
@@ -232,6 +234,16 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Ranges of the inputs; of an input with one scale per channel, the widest."""
+    found = {}
+    for name_, (_, activations) in applied(model).items():
+        if activations:
+            largest = float(cast(Any, model.get_submodule(f"{name_}.input_quantizer")).amax.max())
+            found[name_] = (-largest, largest)
+    return found
+
+
 def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
     """State dict and scales: stored numbers times scale are the weights."""
     state = {key: value for key, value in model.state_dict().items() if "_quantizer." not in key}
@@ -245,6 +257,10 @@ def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Sc
             activations=_scale(layer.input_quantizer) if activations else None,
         )
     return state, scales
+
+
+macs = torch_measures.macs
+layer_errors = functools.partial(torch_measures.layer_errors, dequantized=dequantized)
 
 
 def _scale(quantizer: Any) -> Any:

@@ -85,6 +85,40 @@ def read(model: onnx.ModelProto) -> Applied:
     return found
 
 
+def ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
+    """Smallest and largest input that the quantized layers of a graph represent, by name."""
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    layers = {node.name: node for node in model.graph.node}
+    for name in (name for name, (_, activations) in read(model).items() if activations):
+        node = made_by[layers[name].input[0]]
+        while node.op_type == "Cast":
+            node = made_by[node.input[0]]
+        scale, zero = (numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:3])
+        kind = tensors[node.input[2]].data_type
+        least = {onnx.TensorProto.INT8: -127.0, onnx.TensorProto.UINT8: 0.0}.get(kind, -448.0)
+        most = {onnx.TensorProto.INT8: 127.0, onnx.TensorProto.UINT8: 255.0}.get(kind, 448.0)
+        found[name] = (float(((least - zero) * scale).min()), float(((most - zero) * scale).max()))
+    return found
+
+
+def stored_weight(model: onnx.ModelProto, name: str) -> Any:
+    """The values of a weight that is stored quantized, by the name a layer reads; None where there is none."""
+    nodes = {node.output[0]: node for node in model.graph.node if node.op_type in ("DequantizeLinear", "Cast")}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    while name in nodes and nodes[name].op_type == "Cast":
+        name = nodes[name].input[0]
+    if name not in nodes or nodes[name].input[0] not in tensors:
+        return None
+    stored, scale, *zero = (numpy_helper.to_array(tensors[key]).astype(np.float64) for key in nodes[name].input)
+    if scale.ndim:
+        axis = next((item.i for item in nodes[name].attribute if item.name == "axis"), 1) % stored.ndim
+        shape = [-1 if index == axis else 1 for index in range(stored.ndim)]
+        scale, zero = scale.reshape(shape), [value.reshape(shape) for value in zero]
+    return (stored - (zero[0] if zero else 0.0)) * scale
+
+
 def quantize_weight(weight: Any, scheme: TensorScheme, scale: Any = None) -> tuple[Any, Any]:
     """Stored numbers and scales of a weight: symmetric, the largest magnitude of each index maps to the format's.
 

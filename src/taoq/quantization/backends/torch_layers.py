@@ -61,7 +61,7 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
                 name=name,
                 type=type(module).__name__,
                 weight_shape=tuple(weight.shape) if has_matrix and weight is not None else (),
-                channel_axis=1 if isinstance(module, _TRANSPOSED) else 0,
+                channel_axis=1 if is_transposed(module) else 0,
                 input_axis=-1 if isinstance(module, nn.Linear) else 1,
                 obstacle=why,
             )
@@ -72,6 +72,11 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
         replace(layer, obstacle="it shares its weight with another layer") if layer.name in shared else layer
         for layer in layers
     ]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is a transposed convolution, whose weight has its input channels first."""
+    return isinstance(module, _TRANSPOSED)
 
 
 def check_weights(model: nn.Module, plan: QuantizationPlan) -> None:

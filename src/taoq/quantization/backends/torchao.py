@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from taoq.errors import Fault, did_you_mean
+from taoq.quantization.backends import torch_measures
 from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
@@ -176,6 +178,15 @@ def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Sc
     return {
         key: value.dequantize() if isinstance(value, quantized) else value for key, value in model.state_dict().items()
     }, {}
+
+
+def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:  # noqa: ARG001 (one face for all backends)
+    """Inputs stay float."""
+    return {}
+
+
+macs = torch_measures.macs
+layer_errors = functools.partial(torch_measures.layer_errors, dequantized=dequantized)
 
 
 def _obstacle(module: nn.Module) -> str:

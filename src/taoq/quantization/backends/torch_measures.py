@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantization does to each layer of a torch model, and how much each layer computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taoq.quantization.backends.base import Inputs, LayerError, Scales
+from taoq.quantization.backends.torch_layers import is_transposed
+from taoq.quantization.sqnr import sqnr
+
+Dequantized = Callable[[nn.Module], tuple[Mapping[str, Tensor], Mapping[str, Scales]]]
+
+
+def layer_errors(
+    reference: nn.Module,
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Inputs],
+    *,
+    device: str,
+    dequantized: Dequantized,
+) -> dict[str, LayerError]:
+    """Errors of the layers of a model: each gets the input that the float model gives it, so it answers for its own.
+
+    Args:
+        reference: The float model.
+        model: The quantized model.
+        names: Its quantized layers.
+        batches: Inputs; none measures the weights alone.
+        device: Where to run.
+        dequantized: Gives the plain weights of the quantized model.
+    """
+    state, _ = dequantized(model)
+    signals, noises = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+
+    def compare(name: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        found = model.get_submodule(name)(*inputs, **named)
+        signals[name] += float(output.double().square().sum())
+        noises[name] += float((found.double() - output).square().sum())
+
+    reference.to(device).eval()
+    model.to(device)
+    with torch.inference_mode(), _watched(reference, names, compare):
+        for inputs in batches:
+            for number in range(len(next(iter(inputs.values())))):  # one image: its activations are in memory twice
+                reference(*(tensor[number : number + 1].to(device) for tensor in inputs.values()))
+    model.to("cpu")
+    reference.to("cpu")
+    return {
+        name: LayerError(
+            weights=_weight_sqnr(reference.get_parameter(f"{name}.weight"), state[f"{name}.weight"]),
+            outputs=sqnr(signals[name], noises[name]),
+        )
+        for name in names
+    }
+
+
+def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Multiply-accumulates of each layer with a weight, for one sample; 0 for a layer that is not called.
+
+    Args:
+        model: The float model, on the CPU.
+        inputs: One sample.
+    """
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim >= 2
+    ]
+    found = dict.fromkeys(names, 0)
+
+    def count(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+        module: Any = model.get_submodule(name)
+        if isinstance(output, Tensor) and not isinstance(module, nn.Embedding):
+            # every weight is used once for each position: of the output, or of the input where that is spread out
+            positions = given[0].numel() // module.weight.shape[0] if is_transposed(module) else 0
+            found[name] += module.weight.numel() * (positions or output.numel() // module.weight.shape[0])
+
+    with torch.inference_mode(), _watched(model, names, count):
+        model.eval()(*inputs.values())
+    return found
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, names: Sequence[str], look: Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]
+) -> Iterator[None]:
+    """Call `look` with name, inputs and output of each layer that runs."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _, inputs, named, output: look(name, inputs, named, output)
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weight_sqnr(weight: Tensor, found: Tensor) -> float | None:
+    weight = weight.detach().double()
+    return sqnr(float(weight.square().sum()), float((found.detach().double() - weight).square().sum()))

@@ -1,0 +1,68 @@
+"""A part of a plan that is tried after one calibration is what quantizing that part gives. Real libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import networks
+import numpy as np
+import onnx_networks
+import pytest
+import torch
+from networks import VARIANTS, backend_of, images, tiny_net
+from onnx_networks import branches, pictures
+
+from taoq.quantization.plan import QuantizationPlan
+
+ONNX_VARIANTS = [("modelopt.onnx", "int8"), ("modelopt.onnx", "fp8_e4m3fn"), ("onnxruntime", "int8")]
+
+
+def only(plan: QuantizationPlan, names: Iterable[str]) -> list[Any]:
+    return [item for item in plan.quantized if item.layer.name in names]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS])
+def test_parts_of_a_torch_plan(backend: str, dtype: str) -> None:
+    whole = networks.plan_of(backend, tiny_net(), networks.rules(backend, dtype, "*"))
+    feed = networks.feed(images(1), images(2))
+    ready = backend_of(backend).calibrate(tiny_net(), whole, feed, {}, device="cpu", cache=None)
+    assert torch.equal(networks.run(ready.with_only([]), images()), networks.run(tiny_net(), images()))
+    for part in (["fc1"], ["fc1", "fc2"], ["fc2"], []):
+        found = networks.run(ready.with_only(only(whole, part)), images())
+        alone = tiny_net()
+        if part:
+            alone = networks.quantize(backend, alone, networks.rules(backend, dtype, *part), feed)
+        torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torchao", "modelopt.pytorch"])
+def test_a_part_may_have_another_format_than_was_calibrated(backend: str) -> None:
+    feed = networks.feed(images(1), images(2))
+    plans = {
+        dtype: networks.plan_of(backend, tiny_net(), networks.rules(backend, dtype, "*"))
+        for dtype in ("int8", "fp8_e4m3fn")
+    }
+    ready = backend_of(backend).calibrate(tiny_net(), plans["int8"], feed, {}, device="cpu", cache=None)
+    mixed = [*only(plans["fp8_e4m3fn"], ["fc1"]), *only(plans["int8"], ["fc2"])]
+    found = networks.run(ready.with_only(mixed), images())
+    rules = [*networks.rules(backend, "fp8_e4m3fn", "fc1"), *networks.rules(backend, "int8", "fc2")]
+    alone = networks.quantize(backend, tiny_net(), rules, feed)
+    torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), ONNX_VARIANTS, ids=[" ".join(variant) for variant in ONNX_VARIANTS])
+def test_parts_of_an_onnx_plan(backend: str, dtype: str) -> None:
+    layers = ("left", "right", "tokens", "head")
+    rules = {layer: onnx_networks.rule(layer, dtype, dtype) for layer in layers}
+    whole = onnx_networks.plan_of(backend, branches(), list(rules.values()))
+    feed = onnx_networks.feed(pictures())
+    ready = backend_of(backend).calibrate(branches(), whole, feed, {}, device="cpu", cache=None)
+    assert not ready.left_out(whole)
+    reference = onnx_networks.run(branches(), pictures(seed=1))
+    np.testing.assert_array_equal(onnx_networks.run(ready.with_only([]), pictures(seed=1)), reference)
+    for part in (["left"], ["right", "head"], list(layers)):
+        names = [onnx_networks.LAYERS[layer] for layer in part]
+        found = onnx_networks.run(ready.with_only(only(whole, names)), pictures(seed=1))
+        alone = onnx_networks.quantize(backend, branches(), [rules[layer] for layer in part], feed)
+        np.testing.assert_array_equal(found, onnx_networks.run(alone, pictures(seed=1)))

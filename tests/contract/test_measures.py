@@ -1,0 +1,122 @@
+"""Errors, ranges and multiply-accumulates of layers: against what is computed by hand. Real libraries."""
+
+from __future__ import annotations
+
+import networks
+import onnx_networks
+import pytest
+import torch
+from networks import VARIANTS, backend_of, images, tiny_net
+from onnx_networks import LAYERS, branches, pictures
+from torch import nn
+
+from taoq.quantization.sqnr import EXACT, sqnr
+
+ONNX_VARIANTS = [("modelopt.onnx", "int8"), ("modelopt.onnx", "fp8_e4m3fn"), ("onnxruntime", "int8")]
+DECIBELS = {"int8": (30, 60), "fp8_e4m3fn": (25, 40), "fp8_e5m2": (20, 35)}
+
+
+def test_decibels() -> None:
+    assert sqnr(100.0, 1.0) == 20.0
+    assert (sqnr(1.0, 0.0), sqnr(0.0, 0.0), sqnr(float("nan"), 1.0)) == (EXACT, None, None)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS])
+def test_errors_of_torch_layers(backend: str, dtype: str) -> None:
+    model = networks.quantized_tiny_net(backend, dtype)
+    library = backend_of(backend)
+    names = list(library.applied(model))
+    found = library.layer_errors(tiny_net(), model, names, networks.feed(images(5), images(6)), device="cpu")
+    low, high = DECIBELS[dtype]
+    assert all(low < found[name].weights < high and low < found[name].outputs < high for name in names)
+    reference = tiny_net()
+    seen = []
+    reference.fc1.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    networks.run(reference, torch.cat([images(5), images(6)]))
+    ((inputs, output),) = seen
+    with torch.inference_mode():
+        noise = float((model.fc1(inputs) - output).double().square().sum())
+    assert found["fc1"].outputs == pytest.approx(sqnr(float(output.double().square().sum()), noise), abs=0.01)
+    alone = library.layer_errors(tiny_net(), model, names, [], device="cpu")
+    assert {name: error.outputs for name, error in alone.items()} == dict.fromkeys(names)
+    ranges = library.ranges(model)
+    if backend == "torchao":
+        assert ranges == {}
+    else:
+        largest = float(torch.cat([images(1), images(2)]).abs().max())
+        assert ranges["stem"] == pytest.approx((-largest, largest), rel=1e-3)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), ONNX_VARIANTS, ids=[" ".join(variant) for variant in ONNX_VARIANTS])
+def test_errors_of_onnx_layers(backend: str, dtype: str) -> None:
+    layers = [layer for layer in LAYERS if not (dtype != "int8" and layer == "stem")]
+    model = onnx_networks.quantize(
+        backend,
+        branches(),
+        [onnx_networks.rule(layer, dtype, dtype) for layer in layers],
+        onnx_networks.feed(pictures()),
+    )
+    library = backend_of(backend)
+    names = [LAYERS[layer] for layer in layers]
+    batches = onnx_networks.feed(pictures(seed=1))
+    found = library.layer_errors(branches(), model, names, batches, device="cpu")
+    low, high = DECIBELS[dtype]
+    assert list(found) == names
+    assert all(low < error.weights < high and low < error.outputs < high for error in found.values())
+    # the first layer gets the same input in both graphs: its error is that of the network cut off behind it
+    first = onnx_networks.quantize(
+        backend, branches(), [onnx_networks.rule("left", dtype, dtype)], onnx_networks.feed(pictures())
+    )
+    alone = library.layer_errors(branches(), first, [LAYERS["left"]], batches, device="cpu")
+    assert alone[LAYERS["left"]].outputs == pytest.approx(found[LAYERS["left"]].outputs, abs=0.2)
+    low_, high_ = library.ranges(model)[LAYERS["left"]]
+    assert low_ == 0 if backend == "onnxruntime" else low_ == -high_
+    assert high_ > 0
+    assert set(library.ranges(model)) == set(names)
+
+
+def test_weights_alone_have_no_range() -> None:
+    model = onnx_networks.quantize("onnxruntime", branches(), [onnx_networks.rule("left", "int8", None)])
+    assert backend_of("onnxruntime").ranges(model) == {}
+    found = backend_of("onnxruntime").layer_errors(branches(), model, ["/left/Conv"], [], device="cpu")
+    assert found["/left/Conv"].outputs is None
+    assert found["/left/Conv"].weights > 30
+
+
+class Shapes(nn.Module):
+    """A strided, a grouped and a transposed convolution, a linear layer on tokens that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.spread = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.tokens = nn.Linear(6, 6)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = self.spread(self.grouped(self.strided(image))).flatten(2).transpose(1, 2)
+        return self.tokens(self.tokens(features))
+
+
+def test_multiply_accumulates() -> None:
+    model, image = Shapes(), torch.zeros(1, 3, 16, 16)
+    by_hand = {
+        "strided": 8 * 8 * 8 * 3 * 9,
+        "grouped": 8 * 8 * 8 * 2 * 9,
+        "spread": 8 * 8 * 8 * 6 * 4,
+        "tokens": 2 * 16 * 16 * 6 * 6,
+    }
+    for backend in networks.BACKENDS:
+        assert backend_of(backend).macs(model, {"image": image}) == by_hand
+
+
+def test_multiply_accumulates_of_a_graph() -> None:
+    found = backend_of("onnxruntime").macs(branches(), {"image": pictures(1)})
+    size = pictures(1).shape[-1] ** 2
+    assert found == {
+        "/stem/Conv": size * 32 * 3 * 9,
+        "/left/Conv": size * 32 * 32 * 9,
+        "/right/Conv": size * 32 * 32 * 9,
+        "/tokens/MatMul": size * 32 * 64,
+        "/head/Gemm": 64 * 10,
+    }
