@@ -11,6 +11,8 @@ from taoq.spec import REQUIRED, option
 BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx", "onnxruntime")
 MODES = ("weight_only_ptq", "static_ptq")
 ALGORITHMS = ("minmax", "max", "entropy")
+ACCURACY_ACTIONS = ("check", "search")
+MAXIMIZE = ("macs", "bytes")
 NATIVE = "native"
 """The dtype of a tensor that stays float."""
 DTYPES = ("int8", "fp8_e4m3fn", "fp8_e5m2", NATIVE)
@@ -66,6 +68,29 @@ class CalibrationSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccuracySpec:
+    """How much accuracy quantization may cost."""
+
+    max_drop: float = option(
+        REQUIRED, "Largest loss of the metric that is accepted, in its unit: 0.005 is half a point", example=0.005
+    )
+    metric: str = option("auto", "Figure of evaluate that counts; auto is its first: val_acc_1, val_mAP")
+    action: str = option(
+        "check",
+        "check refuses (exit code 4) what loses more; search looks for the layers that can be quantized within it",
+        options=ACCURACY_ACTIONS,
+    )
+    maximize: str = option(
+        "macs", "What search quantizes most of: multiply-accumulates, or bytes of weights", options=MAXIMIZE
+    )
+    dtypes: list[str] = option(
+        list, "Formats that search may choose from for each layer; without it those of the rules", example=["int8"]
+    )
+    max_evaluations: int = option(20, "Evaluations of a quantized model that search may spend", minimum=1)
+    analysis: str = option("", "analysis.json of the analyze action; without it search makes one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizeSpec:
     """ModelQuantizationConfig of TAO, and `calibration`, which is ours."""
 
@@ -99,3 +124,5 @@ class QuantizeSpec:
     )
     strict: bool = option(False, "Whether a layer that a rule names and the library leaves out is an error")
     calibration: CalibrationSpec = option(CalibrationSpec, "Calibration data of static quantization")
+    evaluate: bool = option(False, "Measure float and quantized on the evaluation data, and how sure the difference is")
+    accuracy: AccuracySpec | None = option(None, "How much accuracy it may cost; measured, so evaluate is implied")
