@@ -79,6 +79,9 @@ def support_page() -> str:
         if support.entropy_activations:
             kinds = ", ".join(support.entropy_activations)
             notes.append(f"- {name}: `algorithm: entropy` calibrates {kinds} activations.")
+        if support.smoothquant:
+            kinds = ", ".join(support.smoothquant)
+            notes.append(f"- {name}: `algorithm: smoothquant` smooths the inputs of linear layers, with {kinds}.")
     return "\n".join([*lines, "", *notes]) + "\n"
 
 

@@ -69,7 +69,7 @@ def test_the_good_spec_is_good(taoq: Taoq, work: Path) -> None:
         ),
         pytest.param(
             {"algorithm: minmax": "algorithm: mse"},
-            "spec.yaml:25: quantize.algorithm: unknown value 'mse'\nhint: one of minmax, max, entropy\n",
+            "spec.yaml:25: quantize.algorithm: unknown value 'mse'\nhint: one of minmax, max, entropy, smoothquant\n",
             id="unknown algorithm",
         ),
         pytest.param(

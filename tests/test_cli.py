@@ -28,6 +28,7 @@ actions:
   inference            run a float checkpoint or an artifact on images
   export               write a checkpoint or an artifact as an ONNX file, and prove it
   benchmark            measure how fast a quantized model is beside its float model
+  analyze              rank the layers by what quantizing them costs
   default_specs        write a commented spec with all defaults
 
 taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ...
@@ -68,7 +69,7 @@ def test_version(taoq: Taoq) -> None:
         (
             ["classification_pyt", "train"],
             "classification_pyt train: there is no such action\n"
-            "hint: actions are quantize, evaluate, inference, export, benchmark, default_specs\n",
+            "hint: actions are quantize, evaluate, inference, export, benchmark, analyze, default_specs\n",
         ),
         (["rtdetr", "quantize"], "rtdetr quantize: no spec is given\nhint: add -e spec.yaml\n"),
         (["classification_pyt", "quantize"], "classification_pyt quantize: no spec is given\nhint: add -e spec.yaml\n"),

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from taoq.actions import ACTIONS, others
-from taoq.actions.quantize import named
+from taoq.actions.float_model import named
 from taoq.checkpoint import WithoutInitialisation
 from taoq.onnx_export import export_graph
 from taoq.quantization.backends import load_backend

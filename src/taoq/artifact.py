@@ -9,7 +9,7 @@ import json
 import sys
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Manifest:
         plan: One entry per layer: name, type, weights, activations, rule, reason.
         calibration: Number of samples and seed; empty without calibration.
         versions: Of python and the libraries.
+        accuracy: What `quantize.accuracy` found: metric, float, quantized, drop, max_drop, met; empty if not asked.
     """
 
     schema_version: int
@@ -55,6 +56,7 @@ class Manifest:
     plan: tuple[Mapping[str, Any], ...]
     calibration: Mapping[str, int]
     versions: Mapping[str, str]
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_artifact(checkpoint: str) -> Path | None:
@@ -80,7 +82,8 @@ def read_manifest(directory: Path) -> Manifest:
         what = f"its schema_version is {data.get('schema_version')}, this taoq reads {SCHEMA_VERSION}"
         raise TaoqError(Fault(str(path), what, "read it with the taoq that wrote it, or quantize again"))
     types = typing.get_type_hints(Manifest)
-    wrong = set(data) ^ set(types)
+    optional = {one.name for one in fields(Manifest) if one.default_factory is not MISSING}  # of a later taoq
+    wrong = set(data) ^ set(types) - (optional - set(data))
     for name in set(data) & set(types):
         kind = typing.get_origin(types[name]) or types[name]
         # JSON has lists where the manifest has tuples

@@ -140,6 +140,20 @@ class _Formatter(logging.Formatter):
         return ("warning: " if record.levelno >= logging.WARNING else "") + where + colon + text
 
 
+class _Once(logging.Filter):
+    """Lets a message through once: a model that is opened again says again what it said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._said
+        self._said.add(message)
+        return new
+
+
 def _log_to_stderr() -> logging.Handler:
     logger = logging.getLogger("taoq")
     logger.setLevel(logging.DEBUG)  # log.txt takes everything
@@ -147,6 +161,7 @@ def _log_to_stderr() -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO)
     handler.setFormatter(_Formatter(str))
+    handler.addFilter(_Once())
     logger.addHandler(handler)
     return handler
 

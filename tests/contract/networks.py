@@ -54,6 +54,52 @@ def fresh_tiny_net() -> TinyNet:
     return TinyNet().eval()
 
 
+class Bare(nn.Module):
+    """Layers without a bias, a grouped transposed convolution, and a linear layer with a bias that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2, groups=2, bias=False)
+        self.fc = nn.Linear(8, 6, bias=False)
+        self.twice = nn.Linear(6, 6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = torch.relu(self.up(torch.relu(self.norm(self.stem(image)))))
+        tokens = torch.relu(self.fc(features.flatten(2).transpose(1, 2)))
+        return self.twice(torch.relu(self.twice(tokens))).mean(1)
+
+
+def bare() -> nn.Module:
+    return seeded(Bare).eval()
+
+
+def fresh_bare() -> nn.Module:
+    return Bare().eval()
+
+
+class Tokens(nn.Module):
+    """A convolution with one loud channel, two linear layers that read it, one of them without a bias, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.left = nn.Linear(16, 24, bias=False)
+        self.right = nn.Linear(16, 24)
+        self.out = nn.Linear(24, 10)
+        with torch.no_grad():
+            self.stem.weight[3] *= 30
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = torch.relu(self.stem(image)).flatten(2).transpose(1, 2)
+        return self.out(torch.relu(self.left(tokens) + self.right(tokens)).mean(1))
+
+
+def tokens() -> Tokens:
+    return seeded(Tokens).eval()
+
+
 def seeded(build: Callable[[], nn.Module]) -> Any:
     """What `build` returns, always with the same weights."""
     with torch.random.fork_rng():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -226,6 +227,29 @@ def test_entropy_takes_no_axis() -> None:
         "quantize.layers[0].activations.quant_axis: entropy finds one range for a tensor, not one per index"
         " | write algorithm: max, or leave the axis out"
     ]
+
+
+def test_smoothquant_takes_int8_and_no_axis() -> None:
+    smooth = dataclasses.replace(STATIC, algorithms=("max", "smoothquant"), smoothquant=("int8",))
+    axis = TensorSpec(dtype="int8", quant_axis=-1)
+    layers = (rule("head", INT8, axis), rule("fc1", FP8, INT8), rule("fc2", NATIVE, FP8), rule("stem", FP8))
+    assert faults(*layers, support=smooth, algorithm="smoothquant") == [
+        "quantize.layers[0].activations.quant_axis: smoothquant has one scale for a tensor, not one per index"
+        " | write algorithm: max, or leave the axis out",
+        "quantize.algorithm: smoothquant cannot take fp8_e4m3fn weights (quantize.layers[1])"
+        " | write algorithm: max, or weights: {dtype: int8}",
+        "quantize.algorithm: smoothquant cannot take fp8_e4m3fn activations (quantize.layers[2])"
+        " | write algorithm: max, or activations: {dtype: int8}",
+    ]
+
+
+def test_an_algorithm_that_the_backend_lacks_is_refused() -> None:
+    one = dataclasses.replace(STATIC, algorithms=("max",))
+    for algorithm in ("entropy", "smoothquant"):
+        assert faults(rule("head", INT8, INT8), support=one, algorithm=algorithm) == [
+            f"quantize.algorithm: backend modelopt.pytorch has no algorithm {algorithm}"
+            f" | write algorithm: max, or choose a backend that has {algorithm}"
+        ]
 
 
 def test_empty_layers_are_an_error() -> None:

@@ -22,10 +22,11 @@ ACTIONS = {
     "inference": ActionInfo("taoq.actions.inference", "run a float checkpoint or an artifact on images"),
     "export": ActionInfo("taoq.actions.export", "write a checkpoint or an artifact as an ONNX file, and prove it"),
     "benchmark": ActionInfo("taoq.actions.benchmark", "measure how fast a quantized model is beside its float model"),
+    "analyze": ActionInfo("taoq.actions.analyze", "rank the layers by what quantizing them costs"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }
 
 
-def others(action: str) -> tuple[str, ...]:
-    """The other actions, whose sections of a spec an action does not need."""
-    return tuple(name for name in ACTIONS if name != action)
+def others(*needed: str) -> tuple[str, ...]:
+    """The actions whose sections of a spec are not needed."""
+    return tuple(name for name in ACTIONS if name not in needed)

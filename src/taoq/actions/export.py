@@ -31,6 +31,7 @@ from taoq.onnx_file import read_onnx, read_properties, write_onnx, write_propert
 from taoq.quantization.backends import load_backend, qdq
 from taoq.quantization.backends.base import Scales, TorchBackend
 from taoq.quantization.backends.onnx_layers import OPSET, TYPES, list_layers
+from taoq.quantization.backends.torch_layers import accept_biases
 from taoq.quantization.plan import LayerPlan
 from taoq.runtime import TorchRuntime, noise, torch_device
 from taoq.spec import SpecSource, load_spec, spec_from_dict, spec_to_dict
@@ -182,6 +183,7 @@ def _open(task: Task[Any], spec: Any, section: ExportSpec) -> _Source:
         hint = "set export.dequantize: true for a float file with these weights, or quantize the float ONNX file"
         raise SpecError(Fault("export.checkpoint", what, hint))
     network = build_empty(task, spec_from_dict(manifest.spec, task.spec)).eval()
+    accept_biases(network, state)
     network.load_state_dict(dict(state), assign=True)
     if section.dequantize:
         log.warning("export.dequantize: the file has plain float32 weights, with the values of the quantized ones")

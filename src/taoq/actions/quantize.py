@@ -1,42 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quantize: spec -> plan -> backend -> artifact."""
+"""quantize: spec -> plan -> backend -> artifact, and a report of what it cost."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import datetime
 import logging
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import taoq
 from taoq.actions import others
-from taoq.actions.open_model import check_provenance, open_onnx
+from taoq.actions.float_model import (
+    Feed,
+    choose_backend,
+    hashed,
+    open_float,
+    plan_layers,
+    quantization_device,
+    range_cache,
+    reopen_float,
+    show_plan,
+)
+from taoq.actions.measure import comparison, figure_of, measure
+from taoq.actions.open_model import open_onnx
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
-from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, find_artifact, sha256, versions
+from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, sha256, versions
 from taoq.console import show, size
-from taoq.errors import Fault, SpecError, TaoqError
+from taoq.errors import Fault, RequirementNotMet, TaoqError
 from taoq.files import total_size
+from taoq.pages import page
 from taoq.quantization import report
-from taoq.quantization.backends import load_backend
-from taoq.quantization.backends.base import Backend, Inputs, verify
-from taoq.quantization.plan import Layer, QuantizationPlan, check, leave_out, resolve
-from taoq.quantization.ranges import RangeCache
-from taoq.quantization.spec import QuantizeSpec
-from taoq.runtime import Runtime, TorchRuntime, torch_device
+from taoq.quantization.backends.base import Backend, Inputs, LayerError, verify
+from taoq.quantization.plan import QuantizationPlan, leave_out
+from taoq.quantization.spec import AccuracySpec, QuantizeSpec
+from taoq.runtime import Runtime, TorchRuntime
 from taoq.spec import SpecSource, load_spec, spec_to_dict
-from taoq.status import Status, run_status, track
+from taoq.status import Status, run_status
 from taoq.tasks.base import Batches, Task
 
 log = logging.getLogger(__name__)
+
+_ERROR_IMAGES = 16  # the error of a layer is a mean over millions of values: more images change its first digit only
 
 
 def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
@@ -46,118 +55,77 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
         task: The task.
         source: The spec.
         dry_run: Print the plan, touch no data and write nothing.
+
+    Raises:
+        RequirementNotMet: It loses more than `quantize.accuracy` accepts; the artifact is kept, and says so.
     """
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("quantize"))
     section: QuantizeSpec = spec.quantize
-    backend = load_backend(section.backend)
-    warnings = check(section, backend.support)
-    faults = backend.check_options(section.backend_kwargs, section.algorithm)
-    if faults:
-        raise SpecError(*faults)
     directory = results_dir(spec, "quantize")
-    _check_source(task, section, directory, backend)
+    backend, warnings = choose_backend(task, spec, directory)
     if dry_run:
-        _plan(task, spec, backend, warnings)
+        show_plan(plan_layers(task, section, backend, open_float(task, spec, backend), warnings), section, backend)
         log.info("dry run: nothing was calibrated, nothing was written")
         return
     with run_status(directory, task.name, "quantize") as status:
-        model, plan = _plan(task, spec, backend, warnings)
-        summary = _quantize(task, spec, backend, model, plan, directory, status)
-    print(summary)
+        searched = None
+        if section.accuracy and section.accuracy.action == "search":
+            from taoq.actions.search import search
+
+            spec, searched = search(task, spec, backend, warnings, directory)
+        quantize(task, spec, backend, warnings, directory, status, searched)
 
 
-def _check_source(task: Task[Any], section: QuantizeSpec, directory: Path, backend: Backend[Any]) -> None:
-    where, is_onnx = "quantize.model_path", section.model_path.endswith(".onnx")
-    if section.model_path and find_artifact(section.model_path):
-        what = f"{section.model_path} is quantized already"
-        raise SpecError(Fault(where, what, "give the float checkpoint it was made from"))
-    if section.calibration.cache and Path(section.calibration.cache).is_dir():
-        what = f"{section.calibration.cache} is a folder"
-        raise SpecError(Fault("quantize.calibration.cache", what, "name a file"))
-    if backend.format == "onnx" and not is_onnx:
-        what = f"{section.model_path} is not an ONNX file" if section.model_path else "missing: the .onnx file"
-        hint = f"backend {backend.name} quantizes ONNX files: taoq {task.name} export makes one of a checkpoint"
-        raise SpecError(Fault(where, what, hint))
-    if backend.format == "torch" and is_onnx:
-        what = f"{section.model_path} is an ONNX file, backend {backend.name} quantizes torch checkpoints"
-        raise SpecError(Fault(where, what, "set quantize.backend to modelopt.onnx (GPUs) or onnxruntime (CPUs)"))
-    if not section.model_path:
-        return  # the task says whether it can do without
-    if Path(section.model_path).resolve() == (directory / backend.payload).resolve():
-        what = f"the artifact would replace {section.model_path}"
-        raise SpecError(Fault("quantize.results_dir", what, "name another folder"))
-
-
-def _plan(task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...]) -> tuple[Any, QuantizationPlan]:
-    """Open the float model, decide its layers, show the plan."""
-    section: QuantizeSpec = spec.quantize
-    model = _read_graph(task, spec) if backend.format == "onnx" else task.build_model(spec, section.model_path)
-    layers = [named(layer, task) for layer in backend.layers(model, section.backend_kwargs)]
-    plan = resolve(section, layers, backend.support, warnings)
-    for warning in plan.warnings:
-        log.warning(warning)
-    patterns = {f"quantize.layers[{index}]": rule.module_name for index, rule in enumerate(section.layers)}
-    patterns |= {f"quantize.skip_names[{index}]": pattern for index, pattern in enumerate(section.skip_names)}
-    show(report.table(plan, patterns))
-    log.info("%s is for %s", backend.name, backend.support.target)
-    return model, plan
-
-
-def _read_graph(task: Task[Any], spec: Any) -> Any:
-    """The float graph of an ONNX file, ready to be quantized.
-
-    Raises:
-        TaoqError: It is damaged, quantized already, or takes other inputs than the data.
-    """
-    from taoq.onnx_file import is_quantized, read_onnx
-    from taoq.quantization.backends.onnx_layers import prepare
-
-    path = Path(spec.quantize.model_path)
-    model = read_onnx(path)
-    if is_quantized(model):
-        what = f"{path} is quantized already: it has QuantizeLinear or DequantizeLinear nodes"
-        raise SpecError(Fault("quantize.model_path", what, "give the float file it was made from"))
-    check_provenance(task, spec, model, path)
-    # what onnxruntime cannot run, no library can calibrate
-    open_onnx(task, spec, path, model=model).run(task.example_inputs(spec))
-    return prepare(model, str(path))
-
-
-def named(layer: Layer, task: Task[Any]) -> Layer:
-    """A layer with what the task knows of it: another name, and whether it is sensitive."""
-    module = layer.alias or layer.name  # a node is known by the module that it was exported from
-    alias = task.alias(module) or module
-    kinds = (kind for pattern, kind in task.sensitive.items() if fnmatchcase(alias, pattern))
-    return dataclasses.replace(layer, alias=alias if alias != layer.name else "", sensitive=next(kinds, ""))
-
-
-def _quantize(
+def quantize(
     task: Task[Any],
     spec: Any,
     backend: Backend[Any],
-    model: Any,
-    plan: QuantizationPlan,
+    warnings: tuple[str, ...],
     directory: Path,
     status: Status,
-) -> str:
-    """Quantize, verify, write the artifact. Returns what to tell the user."""
+    searched: Mapping[str, Any] | None,
+) -> None:
+    """Quantize, verify, measure, write the artifact and its report.
+
+    Args:
+        task: The task.
+        spec: Its spec.
+        backend: Its backend.
+        warnings: Of the spec.
+        directory: Where the artifact goes.
+        status: The log of the run.
+        searched: What a search says of the plan, for the report.
+
+    Raises:
+        RequirementNotMet: It loses more than `quantize.accuracy` accepts.
+    """
     section: QuantizeSpec = spec.quantize
-    device = _device(section, backend)
+    figure = ""
+    if section.evaluate or section.accuracy:
+        task.evaluation_batches(spec)  # what is missing is said before the work
+        figure = figure_of(
+            task, spec, section.accuracy.metric if section.accuracy else "auto", "quantize.accuracy.metric"
+        )
+    model = open_float(task, spec, backend)
+    plan = plan_layers(task, section, backend, model, warnings)
+    show_plan(plan, section, backend)
+    device = quantization_device(section, backend)
     float_size = backend.float_size(model)
-    hashing = ThreadPoolExecutor(1)  # beside the work: hashlib lets other threads run
-    source_sha256 = hashing.submit(sha256, Path(section.model_path)) if section.model_path else None
-    hashing.shutdown(wait=False)
-    batches = task.calibration_batches(spec) if plan.needs_calibration else None
-    cache = None
-    if section.calibration.cache and batches and source_sha256:
-        cache = RangeCache(Path(section.calibration.cache), _cache_key(spec, backend, batches, source_sha256.result()))
+    source_sha256 = hashed(section.model_path)
+    batches = task.calibration_batches(spec) if plan.needs_calibration or section.bias_correction else None
+    cache = range_cache(spec, backend, batches, source_sha256)
+    macs = backend.macs(model, task.example_inputs(spec))
     started = time.monotonic()
-    model, left_out = backend.quantize(model, plan, _Feed(batches), section.backend_kwargs, device=device, cache=cache)
+    model, left_out = backend.quantize(model, plan, Feed(batches), section.backend_kwargs, device=device, cache=cache)
     seconds = time.monotonic() - started
     settled = leave_out(plan, left_out, strict=section.strict)
     for warning in settled.warnings[len(plan.warnings) :]:
         log.warning(warning)
     plan = settled
+    names = [item.layer.name for item in plan.quantized]
+    reference = reopen_float(task, spec, backend)
+    if section.bias_correction:
+        model = backend.correct_biases(reference, model, names, Feed(batches, "correcting biases"), device=device)
     verify(plan, backend.applied(model))
     if backend.format == "torch":
         _check_runs(TorchRuntime(model, task.outputs(spec), "cpu"), task.example_inputs(spec))
@@ -167,6 +135,13 @@ def _quantize(
         backend.save(model, payload, section.backend_kwargs)
         if backend.format == "onnx":
             open_onnx(task, spec, payload).run(task.example_inputs(spec))
+        errors = _layer_errors(task, spec, backend, reference, model, plan, batches, device)
+        ranges = backend.ranges(model)
+        evaluation = None
+        if figure:
+            models = _runtimes(task, spec, backend, reference, model, payload, device)
+            evaluation = _evaluate(task, spec, models, figure)
+        accuracy = _judge(section.accuracy, figure, evaluation) if section.accuracy and evaluation else None
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             taoq=taoq.__version__,
@@ -185,23 +160,38 @@ def _quantize(
             plan=tuple(report.rows(plan)),
             calibration=calibration,
             versions=versions((*backend.libraries, *task.libraries)),
+            accuracy=accuracy or {},
         )
-        summary = {
+        found: dict[str, Any] = {
+            "task": task.name,
             "backend": backend.name,
             "mode": plan.mode,
             "algorithm": plan.algorithm,
+            "target": backend.support.target,
             "layers_quantized": len(plan.quantized),
             "layers_quantizable": len(plan.quantizable),
+            "macs_quantized": report.quantized_share(plan, macs),
             "size": manifest.size,
             "float_size": float_size,
             "seconds": round(seconds, 3),
             "device": device,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "calibration": calibration,
             "warnings": list(plan.warnings),
             "command": shlex.join(sys.argv),
-            "layers": manifest.plan,
+            "source": dict(manifest.source),
+            "payload": manifest.payload,
+            "sha256": manifest.sha256,
+            "versions": dict(manifest.versions),
+            "rules": report.asked(section),
+            "skip_names": list(section.skip_names),
+            "layers": report.measured_rows(plan, errors, ranges, macs),
+            "evaluation": evaluation,
+            "accuracy": accuracy,
+            "search": searched,
         }
-        write_json(stage / "quantization_report.json", summary)
+        write_json(stage / "quantization_report.json", found)
+        (stage / "quantization_report.html").write_text(page("quantize", found), encoding="utf-8")
         write_experiment(stage / "experiment.yaml", spec)
         write_json(stage / MANIFEST, dataclasses.asdict(manifest))
     kpi = {
@@ -210,11 +200,80 @@ def _quantize(
         "float_size_mb": float_size / 1e6,
     }
     status.write("RUNNING", "Quantized.", kpi)
+    show(report.error_table(found["layers"]))
     calibrated = f" with {batches.num_samples} calibration images" if batches else ""
-    return (
+    print(
         f"quantized {len(plan.quantized)} of {len(plan.quantizable)} layers{calibrated} in {seconds:.1f} s on {device};"
-        f" {size(float_size)} as float32, {size(manifest.size)} now\nartifact: {directory}"
+        f" {size(float_size)} as float32, {size(manifest.size)} now"
     )
+    if evaluation:
+        status.write("RUNNING", "Evaluation metrics.", evaluation["quantized"])
+        show(report.figures_table(evaluation))
+    print(f"artifact: {directory}\nreport: {directory / 'quantization_report.html'}")
+    if accuracy and not accuracy["met"]:
+        what = (
+            f"{accuracy['metric']} falls from {accuracy['float']:.4f} to {accuracy['quantized']:.4f}, by"
+            f" {accuracy['drop']:.4f}; {accuracy['max_drop']:g} is accepted"
+        )
+        hint = "the artifact is kept and marked; accuracy.action: search looks for the layers to leave float"
+        raise RequirementNotMet(Fault("quantize.accuracy.max_drop", what, hint))
+
+
+def _layer_errors(
+    task: Task[Any],
+    spec: Any,
+    backend: Backend[Any],
+    reference: Any,
+    model: Any,
+    plan: QuantizationPlan,
+    batches: Batches | None,
+    device: str,
+) -> Mapping[str, LayerError]:
+    """Errors of the quantized layers, on images that the run has opened anyway; else of their weights alone."""
+    if batches is None and (spec.quantize.evaluate or spec.quantize.accuracy):
+        batches = task.evaluation_batches(spec)
+    names = [item.layer.name for item in plan.quantized]
+    feed = Feed(batches, "measuring layers", _ERROR_IMAGES)
+    return backend.layer_errors(reference, model, names, feed, device=device)
+
+
+def _runtimes(
+    task: Task[Any], spec: Any, backend: Backend[Any], reference: Any, model: Any, payload: Path, device: str
+) -> tuple[Runtime, Runtime]:
+    """The float and the quantized model, to be evaluated."""
+    section: QuantizeSpec = spec.quantize
+    if backend.format == "torch":
+        outputs = task.outputs(spec)
+        return TorchRuntime(reference, outputs, device), TorchRuntime(model, outputs, device)
+    files = (Path(section.model_path), payload)
+    first, second = (open_onnx(task, spec, file, section.device, where="quantize.device") for file in files)
+    return first, second
+
+
+def _evaluate(task: Task[Any], spec: Any, models: tuple[Runtime, Runtime], figure: str) -> dict[str, Any]:
+    """Figures of both models on the same images, and how sure the difference of the one that counts is."""
+    found = measure(task, spec, models)
+    before, after = found.metrics
+    return {
+        "num_images": found.num_images,
+        "seconds": round(found.seconds, 3),
+        "float": dict(found.figures[0]),
+        "quantized": dict(found.figures[1]),
+        "differences": comparison(before, after, [figure]),
+    }
+
+
+def _judge(asked: AccuracySpec, figure: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the loss is within the budget of a spec."""
+    before, after = evaluation["float"][figure], evaluation["quantized"][figure]
+    return {
+        "metric": figure,
+        "float": before,
+        "quantized": after,
+        "drop": before - after,
+        "max_drop": asked.max_drop,
+        "met": before - after <= asked.max_drop,
+    }
 
 
 def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
@@ -229,38 +288,3 @@ def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
         what = f"the quantized network does not run: {str(error).splitlines()[0]}"
         hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"
         raise TaoqError(Fault("quantize.layers", what, hint)) from error
-
-
-def _device(section: QuantizeSpec, backend: Backend[Any]) -> str:
-    if backend.format == "torch":
-        return torch_device(section.device, "quantize.device")
-    from taoq.onnx_runtime import execution_providers
-
-    return execution_providers(section.device, "quantize.device")[1]
-
-
-def _cache_key(spec: Any, backend: Backend[Any], batches: Batches, model: str) -> dict[str, str]:
-    """What calibration ranges depend on."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in batches.paths]
-    dataset = spec_to_dict(spec)["dataset"]
-    images = json.dumps([stats, dataset, spec.quantize.calibration.batch_size])
-    return {
-        "model": model,
-        "images": hashlib.sha256(images.encode()).hexdigest(),
-        "backend": backend.name,
-        "algorithm": spec.quantize.algorithm,
-        "options": json.dumps(spec.quantize.backend_kwargs, sort_keys=True),
-        "versions": json.dumps(versions(backend.libraries)),
-    }
-
-
-@dataclass(frozen=True)
-class _Feed:
-    """Inputs of the calibration batches, one batch in memory at a time; can be gone through again."""
-
-    batches: Batches | None
-
-    def __iter__(self) -> Iterator[Inputs]:
-        if self.batches is not None:
-            for batch in track(self.batches, self.batches.num_samples, "calibrating"):
-                yield batch.inputs

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,29 @@ def _check_kinds(stage: Path, directory: Path, names: list[str]) -> None:
             raise TaoqError(Fault(str(target), what, "move it away, or name another folder"))
 
 
+def exact_patterns(names: Iterable[str]) -> list[str]:
+    """Names as patterns that match nothing else."""
+    return [glob.escape(name) for name in names]
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON, indented."""
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is there with all of its text, or as it was.
+
+    Raises:
+        TaoqError: It cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise TaoqError(Fault(str(path), what, "free some space, or name another folder")) from error
 
 
 def write_experiment(path: Path, spec: Any) -> None:

@@ -123,6 +123,7 @@ class Support:
         weights: Dtypes of weights.
         activations: Dtypes of activations.
         entropy_activations: Dtypes of activations that `algorithm: entropy` can calibrate.
+        smoothquant: Dtypes of weights and activations that `algorithm: smoothquant` can take.
         layer_types: Types that it quantizes, for messages.
         devices: Kinds of `quantize.device`.
         realised: Dtypes that it accepts and realises as another one.
@@ -138,6 +139,7 @@ class Support:
     weights: tuple[str, ...]
     activations: tuple[str, ...]
     entropy_activations: tuple[str, ...] = ()
+    smoothquant: tuple[str, ...] = ()
     layer_types: tuple[str, ...]
     devices: tuple[str, ...]
     realised: Mapping[str, str] = field(default_factory=dict)
@@ -170,6 +172,15 @@ def check(spec: QuantizeSpec, support: Support) -> tuple[str, ...]:
     if spec.calibration.cache and not support.caches_ranges:
         hint = "leave it out: this backend calibrates in every run"
         faults.append(Fault("quantize.calibration.cache", f"backend {backend} keeps no ranges", hint))
+    if spec.bias_correction and spec.backend_kwargs.get("high_precision_dtype") == "fp16":
+        what = "layers of a float16 graph cannot be compared with those of the float graph"
+        hint = "take high_precision_dtype: fp16 out of quantize.backend_kwargs"
+        faults.append(Fault("quantize.bias_correction", what, hint))
+    # minmax and entropy are TAO's words, which its specs give to torchao as well
+    if spec.algorithm not in support.algorithms and (support.algorithms or spec.algorithm == "smoothquant"):
+        hint = "write " + " or ".join(f"algorithm: {name}" for name in support.algorithms or ("minmax",))
+        hint += f", or choose a backend that has {spec.algorithm}"
+        faults.append(Fault("quantize.algorithm", f"backend {backend} has no algorithm {spec.algorithm}", hint))
     for index, rule in enumerate(spec.layers):
         faults += _check_rule(rule, f"quantize.layers[{index}]", spec, support)
     if faults:
@@ -233,11 +244,14 @@ def resolve(
         mode=spec.mode,
         algorithm=spec.algorithm if support.algorithms else "",
         layers=tuple(plans.values()),
-        warnings=(*warnings, *unmatched, *_sensitive(plans.values(), spec)),
+        warnings=(*warnings, *unmatched, *_sensitive(plans.values(), spec), *_not_smoothed(plans.values(), spec)),
     )
     if not faults and not plan.quantized:
         hint = "take a pattern out of quantize.skip_names, or give a rule another dtype than native"
         faults.append(Fault("quantize.layers", "no layer is left to quantize", hint))
+    elif not faults and spec.algorithm == "smoothquant" and not any(is_smoothed(item) for item in plan.quantized):
+        what = "smoothquant has no layer to smooth: no linear layer has quantized activations"
+        faults.append(Fault("quantize.algorithm", what, "write algorithm: max, or name linear layers"))
     if faults:
         raise SpecError(*faults)
     return plan
@@ -286,6 +300,11 @@ def matches(pattern: str, layer: Layer) -> bool:
     return any(fnmatchcase(name, pattern) for name in (layer.name, layer.alias, layer.type) if name)
 
 
+def is_smoothed(item: LayerPlan) -> bool:
+    """Whether `algorithm: smoothquant` smooths a layer: the input of a linear layer, where it is quantized."""
+    return item.activations is not None and len(item.layer.weight_shape) == 2
+
+
 def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Support) -> list[Fault]:
     faults: list[Fault] = []
     if not _tensors(rule):
@@ -314,6 +333,8 @@ def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Suppor
         if tensor.dtype not in (*dtypes, *support.realised, NATIVE):
             hint = "choose one of " + ", ".join((*dtypes, NATIVE))
             faults.append(Fault(f"{where}.{part}.dtype", f"backend {spec.backend} has no {tensor.dtype} {part}", hint))
+        if spec.algorithm == "smoothquant" and support.smoothquant and activations and tensor.dtype != NATIVE:
+            faults += _check_smoothquant(part, tensor, where, support)
         if part == "activations" and spec.algorithm == "entropy" and tensor.dtype != NATIVE:
             if tensor.dtype not in support.entropy_activations:
                 hint = "write algorithm: max, or activations: {dtype: int8}"
@@ -334,6 +355,15 @@ def _check_rule(rule: LayerSpec, where: str, spec: QuantizeSpec, support: Suppor
                     )
                 )
     return faults
+
+
+def _check_smoothquant(part: str, tensor: TensorSpec, where: str, support: Support) -> Iterator[Fault]:
+    if tensor.dtype not in support.smoothquant:
+        what = f"smoothquant cannot take {tensor.dtype} {part} ({where})"
+        yield Fault("quantize.algorithm", what, f"write algorithm: max, or {part}: {{dtype: {support.smoothquant[0]}}}")
+    if part == "activations" and tensor.quant_axis is not None:
+        what = "smoothquant has one scale for a tensor, not one per index"
+        yield Fault(f"{where}.{part}.quant_axis", what, "write algorithm: max, or leave the axis out")
 
 
 def _apply(rule: LayerSpec, where: str, layer: Layer, support: Support, faults: list[Fault]) -> LayerPlan:
@@ -410,6 +440,16 @@ def _sensitive(plans: Iterable[LayerPlan], spec: QuantizeSpec) -> Iterator[str]:
         yield (
             f"{rule}: '{patterns[rule]}' quantizes {len(names)} layer(s) known to lose accuracy:"
             f" {kind} ({some(names)}); quantize.skip_names keeps them float"
+        )
+
+
+def _not_smoothed(plans: Iterable[LayerPlan], spec: QuantizeSpec) -> Iterator[str]:
+    """A warning where SmoothQuant leaves quantized layers as they are."""
+    names = [plan.layer.alias or plan.layer.name for plan in plans if plan.quantized and not is_smoothed(plan)]
+    if spec.algorithm == "smoothquant" and names:
+        yield (
+            "quantize.algorithm: smoothquant smooths linear layers with quantized inputs;"
+            f" {len(names)} other layer(s) get ranges as with max ({some(names)})"
         )
 
 

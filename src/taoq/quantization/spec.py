@@ -10,7 +10,7 @@ from taoq.spec import REQUIRED, option
 
 BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx", "onnxruntime")
 MODES = ("weight_only_ptq", "static_ptq")
-ALGORITHMS = ("minmax", "max", "entropy")
+ALGORITHMS = ("minmax", "max", "entropy", "smoothquant")
 ACCURACY_ACTIONS = ("check", "search")
 MAXIMIZE = ("macs", "bytes")
 NATIVE = "native"
@@ -98,7 +98,8 @@ class QuantizeSpec:
     mode: str = option("weight_only_ptq", "The quantization mode to use", options=MODES)
     algorithm: str = option(
         "minmax",
-        "How activation ranges come from calibration data; minmax and max are the same; entropy takes int8 only",
+        "How activation ranges come from calibration data; minmax and max are the same; entropy takes int8 only;"
+        " smoothquant also moves outliers of inputs into the weights: int8 Linear of modelopt.pytorch",
         options=ALGORITHMS,
     )
     default_layer_dtype: str | None = option(
@@ -123,6 +124,11 @@ class QuantizeSpec:
         "cuda", "Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx", pattern=DEVICE_PATTERN
     )
     strict: bool = option(False, "Whether a layer that a rule names and the library leaves out is an error")
+    bias_correction: bool = option(
+        False,
+        "Add to the biases of quantized layers what quantization shifts their mean output by, measured on calibration"
+        " data",
+    )
     calibration: CalibrationSpec = option(CalibrationSpec, "Calibration data of static quantization")
     evaluate: bool = option(False, "Measure float and quantized on the evaluation data, and how sure the difference is")
     accuracy: AccuracySpec | None = option(None, "How much accuracy it may cost; measured, so evaluate is implied")

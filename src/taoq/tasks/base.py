@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from taoq.errors import Fault, SpecError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 S = TypeVar("S")
@@ -56,11 +58,31 @@ class Batches(Protocol):
 class Metric(Protocol):
     """Collects over batches, then computes once."""
 
+    @property
+    def figures(self) -> Sequence[str]:
+        """Names of the figures that can be resampled, known before any data; the first is the task's primary one."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images that a resample draws from."""
+
     def update(self, outputs: Outputs, targets: Any) -> None:
         """Add one batch."""
 
     def compute(self) -> Mapping[str, float]:
         """The figures that go into status.json, under TAO's names."""
+
+    def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
+        """A figure as if the images were in the data more or less often; needs `compute` to have run.
+
+        Args:
+            figure: One of `figures`.
+            counts: How often each image is there, in an order that is the same for all metrics over the same data;
+                all one gives what `compute` gives.
+
+        Returns:
+            The figure; NaN if nothing in these images defines it.
+        """
 
     def write(self, directory: Path) -> Mapping[str, Any]:
         """Write pictures and tables; return what `results.json` shows besides the figures."""

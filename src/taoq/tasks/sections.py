@@ -56,6 +56,19 @@ class BenchmarkSpec(RunSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalyzeSpec:
+    """The `analyze:` section; what is analyzed is what the `quantize:` section would quantize."""
+
+    results_dir: str = option("", "Folder of the results; without it results_dir/analyze")
+    num_samples: int = option(32, "Calibration images that outputs are compared on; they are kept in memory", minimum=1)
+    groups: list[str] = option(
+        list, "Patterns of layers that are switched together; other layers one by one", example=["layer1.*"]
+    )
+    confirm: int = option(5, "Worst layers or groups whose true metric is measured, alone and left out", minimum=0)
+    metric: str = option("auto", "Figure of evaluate that counts; auto is its first: val_acc_1, val_mAP")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportSpec:
     """The `export:` section."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from taoq.errors import Fault, TaoqError
+from taoq.errors import Fault, TaoqError, some
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
 
@@ -34,10 +34,12 @@ class Scales:
     Attributes:
         weights: Of its weight.
         activations: Of its input.
+        smoothing: What SmoothQuant multiplies its input by before it is quantized, one factor per channel.
     """
 
     weights: Any = None
     activations: Any = None
+    smoothing: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,18 @@ class Backend(Protocol[M]):
     ) -> Mapping[str, LayerError]:
         """Errors of the quantized layers `names` of `model`, each on the inputs that the float model gives it."""
 
+    def correct_biases(
+        self, reference: M, model: M, names: Sequence[str], batches: Iterable[Inputs], *, device: str
+    ) -> M:
+        """Add to the biases of the quantized layers `names` what quantization shifts their mean output by.
+
+        Each layer is given the input that the float model gives it, as in `layer_errors`. A layer without a bias gets
+        one.
+
+        Returns:
+            The model, changed.
+        """
+
     def macs(self, model: M, inputs: Inputs) -> Mapping[str, int]:
         """Multiply-accumulates of the layers of a float model, for one sample."""
 
@@ -163,6 +177,24 @@ def verify(plan: QuantizationPlan, applied: Applied) -> None:
                 faults.append(Fault(name, what, f"put it into quantize.skip_names; this is a limit of {plan.backend}"))
     if faults:
         raise TaoqError(*faults)
+
+
+def check_shifts(images: int, bad: Sequence[str]) -> None:
+    """Refuse means of outputs that no bias can be corrected by.
+
+    Args:
+        images: How many there were.
+        bad: Layers whose mean is not finite.
+
+    Raises:
+        TaoqError: There are no images, or there are such layers.
+    """
+    if not images:
+        raise TaoqError(Fault("quantize.calibration", "there are no images", "give calibration images"))
+    if bad:
+        what = f"the mean output of {some(bad)} is not a finite number"
+        hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
+        raise TaoqError(Fault("quantize.bias_correction", what, hint))
 
 
 def _format(scheme: TensorScheme | None) -> tuple[str, int | None] | None:

@@ -191,7 +191,7 @@ class Calibrated:
 
 
 applied, ranges = qdq.read, qdq.ranges
-layer_errors, macs = onnx_measures.layer_errors, onnx_measures.macs
+layer_errors, macs, correct_biases = onnx_measures.layer_errors, onnx_measures.macs, onnx_measures.correct_biases
 save, load = onnx_layers.save, onnx_layers.load
 
 

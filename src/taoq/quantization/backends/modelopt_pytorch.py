@@ -23,8 +23,16 @@ from torch.nn.utils import parametrize
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.quantization.backends import torch_measures
 from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
-from taoq.quantization.backends.torch_layers import check_weights, is_finite, list_layers, save_state, saved_size
-from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
+from taoq.quantization.backends.torch_layers import (
+    TYPES,
+    accept_biases,
+    check_weights,
+    is_finite,
+    list_layers,
+    save_state,
+    saved_size,
+)
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme, is_smoothed
 from taoq.quantization.ranges import RangeCache
 
 # "No CUDA runtime is found" where a compiler is, and no GPU: quantize.device has said so
@@ -36,7 +44,7 @@ with library_output():
     import modelopt.torch.opt as mto
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.calib import HistogramCalibrator, MaxCalibrator
-    from modelopt.torch.quantization.config import MaxCalibConfig
+    from modelopt.torch.quantization.config import MaxCalibConfig, SmoothQuantCalibConfig
     from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
 
 name = "modelopt.pytorch"
@@ -45,10 +53,11 @@ libraries = ("torch", "nvidia-modelopt")
 payload = "quantized_model_modelopt.pytorch.pth"
 support = Support(
     modes=("static_ptq",),
-    algorithms=("minmax", "max", "entropy"),
+    algorithms=("minmax", "max", "entropy", "smoothquant"),
     weights=("int8", "fp8_e4m3fn"),
     activations=("int8", "fp8_e4m3fn"),
     entropy_activations=("int8",),
+    smoothquant=("int8",),
     layer_types=(
         "Conv1d",
         "Conv2d",
@@ -64,29 +73,21 @@ support = Support(
 )
 
 _BITS: dict[str, Any] = {"int8": 8, "fp8_e4m3fn": (4, 3)}
-_TYPES = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
 _MOST_BINS = 2**13
 _ENTROPY_RANGES = 256
 _LEAST_RANGE = 1e-30  # below it, a scale underflows float32
 
 
 def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:
-    """Faults of `backend_kwargs` against ModelOpt's calibration: MaxCalibConfig, or entropy's compute_amax."""
+    """Faults of `backend_kwargs` against ModelOpt's calibration: the algorithm's config, or entropy's compute_amax."""
+    config = SmoothQuantCalibConfig if algorithm == "smoothquant" else MaxCalibConfig
     if algorithm == "entropy":
         parameters = inspect.signature(HistogramCalibrator.compute_amax).parameters
         known = [key for key in parameters if key in ("stride", "start_bin")]
         what = "HistogramCalibrator.compute_amax"
     else:
-        known = [key for key in MaxCalibConfig.model_fields if key != "method"]
-        what = "MaxCalibConfig"
+        known = [key for key in config.model_fields if key != "method"]
+        what = config.__name__
     faults = []
     for key, value in options.items():
         where = f"quantize.backend_kwargs.{key}"
@@ -98,11 +99,13 @@ def check_options(options: Mapping[str, Any], algorithm: str) -> list[Fault]:
         elif algorithm == "entropy":
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 faults.append(Fault(where, f"'{value}' is not a whole number above 0", "write for example 8"))
+        elif key == "alpha" and value is None:  # which ModelOpt's config takes, and its arithmetic does not
+            faults.append(Fault(where, "'None' is not a number from 0 to 1", "write for example 0.5"))
         else:
             try:
-                MaxCalibConfig(**{key: value})
+                config(**{key: value})
             except pydantic.ValidationError as error:
-                hint = "see ModelOpt's MaxCalibConfig"
+                hint = f"see ModelOpt's {what}"
                 faults.append(Fault(where, error.errors()[0]["msg"].lower(), hint))
     return faults
 
@@ -140,8 +143,15 @@ def calibrate(
             for inputs in batches:
                 fed(*(tensor.to(device) for tensor in inputs.values()))
 
-    entropy = plan.algorithm == "entropy"
-    config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else {"method": "max", **options}}
+    entropy, smooth = plan.algorithm == "entropy", plan.algorithm == "smoothquant"
+    method = {"method": "smoothquant" if smooth else "max", **options}
+    config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else method}
+    # ModelOpt scales weights in place
+    unsmoothed = {
+        item.layer.name: model.get_parameter(f"{item.layer.name}.weight").detach().clone()
+        for item in plan.quantized
+        if smooth and is_smoothed(item)
+    }
     with library_output():
         # without a forward loop ModelOpt calibrates the weights alone, and opens no data
         try:
@@ -152,11 +162,17 @@ def calibrate(
             what = f"ModelOpt cannot calibrate with these arguments: {error}"
             hint = "take out those that this network does not allow"
             raise SpecError(Fault("quantize.backend_kwargs", what, hint)) from error
+        except AssertionError as error:
+            if not smooth:
+                raise
+            # a layer with one input channel; or one whose input and weight are both zero for a channel
+            what = f"ModelOpt's SmoothQuant does not take this network: {str(error).removeprefix('Error: ')}"
+            raise TaoqError(Fault("quantize.algorithm", what, "write algorithm: max")) from error
         if entropy:
             _calibrate_entropy(model, plan, feed, options)
         _check_calibrated(model, plan)
         _give_zeros_a_scale(model, plan)
-    return Calibrated(model, plan)
+    return Calibrated(model, plan, unsmoothed)
 
 
 def quantize(
@@ -179,8 +195,9 @@ def quantize(
 class Calibrated:
     """A model with quantizers that are switched on and off; its weights are float."""
 
-    def __init__(self, model: nn.Module, plan: QuantizationPlan) -> None:
+    def __init__(self, model: nn.Module, plan: QuantizationPlan, unsmoothed: Mapping[str, Tensor]) -> None:
         self._model = model.eval().requires_grad_(False)
+        self._unsmoothed = unsmoothed
         self._names = [item.layer.name for item in plan.quantized]
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
@@ -194,7 +211,21 @@ class Calibrated:
             layer, item = cast(Any, self._model.get_submodule(name_)), on.get(name_)
             _switch(layer.weight_quantizer, item.weights if item else None)
             _switch(layer.input_quantizer, item.activations if item else None)
+            if name_ in self._unsmoothed:
+                _smooth(layer, self._unsmoothed[name_], on=item is not None)
         return self._model
+
+
+def _smooth(layer: Any, weight: Tensor, *, on: bool) -> None:
+    """Switch SmoothQuant: a quantizer that is off scales its input all the same.
+
+    Args:
+        layer: A layer that is smoothed.
+        weight: What its weight was before.
+        on: Whether it is smoothed.
+    """
+    layer.input_quantizer._enable_pre_quant_scale = on
+    layer.weight.data.copy_(weight * (1.0 / layer.input_quantizer.pre_quant_scale) if on else weight)
 
 
 def _switch(quantizer: Any, scheme: TensorScheme | None) -> None:
@@ -228,6 +259,7 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     model = build_model().eval()
     # not mto.restore: an environment variable can turn off its weights_only
     stored = torch.load(path, map_location="cpu", weights_only=True)
+    accept_biases(model, stored["model_state_dict"])
     with library_output():
         mto.restore_from_modelopt_state(model, stored["modelopt_state"])
         model.load_state_dict(stored["model_state_dict"])
@@ -235,31 +267,37 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
 
 
 def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Ranges of the inputs; of an input with one scale per channel, the widest."""
+    """Ranges of the inputs; of an input with one scale per channel, or one factor of SmoothQuant, the widest."""
     found = {}
     for name_, (_, activations) in applied(model).items():
         if activations:
-            largest = float(cast(Any, model.get_submodule(f"{name_}.input_quantizer")).amax.max())
+            quantizer = cast(Any, model.get_submodule(f"{name_}.input_quantizer"))
+            smoothing = 1.0 if quantizer.pre_quant_scale is None else quantizer.pre_quant_scale
+            largest = float((quantizer.amax / smoothing).max())
             found[name_] = (-largest, largest)
     return found
 
 
 def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
-    """State dict and scales: stored numbers times scale are the weights."""
+    """State dict and scales: stored numbers times scale are the weights, without the factors of SmoothQuant."""
     state = {key: value for key, value in model.state_dict().items() if "_quantizer." not in key}
     scales: dict[str, Scales] = {}
     for name_, (weights, activations) in applied(model).items():
         layer = cast(Any, model.get_submodule(name_))
         if weights:
             state[f"{name_}.weight"] = layer.weight_quantizer(layer.weight).detach().clone()
+        smoothing = layer.input_quantizer.pre_quant_scale
+        if smoothing is not None:
+            state[f"{name_}.weight"] = state[f"{name_}.weight"] * smoothing
         scales[name_] = Scales(
             weights=_scale(layer.weight_quantizer) if weights else None,
             activations=_scale(layer.input_quantizer) if activations else None,
+            smoothing=None if smoothing is None else smoothing.numpy(),
         )
     return state, scales
 
 
-macs = torch_measures.macs
+correct_biases, macs = torch_measures.correct_biases, torch_measures.macs
 layer_errors = functools.partial(torch_measures.layer_errors, dequantized=dequantized)
 
 
@@ -270,7 +308,7 @@ def _scale(quantizer: Any) -> Any:
 
 
 def _obstacle(module: nn.Module) -> str:
-    if not isinstance(module, _TYPES):
+    if not isinstance(module, TYPES):
         return f"modelopt.pytorch does not quantize the weight of {type(module).__name__}"
     if type(module) not in QuantModuleRegistry:
         return f"{type(module).__name__} has a forward of its own, which ModelOpt does not convert"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization does to each layer of an ONNX graph, and how much each layer computes."""
+"""What quantization does to each layer of an ONNX graph and its bias, and how much each layer computes."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,19 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
+from taoq.errors import Fault, TaoqError
 from taoq.onnx_file import GraphInput, image_input, write_onnx
-from taoq.quantization.backends import qdq
-from taoq.quantization.backends.base import Inputs, LayerError, library_output
+from taoq.quantization.backends import onnx_biases, qdq
+from taoq.quantization.backends.base import Inputs, LayerError, check_shifts, library_output
 from taoq.quantization.backends.onnx_calibration import feeds, lean_sessions
 from taoq.quantization.backends.onnx_layers import TYPES
 from taoq.quantization.sqnr import sqnr
 
 _SIGNAL, _NOISE, _SHAPE, _COPY = "taoq_signal/", "taoq_noise/", "taoq_shape/", "taoq_copy/"
+_SHIFT, _SIZE = "taoq_shift/", "taoq_size/"
+
+_Compare = Callable[[onnx.GraphProto, str, str, str], None]
+"""Puts a comparison into a graph: of a layer's name, its float output and its quantized one."""
 
 
 def layer_errors(
@@ -57,8 +62,50 @@ def layer_errors(
     stream = iter(batches)
     first = next(stream, None)
     if first is not None and not _is_half(model):
-        outputs = _output_errors(_with_copies(reference, model, names), itertools.chain([first], stream), names)
+        copy = _with_copies(reference, model, names, _sum_squares)
+        outputs = _output_errors(copy, itertools.chain([first], stream), names)
     return {name: LayerError(weights=weights[name], outputs=outputs.get(name)) for name in names}
+
+
+def correct_biases(
+    reference: onnx.ModelProto,
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    batches: Iterable[Inputs],
+    *,
+    device: str,  # noqa: ARG001 (so small a job is done on the CPU)
+    integers: bool = False,
+) -> onnx.ModelProto:
+    """Add to the biases of layers what quantization shifts their mean output by, for each channel; in place.
+
+    Each layer gets the input that the float graph gives it (Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019: the empirical correction).
+
+    Args:
+        reference: The float graph, prepared.
+        model: The quantized graph.
+        names: Its quantized layers. One without a bias gets one.
+        batches: Inputs; gone through once.
+        device: Not used.
+        integers: Whether a new bias is stored as int32 where input and weight are quantized.
+
+    Raises:
+        TaoqError: There are no inputs, a mean is not finite, or the graph computes in float16.
+    """
+    if _is_half(model):
+        what = "layers of a float16 graph cannot be compared with those of the float graph"
+        hint = "take high_precision_dtype: fp16 out of quantize.backend_kwargs"
+        raise TaoqError(Fault("quantize.bias_correction", what, hint))
+    sums: dict[str, Any] = {}
+    graph_input, images = image_input(model, Path("quantize.model_path")), 0
+    for found, fed in _run(_with_copies(reference, model, names, _sum_channels), graph_input, batches):
+        images += fed
+        for key, value in found.items():
+            sums[key] = sums.get(key, 0) + value
+    shifts = {name: sums[_SHIFT + name] / (sums[_SIZE + name] / len(sums[_SHIFT + name])) for name in names}
+    check_shifts(images, [name for name, shift in shifts.items() if not np.isfinite(shift).all()])
+    onnx_biases.add(model, shifts, integers=integers)
+    return model
 
 
 def macs(model: onnx.ModelProto, inputs: Inputs) -> dict[str, int]:
@@ -103,15 +150,23 @@ def _is_half(model: onnx.ModelProto) -> bool:
     )
 
 
-def _with_copies(reference: onnx.ModelProto, model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The float graph with a copy of each quantized layer, and sums of squares as its outputs."""
+def _with_copies(
+    reference: onnx.ModelProto, model: onnx.ModelProto, names: Sequence[str], compare: _Compare
+) -> onnx.ModelProto:
+    """The float graph with a copy of each quantized layer, and what `compare` makes of both as its outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(reference)
     del copy.graph.output[:]
     known = {name for node in reference.graph.node for name in node.output}
-    known |= {value.name for value in reference.graph.input} | {tensor.name for tensor in reference.graph.initializer}
     made_by = {name: node for node in model.graph.node for name in node.output}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    known |= {value.name for value in reference.graph.input}
+    # a bias may have other values there, or be dequantized
+    known |= {
+        tensor.name
+        for tensor in reference.graph.initializer
+        if tensor.name not in made_by and tensor == stored.get(tensor.name, tensor)
+    }
     done: set[str] = set()
 
     def bring(tensor: str) -> str:
@@ -139,21 +194,55 @@ def _with_copies(reference: onnx.ModelProto, model: onnx.ModelProto, names: Sequ
 
     floats = {node.name: node for node in reference.graph.node}
     quantized = {node.name: node for node in model.graph.node}
+    biases = onnx_biases.changes(reference, model, names)
     for name in names:
-        output, found = floats[name].output[0], _COPY + quantized[name].output[0]
+        found = _COPY + quantized[name].output[0]
         _bring_node(quantized[name])
-        difference = f"{_NOISE}{name}/difference"
-        copy.graph.node.extend(
-            [
-                make_node("Sub", [found, output], [difference], difference),
-                make_node("ReduceSumSquare", [output], [_SIGNAL + name], _SIGNAL + name, keepdims=0),
-                make_node("ReduceSumSquare", [difference], [_NOISE + name], _NOISE + name, keepdims=0),
-            ]
-        )
-        copy.graph.output.extend(
-            make_tensor_value_info(prefix + name, TensorProto.FLOAT, ()) for prefix in (_SIGNAL, _NOISE)
-        )
+        if name in biases:  # corrected, behind the layer
+            bias, corrected = f"{_COPY}{name}/bias", f"{_COPY}{name}/corrected"
+            copy.graph.initializer.append(numpy_helper.from_array(biases[name], bias))
+            copy.graph.node.append(make_node("Add", [found, bias], [corrected], corrected))
+            found = corrected
+        compare(copy.graph, name, floats[name].output[0], found)
     return copy
+
+
+def _sum_squares(graph: onnx.GraphProto, name: str, output: str, found: str) -> None:
+    """Sums of the squares of a float output and of the difference."""
+    difference = f"{_NOISE}{name}/difference"
+    graph.node.extend(
+        [
+            make_node("Sub", [found, output], [difference], difference),
+            make_node("ReduceSumSquare", [output], [_SIGNAL + name], _SIGNAL + name, keepdims=0),
+            make_node("ReduceSumSquare", [difference], [_NOISE + name], _NOISE + name, keepdims=0),
+        ]
+    )
+    graph.output.extend(make_tensor_value_info(prefix + name, TensorProto.FLOAT, ()) for prefix in (_SIGNAL, _NOISE))
+
+
+def _sum_channels(graph: onnx.GraphProto, name: str, output: str, found: str) -> None:
+    """Sum of the difference for each channel, and how many elements it has."""
+    node = next(node for node in graph.node if node.name == name)
+    weight = next(tensor for tensor in graph.initializer if tensor.name == node.input[1])
+    shift = _SHIFT + name
+    # to [positions, channels], or for a convolution [images, channels, positions]
+    is_convolution = "Conv" in node.op_type
+    shape = [0, 0, -1] if is_convolution else [-1, weight.dims[_output_axis(node, tuple(weight.dims))]]
+    constants = {"shape": shape, "axes": [0, 2] if is_convolution else [0]}
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(values, np.int64), f"{shift}/{key}") for key, values in constants.items()
+    )
+    graph.node.extend(
+        [
+            make_node("Sub", [output, found], [f"{shift}/difference"], f"{shift}/difference"),
+            make_node("Cast", [f"{shift}/difference"], [f"{shift}/double"], f"{shift}/double", to=TensorProto.DOUBLE),
+            make_node("Reshape", [f"{shift}/double", f"{shift}/shape"], [f"{shift}/flat"], f"{shift}/flat"),
+            make_node("ReduceSum", [f"{shift}/flat", f"{shift}/axes"], [shift], shift, keepdims=0),
+            make_node("Size", [f"{shift}/difference"], [_SIZE + name], _SIZE + name),
+        ]
+    )
+    graph.output.append(make_tensor_value_info(shift, TensorProto.DOUBLE, None))
+    graph.output.append(make_tensor_value_info(_SIZE + name, TensorProto.INT64, ()))
 
 
 def _output_errors(model: onnx.ModelProto, batches: Iterable[Inputs], names: Sequence[str]) -> dict[str, float | None]:

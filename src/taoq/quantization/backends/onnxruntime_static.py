@@ -7,6 +7,7 @@ and what is between planned layers reads it quantized: that is where the speed c
 
 from __future__ import annotations
 
+import functools
 import inspect
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,6 +169,8 @@ class Calibrated:
 
 applied, ranges = qdq.read, qdq.ranges
 layer_errors, macs = onnx_measures.layer_errors, onnx_measures.macs
+# its kernels take a bias as int32: a layer with another one would be computed in float
+correct_biases = functools.partial(onnx_measures.correct_biases, integers=True)
 save, load = onnx_layers.save, onnx_layers.load
 
 

@@ -44,10 +44,13 @@ def insert(model: onnx.ModelProto, layers: Iterable[LayerPlan], scales: Mapping[
         model: The graph.
         layers: The layers, with their formats.
         scales: By layer, where known; activations need them, those of weights else come from the weight.
+            Where SmoothQuant has factors, the input is multiplied by them first, and the weight divided.
     """
     graph = _Graph(model)
     for item in layers:
         node, known = graph.nodes[item.layer.name], scales.get(item.layer.name, Scales())
+        if known.smoothing is not None:
+            graph.smooth(node, item.layer.channel_axis, known.smoothing)
         if item.weights:
             node.input[1] = graph.weight(node.input[1], item.weights, known.weights)
         if item.activations:
@@ -148,6 +151,17 @@ class _Graph:
         self._made: set[str] = set()  # dequantized tensors
         self._new: dict[str, list[onnx.NodeProto]] = {}  # by the tensor that they read; "" reads stored ones
 
+    def smooth(self, node: onnx.NodeProto, channel_axis: int, factors: Any) -> None:
+        """Multiply the input channels of a linear layer, and divide its weight by the same."""
+        given, smoothed, weight = node.input[0], f"{node.name}_smoothed", f"{node.input[1]}_smoothed"
+        self._store(f"{smoothed}_factors", factors)
+        self._add(given, "Mul", [given, f"{smoothed}_factors"], smoothed, {})
+        if weight not in self._tensors:  # a layer that is called twice has one weight
+            values = numpy_helper.to_array(self._tensors[node.input[1]])
+            self._store(weight, values / np.expand_dims(factors, channel_axis))
+            self._tensors[weight] = self._graph.initializer[-1]
+        node.input[:2] = [smoothed, weight]
+
     def weight(self, name: str, scheme: TensorScheme, scale: Any) -> str:
         """Name of a weight, quantized."""
         stem, attributes = _stem(name, scheme)
@@ -176,17 +190,25 @@ class _Graph:
         given = [value.name for value in self._graph.input]
         nodes = [*self._new.pop("", [])]
         for name in given:
-            nodes += self._new.pop(name, [])
+            nodes += self._behind(name)
         for node in self._graph.node:
             nodes.append(node)
             for name in node.output:
-                nodes += self._new.pop(name, [])
+                nodes += self._behind(name)
         del self._graph.node[:]
         self._graph.node.extend(nodes)
         read = names_read(self._graph) | {value.name for value in self._graph.output}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in read]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
+
+    def _behind(self, name: str) -> list[onnx.NodeProto]:
+        """The new nodes that read a tensor, and those that read what they make."""
+        return [
+            one
+            for node in self._new.pop(name, [])
+            for one in (node, *(one for made in node.output for one in self._behind(made)))
+        ]
 
     def _parameters(self, stem: str, scale: Any, dtype: str) -> list[str]:
         self._store(f"{stem}_scale", scale)

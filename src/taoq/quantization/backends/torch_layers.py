@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
@@ -16,6 +16,8 @@ from taoq.errors import Fault, TaoqError
 from taoq.quantization.plan import Layer, QuantizationPlan
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
+"""Layers that multiply their input with a weight, and may add a bias."""
 
 
 def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[Layer]:
@@ -77,6 +79,29 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
 def is_transposed(module: nn.Module) -> bool:
     """Whether it is a transposed convolution, whose weight has its input channels first."""
     return isinstance(module, _TRANSPOSED)
+
+
+def give_bias(layer: nn.Module) -> None:
+    """Give a layer of `TYPES` a bias of zeros, where it has none."""
+    if layer.bias is None:
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        weight = cast(Tensor, layer.weight)
+        bias = torch.zeros(cast(int, channels), device=weight.device)
+        layer.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+
+
+def accept_biases(model: nn.Module, stored: Iterable[str]) -> None:
+    """Give layers of a fresh network the biases that a stored state has and they lack: bias correction added them.
+
+    Args:
+        model: The network as it is built.
+        stored: Keys of the state.
+    """
+    layers = dict(model.named_modules())
+    for key in stored:
+        name, _, parameter = key.rpartition(".")
+        if parameter == "bias" and isinstance(layers.get(name), TYPES):
+            give_bias(layers[name])
 
 
 def check_weights(model: nn.Module, plan: QuantizationPlan) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization does to each layer of a torch model, and how much each layer computes."""
+"""What quantization does to each layer of a torch model and its bias, and how much each layer computes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taoq.quantization.backends.base import Inputs, LayerError, Scales
-from taoq.quantization.backends.torch_layers import is_transposed
+from taoq.quantization.backends.base import Inputs, LayerError, Scales, check_shifts
+from taoq.quantization.backends.torch_layers import give_bias, is_finite, is_transposed
 from taoq.quantization.sqnr import sqnr
 
 Dequantized = Callable[[nn.Module], tuple[Mapping[str, Tensor], Mapping[str, Scales]]]
@@ -39,19 +39,11 @@ def layer_errors(
     state, _ = dequantized(model)
     signals, noises = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
 
-    def compare(name: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        found = model.get_submodule(name)(*inputs, **named)
+    def compare(name: str, output: Tensor, found: Tensor) -> None:
         signals[name] += float(output.double().square().sum())
         noises[name] += float((found.double() - output).square().sum())
 
-    reference.to(device).eval()
-    model.to(device)
-    with torch.inference_mode(), _watched(reference, names, compare):
-        for inputs in batches:
-            for number in range(len(next(iter(inputs.values())))):  # one image: its activations are in memory twice
-                reference(*(tensor[number : number + 1].to(device) for tensor in inputs.values()))
-    model.to("cpu")
-    reference.to("cpu")
+    _run_both(reference, model, names, batches, compare, device=device)
     return {
         name: LayerError(
             weights=_weight_sqnr(reference.get_parameter(f"{name}.weight"), state[f"{name}.weight"]),
@@ -59,6 +51,44 @@ def layer_errors(
         )
         for name in names
     }
+
+
+def correct_biases(
+    reference: nn.Module, model: nn.Module, names: Sequence[str], batches: Iterable[Inputs], *, device: str
+) -> nn.Module:
+    """Add to the biases of layers what quantization shifts their mean output by, for each channel; in place.
+
+    Each layer gets the input that the float model gives it (Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019: the empirical correction).
+
+    Args:
+        reference: The float model.
+        model: The quantized model.
+        names: Its quantized layers. One that no image reaches keeps its bias, one without a bias gets one.
+        batches: Inputs; gone through once.
+        device: Where to run.
+
+    Raises:
+        TaoqError: There are no inputs, or a mean is not finite.
+    """
+    shifts: dict[str, Tensor] = {}
+    positions = dict.fromkeys(names, 0)
+
+    def add(name: str, output: Tensor, found: Tensor) -> None:
+        axis = 1 - reference.get_parameter(f"{name}.weight").ndim  # of the channels: in front of the positions
+        apart = (output.double() - found).movedim(axis, -1).flatten(0, -2)
+        shifts[name] = shifts.get(name, 0) + apart.sum(0)
+        positions[name] += len(apart)
+
+    images = _run_both(reference, model, names, batches, add, device=device)
+    check_shifts(images, [name for name, shift in shifts.items() if not is_finite(shift)])
+    with torch.no_grad():
+        for name, shift in shifts.items():
+            layer = model.get_submodule(name)
+            give_bias(layer)
+            bias = layer.get_parameter("bias")
+            bias.add_((shift / positions[name]).to(bias))
+    return model
 
 
 def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
@@ -85,6 +115,45 @@ def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     with torch.inference_mode(), _watched(model, names, count):
         model.eval()(*inputs.values())
     return found
+
+
+def _run_both(
+    reference: nn.Module,
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Inputs],
+    look: Callable[[str, Tensor, Tensor], None],
+    *,
+    device: str,
+) -> int:
+    """Run the float model, and each layer of the quantized one on the same input.
+
+    Args:
+        reference: The float model.
+        model: The quantized model.
+        names: Its quantized layers.
+        batches: Inputs.
+        look: Gets the name of a layer, its float output and its quantized one.
+        device: Where to run.
+
+    Returns:
+        Number of images.
+    """
+    images = 0
+
+    def compare(name: str, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        look(name, output, model.get_submodule(name)(*inputs, **named))
+
+    reference.to(device).eval()
+    model.to(device)
+    with torch.inference_mode(), _watched(reference, names, compare):
+        for inputs in batches:
+            for number in range(len(next(iter(inputs.values())))):  # one image: its activations are in memory twice
+                reference(*(tensor[number : number + 1].to(device) for tensor in inputs.values()))
+                images += 1
+    model.to("cpu")
+    reference.to("cpu")
+    return images
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taoq.errors import Fault, did_you_mean
 from taoq.quantization.backends import torch_measures
 from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
-from taoq.quantization.backends.torch_layers import check_weights, list_layers, save_state, saved_size
+from taoq.quantization.backends.torch_layers import accept_biases, check_weights, list_layers, save_state, saved_size
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
 
@@ -168,7 +168,9 @@ def save(model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:  # n
 def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
     """Put the quantized tensors in the place of a fresh model's weights."""
     model = build_model()
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    accept_biases(model, stored)
+    model.load_state_dict(stored, assign=True)
     return model.eval().requires_grad_(False)  # assigned parameters come back with requires_grad
 
 
@@ -185,7 +187,7 @@ def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:  # noqa: ARG001 
     return {}
 
 
-macs = torch_measures.macs
+correct_biases, macs = torch_measures.correct_biases, torch_measures.macs
 layer_errors = functools.partial(torch_measures.layer_errors, dequantized=dequantized)
 
 

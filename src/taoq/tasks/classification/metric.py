@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -19,7 +22,7 @@ _MAX_NAMED = 40  # classes that have room for a name and a number in the picture
 
 
 class AccuracyMetric:
-    """Accumulates counts only, whatever the size of the data set."""
+    """Keeps counts, and of each image a byte for each k."""
 
     def __init__(self, spec: ClassificationSpec) -> None:
         classes = spec.dataset.num_classes
@@ -30,18 +33,39 @@ class AccuracyMetric:
         data = spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir
         self._names = class_names(spec, Path(data))
         self._topk = {k: MulticlassAccuracy(classes, top_k=k, average="micro") for k in topk}
+        self._right = {k: [torch.empty(0, dtype=torch.bool)] for k in topk}
         self._confusion = MulticlassConfusionMatrix(classes)
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """TAO's keys, in the order of model.head.topk."""
+        return tuple(f"val_acc_{k}" for k in self._topk)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images so far."""
+        return sum(map(len, next(iter(self._right.values()))))
 
     def update(self, outputs: Outputs, targets: Tensor) -> None:
         """Add logits [N, classes] and class indices [N]."""
         logits = outputs["output"]
-        for accuracy in self._topk.values():
+        for k, accuracy in self._topk.items():
             accuracy.update(logits, targets)
+            # of equal logits, the ones that torchmetrics takes
+            best = logits.argmax(1, keepdim=True) if k == 1 else logits.topk(k, 1).indices
+            self._right[k].append((best == targets[:, None]).any(1))
         self._confusion.update(logits.argmax(1), targets)
 
     def compute(self) -> dict[str, float]:
         """TAO's keys, val_acc_<k>, in 0..1."""
         return {f"val_acc_{k}": float(accuracy.compute()) for k, accuracy in self._topk.items()}
+
+    def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
+        """An accuracy as if the images, in the order of `update`, were there `counts` times."""
+        parts = self._right[int(figure.removeprefix("val_acc_"))]
+        parts[:] = [torch.cat(parts)]
+        right = counts[parts[0].numpy()].sum()
+        return float(np.float32(right) / np.float32(counts.sum()))  # in the precision of torchmetrics
 
     def write(self, directory: Path) -> Mapping[str, Any]:
         """Write confusion_matrix.png; rows are true classes, columns predicted ones."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from taoq.quantization.spec import QuantizeSpec
 from taoq.spec import option
-from taoq.tasks.sections import BenchmarkSpec, EvaluateSpec, ExportSpec, InferenceSpec
+from taoq.tasks.sections import AnalyzeSpec, BenchmarkSpec, EvaluateSpec, ExportSpec, InferenceSpec
 
 _TRAINING = "used in training only"
 UNUSED = {
@@ -126,4 +126,5 @@ class ClassificationSpec:
     evaluate: EvaluateSpec = option(EvaluateSpec, "What to evaluate")
     inference: InferenceSpec = option(InferenceSpec, "What to run on new images")
     export: ExportSpec = option(ExportSpec, "What to export to ONNX")
+    analyze: AnalyzeSpec = option(AnalyzeSpec, "How to rank the layers that quantize would quantize")
     benchmark: BenchmarkSpec = option(BenchmarkSpec, "What to measure the speed of")

@@ -7,7 +7,9 @@ import contextlib
 import io
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,13 @@ FIGURES = (
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
 """COCO's twelve numbers in the order of `COCOeval.stats`; the first two under TAO's names (AP and AP50)."""
+_RESAMPLED = {"val_mAP": slice(None), "val_mAP50": slice(0, 1), "AP75": slice(5, 6)}  # among COCO's ten IoUs
+_RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
 _COLUMNS = 7  # image id, class index, score, x, y, width, height
 
 
 class CocoMetric:
-    """Keeps 56 bytes a detection, and evaluates one class at a time: memory does not grow with the classes."""
+    """Keeps at most 90 bytes a detection, and evaluates one class at a time: memory does not grow with the classes."""
 
     def __init__(self, spec: RtdetrSpec) -> None:
         _, self._coco = evaluation_source(spec)
@@ -57,8 +61,19 @@ class CocoMetric:
         self._rows: list[NDArray[np.float64]] = []
         self._truth: COCO | None = None
         self._precision: NDArray[np.float64] | None = None
+        self._matched: list[_Matched] = []
         self._per_class: dict[str, float | None] = {}
         self._stats: list[float] = []
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """Average precision: COCO's own, at IoU 0.5, at IoU 0.75."""
+        return tuple(_RESAMPLED)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images that the json names."""
+        return len(self._images)
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
@@ -85,6 +100,7 @@ class CocoMetric:
         self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = _index(self._coco.data, self._coco.data["annotations"])
+            self._matched.clear()
             parts = [self._evaluate(index, rows) for index in self._classes]
             whole = COCOeval(self._truth, _index(self._coco.data, ()), "bbox")
             whole.params.catIds = [self._coco.category_ids[index] for index in self._classes]
@@ -103,6 +119,21 @@ class CocoMetric:
             self._per_class[self._coco.names[index]] = float(there.mean()) if there.size else None
         return {name: value for name, value in zip(FIGURES, self._stats, strict=True) if value > -1}
 
+    def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
+        """A figure as if the images, by ascending id, were there `counts` times; call `compute` before.
+
+        A copy is an image of its own, with an id between its original's and the next: the figure is the one of
+        pycocotools over all of them.
+
+        Returns:
+            The figure; NaN if these images have no annotation to find.
+        """
+        assert self._precision is not None
+        ious = _RESAMPLED[figure]
+        precisions = [matched.precision(counts, ious) for matched in self._matched]
+        there = [precision.mean() for precision in precisions if precision is not None]
+        return float(np.mean(there)) if there else math.nan
+
     def write(self, directory: Path) -> Mapping[str, Any]:
         """Write detections.json, in COCO's results format, and precision_recall.png."""
         with (directory / "detections.json").open("w", encoding="utf-8") as file:
@@ -116,7 +147,7 @@ class CocoMetric:
         return {"coco": coco, "classes": self._per_class}
 
     def _evaluate(self, index: int, rows: NDArray[np.float64]) -> Mapping[str, Any]:
-        """Evaluate one class."""
+        """Evaluate one class; keep what a resample needs."""
         category = self._coco.category_ids[index]
         found = [
             {
@@ -134,6 +165,7 @@ class CocoMetric:
         run.params.catIds = [category]
         run.evaluate()
         run.accumulate()
+        self._matched.append(_matched(run))
         result: Mapping[str, Any] = run.eval
         return result
 
@@ -147,6 +179,77 @@ class CocoMetric:
                         "bbox": [round(value, 2) for value in row[3:].tolist()],
                         "score": round(row[2], 5),
                     }
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Which detections of a class pycocotools matched, best first, [IoU, D].
+
+    What an image has at one score is a run of detections: copies of the image repeat it as a whole, one copy after the
+    other, which is their order in pycocotools.
+
+    Attributes:
+        truths: The image of each annotation that is to be found.
+        images: The image of each run.
+        starts: First detection of each run.
+        sizes: Number of detections of each run.
+        right: Those that found an annotation.
+        counted: Those that are right or wrong; not those that found a crowd.
+    """
+
+    truths: NDArray[np.int32]
+    images: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    right: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
+
+    def precision(self, counts: NDArray[np.int64], ious: slice) -> NDArray[np.float64] | None:
+        """`COCOeval.accumulate` with each image `counts` times: [IoU, recall], None if there is nothing to find."""
+        truths = int(counts[self.truths].sum())
+        if not truths:
+            return None
+        runs = np.repeat(np.arange(len(self.images)), counts[self.images])
+        sizes = self.sizes[runs]
+        ends = np.cumsum(sizes)
+        found = np.repeat(self.starts[runs] + sizes - ends, sizes) + np.arange(sizes.sum())
+        right = self.right[ious, found]
+        places = np.cumsum(self.counted[ious, found], axis=1)
+        # the number of right detections that reaches each recall; the recall of 0 is that of the first one
+        needed = np.searchsorted(np.arange(truths + 1) / truths, _RECALLS).clip(min=1)
+        curves = []
+        for mask, place in zip(right, places, strict=True):
+            # between two right detections precision only falls: their own is all that the envelope needs
+            at = place[mask]
+            precision = np.arange(1, len(at) + 1) / (at + np.spacing(1))
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            curves.append(np.append(envelope, 0.0)[np.minimum(needed - 1, len(at))])  # 0: a recall not reached
+        return np.array(curves)
+
+
+def _matched(run: COCOeval) -> _Matched:
+    """Of an evaluated class: all sizes of boxes, 100 detections an image."""
+    every = run.evalImgs[: len(run.params.imgIds)]  # of the first range of areas, which is all
+    there = [(number, entry) for number, entry in enumerate(every) if entry is not None]
+    numbers = [number for number, _ in there]
+    scores = np.array([score for _, entry in there for score in entry["dtScores"]])
+    order = np.argsort(-scores, kind="stable")
+    scores = scores[order]
+    images = np.repeat(np.array(numbers, np.int32), [len(entry["dtScores"]) for _, entry in there])[order]
+    first = np.ones(len(order), bool)
+    first[1:] = (scores[1:] != scores[:-1]) | (images[1:] != images[:-1])
+    starts = np.flatnonzero(first).astype(np.int32)
+    none = np.empty((len(run.params.iouThrs), 0))
+    matches = np.concatenate([none, *(entry["dtMatches"] for _, entry in there)], axis=1)[:, order] != 0
+    counted = np.concatenate([none, *(entry["dtIgnore"] for _, entry in there)], axis=1)[:, order] == 0
+    return _Matched(
+        truths=np.repeat(np.array(numbers, np.int32), [np.sum(entry["gtIgnore"] == 0) for _, entry in there]),
+        images=images[starts],
+        starts=starts,
+        sizes=np.diff(starts, append=np.int32(len(order))),
+        right=matches & counted,
+        counted=counted,
+    )
 
 
 def _rows(image_id: int, found: Detections) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from taoq.quantization.spec import QuantizeSpec
 from taoq.spec import option
-from taoq.tasks.sections import BenchmarkSpec, EvaluateSpec, ExportSpec, InferenceSpec
+from taoq.tasks.sections import AnalyzeSpec, BenchmarkSpec, EvaluateSpec, ExportSpec, InferenceSpec
 
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101")
 _TRAINING = "used in training only"
@@ -176,4 +176,5 @@ class RtdetrSpec:
     evaluate: DetectionEvaluateSpec = option(DetectionEvaluateSpec, "What to evaluate")
     inference: DetectionInferenceSpec = option(DetectionInferenceSpec, "What to run on new images")
     export: ExportSpec = option(ExportSpec, "What to export to ONNX")
+    analyze: AnalyzeSpec = option(AnalyzeSpec, "How to rank the layers that quantize would quantize")
     benchmark: BenchmarkSpec = option(BenchmarkSpec, "What to measure the speed of")

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The analysis of a calibrated model: what each of its units does to the outputs, kept in a file as it is found."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from taoq.actions.measure import measure
+from taoq.actions.results import replace_text
+from taoq.actions.trials import Trials
+from taoq.bootstrap import difference
+from taoq.errors import Fault, SpecError
+from taoq.quantization.plan import LayerPlan
+from taoq.quantization.sqnr import sqnr
+from taoq.tasks.base import Metric, Outputs
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FILE = "analysis.json"
+_RESAMPLES = 200  # enough to say on which side of zero an interval is
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What was found so far, and the file that keeps it: an interrupted run goes on where it was.
+
+    Attributes:
+        path: The file.
+        key: What the findings depend on.
+        found: The findings, by what was asked.
+    """
+
+    path: Path
+    key: Mapping[str, str]
+    found: dict[str, float] = field(default_factory=dict)
+
+    def get(self, asked: str, find: Callable[[], float]) -> float:
+        """A finding: of the file, or found now and written down."""
+        if asked not in self.found:
+            self.found[asked] = find()
+            replace_text(self.path, json.dumps({"key": dict(self.key), "found": self.found}, indent=1) + "\n")
+        return self.found[asked]
+
+
+def open_notes(path: Path, key: Mapping[str, str]) -> Notes:
+    """The notes of an interrupted run where they are of the same, else empty ones."""
+    kept = _read(path) if path.is_file() else None
+    if kept is None:
+        return Notes(path, key)
+    differing = _differing(kept[0], key)
+    if differing:
+        log.info("%s: is of another %s: everything is measured again", path, ", ".join(differing))
+        return Notes(path, key)
+    log.info("%s: %d measurements are taken from it", path, len(kept[1]))
+    return Notes(path, key, dict(kept[1]))
+
+
+def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, float]:
+    """The findings of a file that a spec names.
+
+    Args:
+        path: The file.
+        key: What the findings must be of.
+        where: The field that names it.
+
+    Raises:
+        SpecError: There is no such file, it is something else, or of another model.
+    """
+    kept = _read(path) if path.is_file() else None
+    if kept is None:
+        hint = "name the analysis.json of taoq <task> analyze, or leave it out"
+        raise SpecError(Fault(where, f"{path} is no analysis", hint))
+    differing = [name for name in _differing(kept[0], key) if name != "evaluation"]  # a ranking has none
+    if differing:
+        hint = "run taoq <task> analyze on this model, or leave it out"
+        raise SpecError(Fault(where, f"{path} is of another {', '.join(differing)}", hint))
+    return kept[1]
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], Mapping[str, float]] | None:
+    """Key and findings of a file; None if it is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        key = {str(name): str(value) for name, value in data["key"].items()}
+        found = {str(name): float(value) for name, value in data["found"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return key, found
+
+
+def _differing(kept: Mapping[str, str], key: Mapping[str, str]) -> list[str]:
+    return [name for name in {**kept, **key} if kept.get(name) != key.get(name)]
+
+
+def noises(trials: Trials, notes: Notes) -> dict[tuple[str, str], float]:
+    """Noise power over signal power of the outputs with each unit alone quantized, by unit and format."""
+    units = [(unit, dtype) for unit in trials.units for dtype in unit.formats]
+    reference: list[Outputs] = []
+    found: dict[tuple[str, str], float] = {}
+    for unit, dtype in counted(units, "ranking layers"):
+        asked = f"noise, only {described(unit.formats[dtype])}"
+        if asked not in notes.found and not reference:
+            reference = trials.outputs(())
+        find = functools.partial(trials.noise, reference, unit.formats[dtype])
+        found[unit.name, dtype] = notes.get(asked, find)
+    return found
+
+
+def described(items: Iterable[LayerPlan]) -> str:
+    """Layers and their formats in one line: equal for equal choices."""
+    return "; ".join(f"{item.layer.name}: {item.weights} / {item.activations}" for item in items) or "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """The true metric of parts of a plan, on the evaluation data.
+
+    Attributes:
+        trials: The calibrated model.
+        notes: Where the findings go.
+        figure: The figure of the task that counts.
+        kept: Metric of the float model, once it was measured.
+    """
+
+    trials: Trials
+    notes: Notes
+    figure: str
+    kept: list[Metric] = field(default_factory=list)
+
+    def of(self, items: Sequence[LayerPlan]) -> float:
+        """The figure with these layers quantized."""
+        asked = f"{self.figure}, {_short(items)}"
+        return self.notes.get(asked, lambda: self._measure(items).compute()[self.figure])
+
+    def loss_is_certain(self, items: Sequence[LayerPlan]) -> bool:
+        """Whether the 95 % interval of the difference to float is all below zero."""
+
+        def find() -> float:
+            if not self.kept:
+                self.kept.append(self._measure(()))
+            return difference(self.kept[0], self._measure(items), self.figure, resamples=_RESAMPLES).high
+
+        return self.notes.get(f"{self.figure}, highest difference, {_short(items)}", find) < 0
+
+    def _measure(self, items: Sequence[LayerPlan]) -> Metric:
+        with tempfile.TemporaryDirectory() as folder:
+            model = self.trials.runtime(items, Path(folder))
+            (metric,) = measure(self.trials.task, self.trials.spec, [model]).metrics
+        return metric
+
+
+def _short(items: Sequence[LayerPlan]) -> str:
+    """A choice as a digest: hundreds of names make a long key."""
+    return f"{len(items)} layers {hashlib.sha256(described(items).encode()).hexdigest()[:16]}"
+
+
+def decibels(noise: float) -> float | None:
+    """Noise power over signal power as SQNR in dB."""
+    return sqnr(1.0, noise) if math.isfinite(noise) else None
+
+
+def counted(items: Sequence[T], what: str) -> Iterable[T]:
+    """Go through items with a progress bar on stderr and the remaining time; nothing off a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    return _with_bar(items, what)
+
+
+def _with_bar(items: Sequence[T], what: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, what, console=Console(stderr=True), transient=True)

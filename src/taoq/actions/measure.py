@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task's metric of models on the evaluation data, and what quantization changed in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taoq.bootstrap import difference
+from taoq.errors import Fault, SpecError, did_you_mean
+from taoq.runtime import Runtime
+from taoq.status import track
+from taoq.tasks.base import Metric, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came out of an evaluation.
+
+    Attributes:
+        metrics: One a model, in their order; computed.
+        figures: Their figures.
+        num_images: Images that all of them saw.
+        seconds: Of all.
+    """
+
+    metrics: tuple[Metric, ...]
+    figures: tuple[Mapping[str, float], ...]
+    num_images: int
+    seconds: float
+
+
+def measure(task: Task[Any], spec: Any, models: Sequence[Runtime], what: str = "evaluating") -> Measured:
+    """Evaluate models on the same images, each image read once.
+
+    Args:
+        task: The task.
+        spec: Its spec, with the evaluation data.
+        models: The models.
+        what: What is going on, for the progress bar.
+    """
+    batches = task.evaluation_batches(spec)
+    metrics = tuple(task.metric(spec) for _ in models)
+    started = time.monotonic()
+    for batch in track(batches, batches.num_samples, what):
+        for model, metric in zip(models, metrics, strict=True):
+            metric.update(model.run(batch.inputs), batch.targets)
+    seconds = time.monotonic() - started
+    figures = tuple(metric.compute() for metric in metrics)
+    return Measured(metrics=metrics, figures=figures, num_images=batches.num_samples, seconds=seconds)
+
+
+def figure_of(task: Task[Any], spec: Any, asked: str, where: str) -> str:
+    """The figure that a field names; `auto` is the first of the task.
+
+    Args:
+        task: The task.
+        spec: Its spec.
+        asked: Value of the field.
+        where: The field, for messages.
+
+    Raises:
+        SpecError: The task measures no such figure.
+    """
+    known = task.metric(spec).figures
+    if asked == "auto":
+        return known[0]
+    if asked not in known:
+        otherwise = "write auto, or one of " + ", ".join(known)
+        raise SpecError(
+            Fault(where, f"{task.name} measures no figure '{asked}'", did_you_mean(asked, known, otherwise))
+        )
+    return asked
+
+
+def comparison(reference: Metric, metric: Metric, figures: Sequence[str]) -> list[dict[str, Any]]:
+    """Differences of two evaluations of the same images, each with its 95 % interval."""
+    found = (difference(reference, metric, figure) for figure in figures)
+    return [
+        {"figure": one.figure, "value": one.value, "low": one.low, "high": one.high, "resamples": one.resamples}
+        for one in found
+    ]

@@ -1,0 +1,305 @@
+"""SmoothQuant through modelopt.pytorch: factors computed by hand, parts of a plan, files, graphs. Real libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import onnx
+import onnx_networks
+import pytest
+import torch
+from networks import Tokens, backend_of, feed, images, tokens
+from torch import Tensor, nn
+
+from taoq.actions.export import _place, _Source
+from taoq.errors import Fault, SpecError, TaoqError
+from taoq.onnx_export import export_graph
+from taoq.quantization.plan import TensorScheme, check
+from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+
+NAME = "modelopt.pytorch"
+HERE = Path(__file__).parent
+HALF = {"alpha": 0.5}
+SMOOTHED = ["left", "right", "out"]
+
+
+def batches() -> list[Any]:
+    return feed(images(1), images(2))
+
+
+def quantized(
+    *layers: LayerSpec, algorithm: str = "smoothquant", options: dict[str, Any] | None = None, model: Any = None
+) -> Any:
+    rules = list(layers) or networks.rules(NAME, "int8", "*")
+    options = (HALF if algorithm == "smoothquant" else {}) if options is None else options
+    return networks.quantize(NAME, model or tokens(), rules, batches(), options, algorithm=algorithm)
+
+
+def inputs_of(name: str) -> Tensor:
+    """What the float network gives to a layer."""
+    reference, seen = tokens(), []
+    reference.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    networks.run(reference, torch.cat([images(1), images(2)]))
+    return seen[0]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_factors_weights_and_ranges_are_those_of_the_paper(alpha: float) -> None:
+    library, model = backend_of(NAME), quantized(options={"alpha": alpha})
+    state, scales = library.dequantized(model)
+    ranges = library.ranges(model)
+    assert scales["stem"].smoothing is None
+    for name in SMOOTHED:
+        given = inputs_of(name).flatten(0, -2).abs().amax(0)
+        weight = tokens().get_parameter(f"{name}.weight")
+        factors = (weight.abs().amax(0) ** (1 - alpha) / given**alpha).clamp(1e-4, 1e4).detach()
+        torch.testing.assert_close(torch.tensor(scales[name].smoothing), factors, rtol=1e-5, atol=0)
+        smoothed = (weight / factors).detach()
+        steps = smoothed.abs().amax(1) / 127
+        torch.testing.assert_close(torch.tensor(scales[name].weights), steps, rtol=1e-5, atol=0)
+        stored = (model.get_submodule(name).weight.data.int() * steps[:, None]).float()
+        assert float((stored - smoothed).abs().div(steps[:, None]).max()) < 0.501
+        torch.testing.assert_close(state[f"{name}.weight"], stored * factors, rtol=1e-5, atol=1e-9)
+        assert scales[name].activations == pytest.approx(float((given * factors).max()) / 127, rel=1e-5)
+        high = float(((given * factors).max() / factors).max())
+        assert ranges[name] == (pytest.approx(-high, rel=1e-4), pytest.approx(high, rel=1e-4))
+
+
+def test_a_loud_channel_costs_less() -> None:
+    library, noise = backend_of(NAME), {}
+    for algorithm in ("max", "smoothquant"):
+        model = quantized(algorithm=algorithm)
+        errors = library.layer_errors(tokens(), model, list(library.applied(model)), batches(), device="cpu")
+        noise[algorithm] = {name: error.outputs for name, error in errors.items()}
+        assert all(20 < error.weights < 60 for error in errors.values())  # on the footing of the float weights
+    assert noise["smoothquant"]["stem"] == pytest.approx(noise["max"]["stem"], abs=0.01)
+    assert all(noise["smoothquant"][name] > noise["max"][name] + 3 for name in SMOOTHED)
+
+
+def test_parts_of_a_plan() -> None:
+    library = backend_of(NAME)
+    plan = networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "*"), algorithm="smoothquant")
+    ready = library.calibrate(tokens(), plan, batches(), HALF, device="cpu", cache=None)
+    for part in ([], ["left"], ["left", "right", "out"], ["right", "stem"], ["out"], []):
+        model = ready.with_only([item for item in plan.quantized if item.layer.name in part])
+        found = networks.run(model, images())
+        assert set(library.applied(model)) == set(part)
+        if part:
+            alone = quantized(*[networks.rule(name, "int8") for name in part])
+            torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(found, networks.run(tokens(), images()))
+    alone = library.layer_errors(tokens(), ready.with_only(plan.quantized), ["left"], batches(), device="cpu")
+    again = library.layer_errors(tokens(), quantized(), ["left"], batches(), device="cpu")
+    assert alone["left"].weights == pytest.approx(again["left"].weights, abs=1e-3)
+
+
+def test_activations_alone_are_smoothed_and_weights_alone_are_not() -> None:
+    library = backend_of(NAME)
+    model = quantized(
+        LayerSpec(module_name="Linear", activations=TensorSpec(dtype="int8")),
+        networks.rule("out", "int8", activations=False),
+    )
+    state, scales = library.dequantized(model)
+    assert library.applied(model) == {
+        "left": (None, TensorScheme("int8", None)),
+        "right": (None, TensorScheme("int8", None)),
+        "out": (TensorScheme("int8", 0), None),
+    }
+    assert scales["left"].smoothing is not None
+    assert scales["out"].smoothing is None
+    torch.testing.assert_close(state["left.weight"], tokens().left.weight.detach(), rtol=1e-6, atol=1e-9)
+    exported = placed(model)
+    result = onnx_networks.run(exported, images())
+    assert onnx_networks.error(result, networks.run(model, images()).numpy()) < 0.01
+
+
+RELOAD = """
+import sys
+from pathlib import Path
+import torch
+from networks import Tokens, backend_of, fresh_bare, images, run
+builds = {"tokens": lambda: Tokens().eval(), "bare": fresh_bare}
+for path in Path(sys.argv[1]).glob("*.pth"):
+    backend, network = path.stem.split(" ")
+    torch.save(run(backend_of(backend).load(path, builds[network]), images()), path.with_suffix(".output"))
+"""
+
+
+def test_a_reloaded_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
+    """With bias correction, which gives layers a bias that a fresh network has not."""
+    bare = networks.bare
+    models = {
+        (NAME, "tokens"): (tokens, quantized()),
+        (NAME, "bare"): (bare, quantized(algorithm="max", model=bare())),
+        ("torchao", "bare"): (bare, networks.quantize("torchao", bare(), networks.rules("torchao", "int8", "*"))),
+    }
+    outputs = {}
+    for (backend, network), (build, model) in models.items():
+        library, name = backend_of(backend), f"{backend} {network}"
+        library.correct_biases(build(), model, list(library.applied(model)), batches(), device="cpu")
+        library.save(model, tmp_path / f"{name}.pth", {})
+        outputs[name] = networks.run(model, images())
+    words = [sys.executable, "-c", RELOAD, str(tmp_path)]
+    process = subprocess.run(words, cwd=HERE, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    for name, output in outputs.items():
+        assert torch.equal(torch.load(tmp_path / f"{name}.output", weights_only=True), output)
+    model = models[NAME, "tokens"][1]
+    loaded = backend_of(NAME).load(tmp_path / f"{NAME} tokens.pth", lambda: Tokens().eval())
+    assert backend_of(NAME).ranges(loaded) == backend_of(NAME).ranges(model)
+    assert networks.parts(loaded).keys() == networks.parts(model).keys()
+    assert "left.bias" in loaded.state_dict()
+
+
+def placed(model: nn.Module) -> onnx.ModelProto:
+    """The graph that export makes of a quantized model."""
+    library = backend_of(NAME)
+    state, scales = library.dequantized(model)
+    network = Tokens().eval()
+    network.load_state_dict(dict(state), assign=True)
+    graph = export_graph(network, {"image": images()}, ["scores"], opset=19, dynamic=True, fold=False)
+    _place(graph, _Source(model, network, library.applied(model), scales))
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def test_the_plain_weights_are_the_float_network_s() -> None:
+    state, _ = backend_of(NAME).dequantized(quantized())
+    network = Tokens().eval()
+    network.load_state_dict(dict(state))
+    assert 0 < networks.error(networks.run(network, images()), networks.run(tokens(), images())) < 0.03
+
+
+def test_an_exported_graph_multiplies_what_a_smoothed_layer_reads() -> None:
+    library, model = backend_of(NAME), quantized()
+    graph = placed(model)
+    result = onnx_networks.run(graph, images())
+    assert onnx_networks.error(result, networks.run(model, images()).numpy()) < 1e-3
+    makers, _, scales = onnx_networks.made_by(graph), *library.dequantized(model)
+    factors = []
+    layers = {"left": "/left/MatMul", "right": "/right/MatMul", "out": "/out/Gemm", "stem": "/stem/Conv"}
+    for name, layer in layers.items():
+        quantize = makers[makers[onnx_networks.node(graph, layer).input[0]].input[0]]
+        maker = makers.get(quantize.input[0])
+        if name == "stem":
+            assert maker is None  # the image
+            continue
+        assert maker.op_type == "Mul"
+        np.testing.assert_array_equal(onnx_networks.tensors(graph)[maker.input[1]], scales[name].smoothing)
+        factors.append(maker.input[0])
+        stored, _ = onnx_networks.weight_parts(graph, layer)
+        expected = model.get_submodule(name).weight.data.numpy()
+        np.testing.assert_array_equal(stored, expected.T if layer.endswith("MatMul") else expected)
+    assert factors[0] == factors[1]  # both read one tensor, each through factors of its own
+    # nothing else reads what was multiplied, and no float weight is left
+    assert sum(node.op_type == "Mul" for node in graph.graph.node) == 3
+    assert not any(value.dtype == np.float32 and value.ndim >= 2 for value in onnx_networks.tensors(graph).values())
+
+
+def test_a_layer_that_is_called_twice_has_one_weight_in_the_graph() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.fc(self.fc(image.mean((2, 3))))
+
+    library = backend_of(NAME)
+    model = quantized(networks.rule("fc", "int8"), model=networks.seeded(Twice).eval())
+    state, scales = library.dequantized(model)
+    network = Twice().eval()
+    network.load_state_dict(dict(state))
+    graph = export_graph(network, {"image": images()}, ["scores"], opset=19, dynamic=True, fold=False)
+    _place(graph, _Source(model, network, library.applied(model), scales))
+    assert sum(value.dtype == np.int8 and value.ndim == 2 for value in onnx_networks.tensors(graph).values()) == 1
+    result = onnx_networks.run(graph, images())
+    assert onnx_networks.error(result, networks.run(model, images()).numpy()) < 1e-5
+
+
+class Pinched(nn.Module):
+    """A linear layer with one input channel, or one with a channel that is always zero and has no weight."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, 4)
+        if channels > 1:
+            with torch.no_grad():
+                self.fc.weight[:, 1:] = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = image.mean((2, 3))[:, : self.fc.in_features]
+        return self.fc(features if self.fc.in_features == 1 else features * torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("channels", "why"), [(1, "fc has only one channel to smooth"), (2, "pre_quant_scale should be positive")]
+)
+def test_what_modelopt_cannot_smooth_is_an_error(channels: int, why: str) -> None:
+    model = Pinched(channels).eval()
+    with pytest.raises(TaoqError) as error:
+        quantized(networks.rule("fc", "int8"), model=model)
+    assert str(error.value) == (
+        f"quantize.algorithm: ModelOpt's SmoothQuant does not take this network: {why}\nhint: write algorithm: max"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"alpha": 1.5}, Fault("", "input should be less than or equal to 1", "see ModelOpt's SmoothQuantCalibConfig")),
+        ({"alpha": None}, Fault("", "'None' is not a number from 0 to 1", "write for example 0.5")),
+        (
+            {"alpa": 0.5},
+            Fault("", "ModelOpt's SmoothQuantCalibConfig has no argument 'alpa'", "did you mean 'alpha'?"),
+        ),
+    ],
+    ids=["value", "none", "unknown"],
+)
+def test_options_are_checked(options: dict[str, Any], fault: Fault) -> None:
+    (key,) = options
+    expected = Fault(f"quantize.backend_kwargs.{key}", fault.what, fault.hint)
+    assert backend_of(NAME).check_options(options, "smoothquant") == [expected]
+    assert backend_of(NAME).check_options(HALF, "smoothquant") == []
+    assert backend_of(NAME).check_options(HALF, "max") != []
+
+
+def test_layers_that_are_not_smoothed_are_named() -> None:
+    plan = networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "*"), algorithm="smoothquant")
+    assert plan.warnings == (
+        "quantize.algorithm: smoothquant smooths linear layers with quantized inputs;"
+        " 1 other layer(s) get ranges as with max (stem)",
+    )
+    with pytest.raises(SpecError) as error:
+        networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "Conv2d"), algorithm="smoothquant")
+    assert str(error.value) == (
+        "quantize.algorithm: smoothquant has no layer to smooth: no linear layer has quantized activations\n"
+        "hint: write algorithm: max, or name linear layers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "instead"),
+    [
+        ("torchao", "algorithm: minmax"),
+        ("modelopt.onnx", "algorithm: minmax or algorithm: max or algorithm: entropy"),
+        ("onnxruntime", "algorithm: minmax or algorithm: max or algorithm: entropy"),
+    ],
+    ids=["torchao", "modelopt.onnx", "onnxruntime"],
+)
+def test_other_backends_refuse_it(backend: str, instead: str) -> None:
+    support = backend_of(backend).support
+    rules = [networks.rule("*", "int8")]
+    section = QuantizeSpec(backend=backend, mode=support.modes[0], device="cpu", layers=rules, algorithm="smoothquant")
+    with pytest.raises(SpecError) as error:
+        check(section, support)
+    assert str(error.value) == (
+        f"quantize.algorithm: backend {backend} has no algorithm smoothquant\n"
+        f"hint: write {instead}, or choose a backend that has smoothquant"
+    )
