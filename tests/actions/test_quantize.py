@@ -36,6 +36,7 @@ def test_the_artifact_folder(taoq: Taoq, digits_words: Words, tmp_path: Path) ->
         "experiment.yaml",
         "log.txt",
         "manifest.json",
+        "quantization_report.html",
         "quantization_report.json",
         "quantized_model_modelopt.pytorch.pth",
         "status.json",
@@ -62,7 +63,7 @@ def test_the_artifact_folder(taoq: Taoq, digits_words: Words, tmp_path: Path) ->
     assert rows["fc"]["weights"] == {"dtype": "int8", "axis": 0, "asked": "int8"}
     report = read(directory / "quantization_report.json")
     assert (report["layers_quantized"], report["layers_quantizable"]) == (21, 22)
-    assert report["layers"] == list(manifest.plan)
+    assert [{key: row[key] for key in manifest.plan[0]} for row in report["layers"]] == list(manifest.plan)
 
 
 def test_status_json_has_tao_s_lines(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def quantize(
     if evaluation:
         status.write("RUNNING", "Evaluation metrics.", evaluation["quantized"])
         show(report.figures_table(evaluation))
-    print(f"artifact: {directory}\nreport: {directory / 'quantization_report.html'}")
+    print(f"report: {directory / 'quantization_report.html'}\nartifact: {directory}")
     if accuracy and not accuracy["met"]:
         what = (
             f"{accuracy['metric']} falls from {accuracy['float']:.4f} to {accuracy['quantized']:.4f}, by"

@@ -1,0 +1,167 @@
+"""`analyze`, and `quantize` with an accuracy budget: on the example networks, with the real libraries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from taoq.artifact import read_manifest
+
+Taoq = Callable[..., tuple[int, str, str]]
+Words = Callable[..., list[str]]
+
+STATIC = [
+    "quantize.backend=modelopt.pytorch",
+    "quantize.mode=static_ptq",
+    'quantize.layers=[{"module_name": "*", "weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}]',
+    "quantize.device=cpu",
+    "quantize.calibration.num_samples=16",
+]
+FEW = ["analyze.num_samples=4", "analyze.confirm=1", 'analyze.groups=["blocks.*"]']
+VOID = ("meta", "circle", "path", "br", "input")
+
+
+class Balanced(HTMLParser):
+    """Checks that every tag is closed, and that nothing is loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not {name for name, _ in attrs} & {"src", "href", "onload"}
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_page(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert "http" not in text.split("</style>")[0]
+    assert "prefers-color-scheme: dark" in text
+    return text
+
+
+def test_analyze_ranks_confirms_and_resumes(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    words = digits_words("analyze", "vit_tiny", *STATIC, *FEW)
+    code, out, err = taoq(*words)
+    assert code == 0, err
+    directory = tmp_path / "results" / "analyze"
+    first = read(directory / "analysis.json")
+    units = {unit["name"]: unit for unit in first["units"]}
+    assert set(units) == {"patch_embed.proj", "blocks.*", "head"}
+    assert len(units["blocks.*"]["layers"]) == 24
+    decibels = [unit["sqnr"] for unit in first["units"]]
+    assert decibels == sorted(decibels)
+    assert all(10 < value < 80 for value in decibels)
+    assert first["units"][0]["metric"] > 0.9
+    assert first["units"][1]["metric"] is None
+    assert first["macs"] > sum(unit["macs"] for unit in first["units"]) * 0.99
+    assert f"results: {directory / 'analysis.json'}" in out
+    check_page(directory / "analysis.html")
+    code, _, err = taoq(*words)  # nothing is measured again
+    assert code == 0
+    assert f"{directory / 'analysis.json'}: {len(first['found'])} measurements are taken from it" in err
+    assert read(directory / "analysis.json")["units"] == first["units"]
+
+
+def test_a_group_that_fits_nothing(taoq: Taoq, digits_words: Words) -> None:
+    code, _, err = taoq(*digits_words("analyze", "vit_tiny", *STATIC, 'analyze.groups=["block.*"]'))
+    assert code == 2
+    assert "analyze.groups[0]: 'block.*' matches no layer that is quantized\nhint: see the plan: --dry-run" in err
+
+
+def test_a_search_writes_a_spec_that_quantize_runs_unchanged(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    budget = "quantize.accuracy={max_drop: 0.01, action: search, max_evaluations: 3, dtypes: [int8, fp8_e4m3fn]}"
+    code, out, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, *FEW, budget))
+    assert code == 0, err
+    directory = tmp_path / "results" / "quantize"
+    report, manifest = read(directory / "quantization_report.json"), read_manifest(directory)
+    assert report["search"]["share"] == 1.0
+    assert [one["what"] for one in report["search"]["evaluations"]] == ["everything"]
+    assert report["accuracy"]["met"] is True
+    assert manifest.accuracy == report["accuracy"]
+    assert "plans were evaluated" in out
+    assert "Trade-off" in check_page(directory / "quantization_report.html")
+    tuned = yaml.safe_load((directory / "tuned.yaml").read_text(encoding="utf-8"))
+    assert tuned["quantize"]["accuracy"]["action"] == "check"
+    again = tmp_path / "again"
+    code, _, err = taoq(
+        "classification_pyt", "quantize", "-e", str(directory / "tuned.yaml"), f"quantize.results_dir={again}"
+    )
+    assert code == 0, err
+    assert read_manifest(again).plan == manifest.plan
+    assert read_manifest(again).sha256 == manifest.sha256
+
+
+def test_a_search_that_finds_nothing_is_exit_code_4(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    budget = "quantize.accuracy={max_drop: -0.5, action: search, max_evaluations: 3}"
+    code, _, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, *FEW, budget))
+    assert code == 4
+    assert "quantize.accuracy.max_drop: no plan of 3 keeps val_acc_1 within -0.5 of 0.9849; the best found loses" in err
+    assert not (tmp_path / "results" / "quantize" / "manifest.json").exists()
+    other = tmp_path / "results" / "quantize" / "analysis.json"
+    words = digits_words("quantize", "resnet_18", *STATIC)
+    named = f"quantize.accuracy={{max_drop: 0.01, action: search, analysis: {other}}}"
+    code, _, err = taoq(*words, named, f"quantize.results_dir={tmp_path / 'other'}")
+    assert code == 2
+    assert f"quantize.accuracy.analysis: {other} is of another model" in err
+
+
+def test_a_drop_above_the_budget_keeps_and_marks_the_artifact(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    code, _, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, "quantize.accuracy={max_drop: -0.5}"))
+    assert code == 4
+    assert "quantize.accuracy.max_drop: val_acc_1 falls from 0.9849 to " in err
+    assert "hint: the artifact is kept and marked; accuracy.action: search looks for the layers to leave float" in err
+    manifest = read_manifest(tmp_path / "results" / "quantize")
+    assert manifest.accuracy["met"] is False
+    assert "Accuracy budget not met" in check_page(tmp_path / "results" / "quantize" / "quantization_report.html")
+
+
+@pytest.mark.parametrize("name", ["val_mAP", "val_acc_7"])
+def test_a_figure_that_the_task_lacks(taoq: Taoq, digits_words: Words, name: str) -> None:
+    budget = f"quantize.accuracy={{max_drop: 0.01, metric: {name}}}"
+    code, _, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, budget))
+    assert code == 2
+    assert f"quantize.accuracy.metric: classification_pyt measures no figure '{name}'" in err
+
+
+def test_evaluate_of_an_onnx_backend_measures_both_files(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    file = tmp_path / "float.onnx"
+    model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
+    words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
+    assert taoq(*digits_words("export", "resnet_18", *words))[0] == 0
+    words = [*STATIC, "quantize.backend=onnxruntime", f"quantize.model_path={file}", "quantize.evaluate=true"]
+    code, _, err = taoq(*digits_words("quantize", "resnet_18", *words))
+    assert code == 0, err
+    report = read(tmp_path / "results" / "quantize" / "quantization_report.json")
+    assert report["evaluation"]["num_images"] == 597
+    (one,) = report["evaluation"]["differences"]
+    assert one["figure"] == "val_acc_1"
+    assert one["low"] <= one["value"] <= one["high"]
+    assert all(row["outputs_sqnr"] > 20 and row["macs"] > 0 for row in report["layers"])
+    check_page(tmp_path / "results" / "quantize" / "quantization_report.html")
+    words = [*STATIC, "quantize.backend=onnxruntime", f"quantize.model_path={file}", *FEW[:2]]
+    code, _, err = taoq(*digits_words("analyze", "resnet_18", *words, 'analyze.groups=["layer*"]'))
+    assert code == 0, err
+    assert len(read(tmp_path / "results" / "analyze" / "analysis.json")["units"]) == 3
