@@ -89,7 +89,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(taoq: Taoq, digits_words: 
 
 def test_every_quantize_prints_the_plan(taoq: Taoq, digits_words: Words) -> None:
     _, out, _ = taoq(*digits_words("quantize", "resnet_18", *TORCHAO, LINEAR))
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    plan, errors = out.split("largest errors of 1 quantized layers")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in plan.splitlines() if line.startswith("│")]
+    assert "│ fc " in errors
     assert rows[0] == ["conv1", "Conv2d", "float", "float", "torchao does not quantize Conv2d"]
     assert rows[-1] == ["fc", "Linear", "int8 axis 0", "float", "quantize.layers[0] 'Linear'"]
 
