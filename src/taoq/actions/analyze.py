@@ -17,7 +17,7 @@ from taoq.actions import others
 from taoq.actions.analysis import FILE, Evaluations, decibels, noises, open_notes
 from taoq.actions.float_model import choose_backend, show_plan
 from taoq.actions.measure import figure_of
-from taoq.actions.results import exact_patterns, replace_text, results_dir, write_experiment
+from taoq.actions.results import exact_patterns, replace_text, write_experiment
 from taoq.actions.trials import Trials, Unit, calibrate
 from taoq.artifact import versions
 from taoq.console import show
@@ -35,8 +35,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
     """Rank the layers that a spec would quantize; write analysis.json and analysis.html."""
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("analyze", "quantize"))
     section: AnalyzeSpec = spec.analyze
-    directory = results_dir(spec, "analyze")
-    backend, warnings = choose_backend(task, spec, directory)
+    backend, warnings, directory = choose_backend(task, spec, "analyze")
     figure = figure_of(task, spec, section.metric, "analyze.metric")
     with run_status(directory, task.name, "analyze") as status:
         started = time.monotonic()

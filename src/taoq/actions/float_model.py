@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from taoq.actions.open_model import check_provenance, open_onnx
+from taoq.actions.results import results_dir
 from taoq.artifact import find_artifact, sha256, versions
 from taoq.console import show
 from taoq.errors import Fault, SpecError
@@ -32,13 +33,13 @@ from taoq.tasks.base import Batches, Task
 log = logging.getLogger(__name__)
 
 
-def choose_backend(task: Task[Any], spec: Any, directory: Path) -> tuple[Backend[Any], tuple[str, ...]]:
-    """The backend of a spec, and warnings; all is checked that needs no model.
+def choose_backend(task: Task[Any], spec: Any, action: str) -> tuple[Backend[Any], tuple[str, ...], Path]:
+    """The backend of a spec, warnings, and the folder of the results; all is checked that needs no model.
 
     Args:
         task: The task.
         spec: Its spec.
-        directory: Where the results go.
+        action: Whose results they are.
 
     Raises:
         SpecError: With every fault.
@@ -49,8 +50,9 @@ def choose_backend(task: Task[Any], spec: Any, directory: Path) -> tuple[Backend
     faults = backend.check_options(section.backend_kwargs, section.algorithm)
     if faults:
         raise SpecError(*faults)
+    directory = results_dir(spec, action)
     _check_source(task, section, directory, backend)
-    return backend, warnings
+    return backend, warnings, directory
 
 
 def open_float(task: Task[Any], spec: Any, backend: Backend[Any]) -> Any:

@@ -28,7 +28,7 @@ from taoq.actions.float_model import (
 )
 from taoq.actions.measure import comparison, figure_of, measure
 from taoq.actions.open_model import open_onnx
-from taoq.actions.results import results_dir, staged, write_experiment, write_json
+from taoq.actions.results import staged, write_experiment, write_json
 from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, sha256, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, TaoqError
@@ -61,8 +61,7 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
     """
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("quantize"))
     section: QuantizeSpec = spec.quantize
-    directory = results_dir(spec, "quantize")
-    backend, warnings = choose_backend(task, spec, directory)
+    backend, warnings, directory = choose_backend(task, spec, "quantize")
     if dry_run:
         show_plan(plan_layers(task, section, backend, open_float(task, spec, backend), warnings), section, backend)
         log.info("dry run: nothing was calibrated, nothing was written")
