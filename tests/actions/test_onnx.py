@@ -160,7 +160,7 @@ def test_a_classifier_from_quantize_to_evaluate(
     assert (rows["/fc/Gemm"]["alias"], rows["/fc/Gemm"]["rule"]) == ("fc", "quantize.layers[1]")
     report = read(folder / "quantization_report.json")
     assert (report["layers_quantized"], report["layers_quantizable"], report["warnings"]) == (22, 22, [])
-    assert report["layers"] == list(manifest.plan)
+    assert [{key: row[key] for key in manifest.plan[0]} for row in report["layers"]] == list(manifest.plan)
     assert yaml.safe_load((folder / "experiment.yaml").read_text())["quantize"]["backend"] == backend
 
     figures = metrics("resnet_18", folder)
