@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a checkpoint is made of."""
+"""The files that a checkpoint is made of, and how a file is replaced."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,3 +25,21 @@ def parts(checkpoint: Path) -> list[Path]:
 def total_size(checkpoint: Path) -> int:
     """Bytes of all its files."""
     return sum(file.stat().st_size for file in parts(checkpoint))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file that takes the place of another at the end; made first, so that no work is lost where it cannot be.
+
+    Raises:
+        OSError: It cannot be written; what was there is there.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

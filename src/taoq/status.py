@@ -105,3 +105,20 @@ def track(items: Iterable[T], total: int, what: str, count: str = "paths") -> It
             yield item
             done += len(getattr(item, count))
             progress.update(bar, completed=done, rate=done / max(time.monotonic() - started, 1e-9))
+
+
+def steps(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Go through things that take long with a progress bar on stderr: remaining time, nothing off a terminal.
+
+    Args:
+        items: The things.
+        total: How many there are.
+        what: What is going on, for the bar.
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    yield from bar(items, what, total, console=Console(stderr=True), transient=True)

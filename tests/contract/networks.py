@@ -161,7 +161,9 @@ def quantize(
 ) -> nn.Module:
     """Plan, quantize, and verify that the library did what the plan says, as the action does."""
     plan = plan_of(backend, model, layers, **fields)
-    quantized, left_out = backend_of(backend).quantize(model, plan, batches, options or {}, device="cpu", cache=None)
+    quantized, left_out = (
+        backend_of(backend).calibrate(model, plan, batches, options or {}, device="cpu", cache=None).quantize(plan)
+    )
     assert not left_out
     verify(plan, backend_of(backend).applied(quantized))
     return quantized

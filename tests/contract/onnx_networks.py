@@ -125,7 +125,9 @@ def quantize(
     """Plan, quantize a copy, and verify that the library did what the plan says, as the action does."""
     plan = plan_of(backend, model, layers, options, **fields)
     copy = onnx.ModelProto.FromString(model.SerializeToString())
-    found, left_out = backend_of(backend).quantize(copy, plan, batches, options or {}, device="cpu", cache=cache)
+    found, left_out = (
+        backend_of(backend).calibrate(copy, plan, batches, options or {}, device="cpu", cache=cache).quantize(plan)
+    )
     assert not left_out
     verify(plan, backend_of(backend).applied(found))
     return found

@@ -208,7 +208,9 @@ def test_the_rest_of_the_graph_stays_float32(backend: str) -> None:
 def test_modelopt_leaves_a_three_channel_stem_out_in_fp8_and_says_why() -> None:
     model, rules = branches(), [rule("*", FP8, FP8)]
     plan = plan_of(MODELOPT, model, rules)
-    model, reasons = backend_of(MODELOPT).quantize(model, plan, feed(pictures()), {}, device="cpu", cache=None)
+    model, reasons = (
+        backend_of(MODELOPT).calibrate(model, plan, feed(pictures()), {}, device="cpu", cache=None).quantize(plan)
+    )
     why = "ModelOpt leaves it out: TensorRT has no fast fp8 kernel for its shape"
     assert reasons == {"/stem/Conv": why}
     left = leave_out(plan, reasons, strict=False)
@@ -389,7 +391,9 @@ def test_the_scales_of_modelopts_weights_go_along_any_axis(dtype: str, axis: int
             for item in plan.layers
         ]
         plan = dataclasses.replace(plan, layers=tuple(layers))
-    model, _ = backend_of(MODELOPT).quantize(branches(), plan, Untouched(), {}, device="cpu", cache=None)
+    model, _ = (
+        backend_of(MODELOPT).calibrate(branches(), plan, Untouched(), {}, device="cpu", cache=None).quantize(plan)
+    )
     verify(plan, backend_of(MODELOPT).applied(model))
     stored, scale = weight_parts(model, "/left/Conv")
     assert (str(stored.dtype), scale.shape) == (

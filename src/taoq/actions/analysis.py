@@ -7,13 +7,10 @@ import functools
 import hashlib
 import json
 import logging
-import math
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from taoq.actions.measure import measure
 from taoq.actions.results import replace_text
@@ -21,11 +18,10 @@ from taoq.actions.trials import Trials
 from taoq.bootstrap import difference
 from taoq.errors import Fault, SpecError
 from taoq.quantization.plan import LayerPlan
-from taoq.quantization.sqnr import sqnr
-from taoq.tasks.base import Metric, Outputs
+from taoq.status import steps
+from taoq.tasks.base import Metric
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 FILE = "analysis.json"
 _RESAMPLES = 200  # enough to say on which side of zero an interval is
@@ -104,17 +100,17 @@ def _differing(kept: Mapping[str, str], key: Mapping[str, str]) -> list[str]:
 
 
 def noises(trials: Trials, notes: Notes) -> dict[tuple[str, str], float]:
-    """Noise power over signal power of the outputs with each unit alone quantized, by unit and format."""
+    """Noise of each unit alone, by unit and format."""
     units = [(unit, dtype) for unit in trials.units for dtype in unit.formats]
-    reference: list[Outputs] = []
-    found: dict[tuple[str, str], float] = {}
-    for unit, dtype in counted(units, "ranking layers"):
-        asked = f"noise, only {described(unit.formats[dtype])}"
-        if asked not in notes.found and not reference:
-            reference = trials.outputs(())
-        find = functools.partial(trials.noise, reference, unit.formats[dtype])
-        found[unit.name, dtype] = notes.get(asked, find)
-    return found
+    return {
+        (unit.name, dtype): noise(trials, notes, unit.formats[dtype])
+        for unit, dtype in steps(units, len(units), "ranking layers")
+    }
+
+
+def noise(trials: Trials, notes: Notes, items: Sequence[LayerPlan]) -> float:
+    """Noise power over signal power of the outputs with these layers quantized."""
+    return notes.get(f"noise, {_short(items)}", lambda: trials.noise(items))
 
 
 def described(items: Iterable[LayerPlan]) -> str:
@@ -130,55 +126,43 @@ class Evaluations:
         trials: The calibrated model.
         notes: Where the findings go.
         figure: The figure of the task that counts.
-        kept: Metric of the float model, once it was measured.
     """
 
     trials: Trials
     notes: Notes
     figure: str
-    kept: list[Metric] = field(default_factory=list)
+
+    @functools.cached_property
+    def reference(self) -> Metric:
+        """Of the float model."""
+        return self._measure(())
 
     def of(self, items: Sequence[LayerPlan]) -> float:
         """The figure with these layers quantized."""
-        asked = f"{self.figure}, {_short(items)}"
-        return self.notes.get(asked, lambda: self._measure(items).compute()[self.figure])
+        if self._asked(items) not in self.notes.found:
+            self._measure(items)
+        return self.notes.found[self._asked(items)]
 
     def loss_is_certain(self, items: Sequence[LayerPlan]) -> bool:
         """Whether the 95 % interval of the difference to float is all below zero."""
 
         def find() -> float:
-            if not self.kept:
-                self.kept.append(self._measure(()))
-            return difference(self.kept[0], self._measure(items), self.figure, resamples=_RESAMPLES).high
+            return difference(self.reference, self._measure(items), self.figure, resamples=_RESAMPLES).high
 
         return self.notes.get(f"{self.figure}, highest difference, {_short(items)}", find) < 0
 
+    def _asked(self, items: Sequence[LayerPlan]) -> str:
+        return f"{self.figure}, {_short(items)}"
+
     def _measure(self, items: Sequence[LayerPlan]) -> Metric:
+        """The metric with these layers quantized; its figure is written down."""
         with tempfile.TemporaryDirectory() as folder:
             model = self.trials.runtime(items, Path(folder))
-            (metric,) = measure(self.trials.task, self.trials.spec, [model]).metrics
-        return metric
+            found = measure(self.trials.task, self.trials.spec, [model])
+        self.notes.get(self._asked(items), lambda: found.figures[0][self.figure])
+        return found.metrics[0]
 
 
 def _short(items: Sequence[LayerPlan]) -> str:
     """A choice as a digest: hundreds of names make a long key."""
     return f"{len(items)} layers {hashlib.sha256(described(items).encode()).hexdigest()[:16]}"
-
-
-def decibels(noise: float) -> float | None:
-    """Noise power over signal power as SQNR in dB."""
-    return sqnr(1.0, noise) if math.isfinite(noise) else None
-
-
-def counted(items: Sequence[T], what: str) -> Iterable[T]:
-    """Go through items with a progress bar on stderr and the remaining time; nothing off a terminal."""
-    if not sys.stderr.isatty():
-        return items
-    return _with_bar(items, what)
-
-
-def _with_bar(items: Sequence[T], what: str) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, what, console=Console(stderr=True), transient=True)

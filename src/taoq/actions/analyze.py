@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from taoq.actions import others
-from taoq.actions.analysis import FILE, Evaluations, decibels, noises, open_notes
+from taoq.actions.analysis import FILE, Evaluations, noise, noises, open_notes
 from taoq.actions.float_model import choose_backend, show_plan
 from taoq.actions.measure import figure_of
 from taoq.actions.results import exact_patterns, replace_text, write_experiment
@@ -23,6 +23,7 @@ from taoq.artifact import versions
 from taoq.console import show
 from taoq.pages import page
 from taoq.quantization.plan import LayerPlan
+from taoq.quantization.sqnr import sqnr
 from taoq.spec import SpecSource, load_spec
 from taoq.status import Status, run_status
 from taoq.tasks.base import Task
@@ -39,9 +40,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
     figure = figure_of(task, spec, section.metric, "analyze.metric")
     with run_status(directory, task.name, "analyze") as status:
         started = time.monotonic()
-        trials = calibrate(
-            task, spec, backend, warnings, num_samples=section.num_samples, groups=section.groups
-        )  # fmt: skip
+        trials = calibrate(task, spec, backend, warnings, num_samples=section.num_samples, groups=section.groups)
         show_plan(trials.plan, spec.quantize, backend)
         notes = open_notes(directory / FILE, trials.key)
         results = analyze(trials, Evaluations(trials=trials, notes=notes, figure=figure), status)
@@ -72,10 +71,8 @@ def analyze(trials: Trials, evaluations: Evaluations, status: Status) -> dict[st
     # as the rules are written, a unit has one format
     ranking = sorted(trials.units, key=lambda unit: found[unit.name, _dtype(unit)], reverse=True)
     status.write("RUNNING", f"Ranked {len(ranking)} layers or groups.")
-    everything = _items(ranking)
-    before, after = evaluations.of(()), evaluations.of(everything)
-    reference = trials.outputs(())
-    all_noise = notes.get("noise, everything", lambda: trials.noise(reference, everything))
+    curve, skipped = _curve(trials, evaluations, ranking)
+    before, after = evaluations.of(()), evaluations.of(_items(ranking))
     rows: list[dict[str, Any]] = []
     for position, unit in enumerate(ranking):
         row = {
@@ -83,20 +80,19 @@ def analyze(trials: Trials, evaluations: Evaluations, status: Status) -> dict[st
             "layers": list(unit.layers),
             "dtype": _dtype(unit),
             "macs": unit.macs,
-            "bytes": unit.size,
-            "sqnr": decibels(found[unit.name, _dtype(unit)]),
+            "bytes": unit.bytes,
+            "sqnr": sqnr(1.0, found[unit.name, _dtype(unit)]),
             "sqnr_all_but": None,
             "metric": None,
             "metric_all_but": None,
         }
         if position < section.confirm:
-            alone, others_ = _items([unit]), _items([other for other in ranking if other is not unit])
-            row["sqnr_all_but"] = decibels(_noise_of(trials, evaluations, reference, unit, others_))
-            row["metric"] = evaluations.of(alone)
-            row["metric_all_but"] = evaluations.of(others_)
-            status.write("RUNNING", f"Confirmed {unit.name}.", {evaluations.figure: evaluations.of(alone)})
+            alone, all_but = evaluations.of(_items([unit])), _items([one for one in ranking if one is not unit])
+            row["sqnr_all_but"] = sqnr(1.0, noise(trials, notes, all_but))
+            row["metric"] = alone
+            row["metric_all_but"] = evaluations.of(all_but)
+            status.write("RUNNING", f"Confirmed {unit.name}.", {evaluations.figure: alone})
         rows.append(row)
-    curve, skipped = _curve(trials, evaluations, ranking)
     return {
         "task": trials.task.name,
         "backend": trials.backend.name,
@@ -105,19 +101,17 @@ def analyze(trials: Trials, evaluations: Evaluations, status: Status) -> dict[st
         "num_samples": sum(len(next(iter(inputs.values()))) for inputs in trials.sample),
         "num_images": trials.task.evaluation_batches(trials.spec).num_samples,
         "float": before,
-        "all": {"sqnr": decibels(all_noise), "metric": after, "drop": before - after},
+        "all": {
+            "sqnr": sqnr(1.0, noise(trials, notes, _items(ranking))),
+            "metric": after,
+            "drop": before - after,
+        },
         "layers": sum(len(unit.layers) for unit in ranking),
         "macs": sum(trials.macs.values()),
         "units": rows,
         "curve": curve,
         "skip_names": exact_patterns(name for unit in ranking[:skipped] for name in unit.layers),
     }
-
-
-def _noise_of(
-    trials: Trials, evaluations: Evaluations, reference: Sequence[Any], unit: Unit, items: Sequence[LayerPlan]
-) -> float:
-    return evaluations.notes.get(f"noise, all but {unit.name}", lambda: trials.noise(reference, items))
 
 
 def _curve(trials: Trials, evaluations: Evaluations, ranking: Sequence[Unit]) -> tuple[list[dict[str, Any]], int]:
@@ -127,26 +121,24 @@ def _curve(trials: Trials, evaluations: Evaluations, ranking: Sequence[Unit]) ->
     with the best metric.
     """
     counts = [0, *(2**power for power in range(len(ranking).bit_length()) if 2**power < len(ranking))]
-    whole_macs, whole_size = sum(trials.macs.values()), sum(unit.size for unit in ranking)
-    points = []
-    enough = None
+    whole_macs, whole_bytes = sum(trials.macs.values()), sum(unit.bytes for unit in ranking)
+    points: list[dict[str, Any]] = []
     for count in counts:
         kept = ranking[count:]
-        value = evaluations.of(_items(kept))
+        certain = evaluations.loss_is_certain(_items(kept))
         points.append(
             {
                 "left_out": count,
                 "layers": sum(len(unit.layers) for unit in kept),
                 "macs_share": sum(unit.macs for unit in kept) / whole_macs if whole_macs else 0.0,
-                "bytes_share": sum(unit.size for unit in kept) / whole_size if whole_size else 0.0,
-                "metric": value,
+                "bytes_share": sum(unit.bytes for unit in kept) / whole_bytes if whole_bytes else 0.0,
+                "metric": evaluations.of(_items(kept)),
             }
         )
-        if enough is None and not evaluations.loss_is_certain(_items(kept)):
-            enough = count
-            break
-    best = max(points, key=lambda point: (float(point["metric"]), -int(point["left_out"])))
-    return points, int(best["left_out"]) if enough is None else enough
+        if not certain:
+            return points, count
+    best = max(points, key=lambda point: (point["metric"], -point["left_out"]))
+    return points, int(best["left_out"])
 
 
 def _items(units: Sequence[Unit]) -> list[LayerPlan]:
@@ -179,7 +171,7 @@ def _show(results: Mapping[str, Any]) -> None:
             f"  without the worst {point['left_out']}: {point['metric']:.4f}, {100 * point['macs_share']:.1f} % of the"
             " multiply-accumulates quantized"
         )
-    skip = json.dumps(results["skip_names"])
+    skipped = results["skip_names"]
     print(
-        f"quantize.skip_names: {skip}" if results["skip_names"] else "no layer has to be left out: no loss is certain"
+        f"quantize.skip_names: {json.dumps(skipped)}" if skipped else "no layer has to be left out: no loss is certain"
     )

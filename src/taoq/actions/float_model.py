@@ -25,7 +25,7 @@ from taoq.quantization.backends.base import Backend, Inputs
 from taoq.quantization.plan import Layer, QuantizationPlan, check, resolve
 from taoq.quantization.ranges import RangeCache
 from taoq.quantization.spec import QuantizeSpec
-from taoq.runtime import torch_device
+from taoq.runtime import Runtime, TorchRuntime, torch_device
 from taoq.spec import spec_to_dict
 from taoq.status import track
 from taoq.tasks.base import Batches, Task
@@ -66,7 +66,7 @@ def open_float(task: Task[Any], spec: Any, backend: Backend[Any]) -> Any:
 
 
 def reopen_float(task: Task[Any], spec: Any, backend: Backend[Any]) -> Any:
-    """The same once more, without a word and without the checks: what quantizing used up."""
+    """The same once more, without the checks: what quantizing used up."""
     if backend.format == "onnx":
         from taoq.onnx_file import read_onnx
         from taoq.quantization.backends.onnx_layers import prepare
@@ -113,22 +113,34 @@ def quantization_device(section: QuantizeSpec, backend: Backend[Any]) -> str:
     return execution_providers(section.device, "quantize.device")[1]
 
 
-def hashed(path: str) -> Future[str] | None:
-    """The sha256 of a checkpoint, beside the work: hashlib lets other threads run. None for no checkpoint."""
-    if not path:
-        return None
+def runtime_of(task: Task[Any], spec: Any, backend: Backend[Any], model: Any, file: Path, device: str) -> Runtime:
+    """A model of a backend, to be run where a spec quantizes.
+
+    Args:
+        task: The task.
+        spec: Its spec.
+        backend: The backend.
+        model: A torch model; ONNX models are run from their file.
+        file: The file of an ONNX model.
+        device: What `quantization_device` says; of torch models.
+    """
+    if backend.format == "torch":
+        return TorchRuntime(model, task.outputs(spec), device)
+    return open_onnx(task, spec, file, spec.quantize.device, where="quantize.device")
+
+
+def hashed(path: str) -> Future[str]:
+    """The sha256 of a checkpoint, beside the work: hashlib lets other threads run. Empty for no checkpoint."""
     pool = ThreadPoolExecutor(1)
-    found = pool.submit(sha256, Path(path))
+    found = pool.submit(lambda: sha256(Path(path)) if path else "")
     pool.shutdown(wait=False)
     return found
 
 
-def range_cache(
-    spec: Any, backend: Backend[Any], batches: Batches | None, source: Future[str] | None
-) -> RangeCache | None:
+def range_cache(spec: Any, backend: Backend[Any], batches: Batches | None, source: Future[str]) -> RangeCache | None:
     """The cache of a spec, where it names one and there is something to calibrate."""
     path = spec.quantize.calibration.cache
-    if not path or batches is None or source is None:
+    if not path or batches is None or not spec.quantize.model_path:
         return None
     return RangeCache(Path(path), calibration_key(spec, backend, batches, source.result()))
 

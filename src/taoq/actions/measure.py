@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taoq.bootstrap import difference
 from taoq.errors import Fault, SpecError, did_you_mean
 from taoq.runtime import Runtime
 from taoq.status import track
@@ -32,19 +31,18 @@ class Measured:
     seconds: float
 
 
-def measure(task: Task[Any], spec: Any, models: Sequence[Runtime], what: str = "evaluating") -> Measured:
+def measure(task: Task[Any], spec: Any, models: Sequence[Runtime]) -> Measured:
     """Evaluate models on the same images, each image read once.
 
     Args:
         task: The task.
         spec: Its spec, with the evaluation data.
         models: The models.
-        what: What is going on, for the progress bar.
     """
     batches = task.evaluation_batches(spec)
     metrics = tuple(task.metric(spec) for _ in models)
     started = time.monotonic()
-    for batch in track(batches, batches.num_samples, what):
+    for batch in track(batches, batches.num_samples, "evaluating"):
         for model, metric in zip(models, metrics, strict=True):
             metric.update(model.run(batch.inputs), batch.targets)
     seconds = time.monotonic() - started
@@ -73,12 +71,3 @@ def figure_of(task: Task[Any], spec: Any, asked: str, where: str) -> str:
             Fault(where, f"{task.name} measures no figure '{asked}'", did_you_mean(asked, known, otherwise))
         )
     return asked
-
-
-def comparison(reference: Metric, metric: Metric, figures: Sequence[str]) -> list[dict[str, Any]]:
-    """Differences of two evaluations of the same images, each with its 95 % interval."""
-    found = (difference(reference, metric, figure) for figure in figures)
-    return [
-        {"figure": one.figure, "value": one.value, "low": one.low, "high": one.high, "resamples": one.resamples}
-        for one in found
-    ]

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,34 @@ from taoq.actions.float_model import (
     quantization_device,
     range_cache,
     reopen_float,
+    runtime_of,
     show_plan,
 )
-from taoq.actions.measure import comparison, figure_of, measure
+from taoq.actions.measure import figure_of, measure
 from taoq.actions.open_model import open_onnx
 from taoq.actions.results import staged, write_experiment, write_json
+from taoq.actions.search import search
 from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, sha256, versions
+from taoq.bootstrap import difference
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, TaoqError
 from taoq.files import total_size
 from taoq.pages import page
 from taoq.quantization import report
-from taoq.quantization.backends.base import Backend, Inputs, LayerError, verify
-from taoq.quantization.plan import QuantizationPlan, leave_out
+from taoq.quantization.backends.base import Backend, Inputs, verify
+from taoq.quantization.plan import leave_out
 from taoq.quantization.spec import AccuracySpec, QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime
 from taoq.spec import SpecSource, load_spec, spec_to_dict
 from taoq.status import Status, run_status
-from taoq.tasks.base import Batches, Task
+from taoq.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
+_OF_THE_MANIFEST = (
+    "task", "backend", "payload", "sha256", "size", "float_size", "source", "calibration", "versions",
+)  # fmt: skip
+"""What the report repeats."""
 _ERROR_IMAGES = 16  # the error of a layer is a mean over millions of values: more images change its first digit only
 
 
@@ -69,8 +76,6 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
     with run_status(directory, task.name, "quantize") as status:
         searched = None
         if section.accuracy and section.accuracy.action == "search":
-            from taoq.actions.search import search
-
             spec, searched = search(task, spec, backend, warnings, directory)
         quantize(task, spec, backend, warnings, directory, status, searched)
 
@@ -102,9 +107,8 @@ def quantize(
     figure = ""
     if section.evaluate or section.accuracy:
         task.evaluation_batches(spec)  # what is missing is said before the work
-        figure = figure_of(
-            task, spec, section.accuracy.metric if section.accuracy else "auto", "quantize.accuracy.metric"
-        )
+        asked = section.accuracy.metric if section.accuracy else "auto"
+        figure = figure_of(task, spec, asked, "quantize.accuracy.metric")
     model = open_float(task, spec, backend)
     plan = plan_layers(task, section, backend, model, warnings)
     show_plan(plan, section, backend)
@@ -115,7 +119,8 @@ def quantize(
     cache = range_cache(spec, backend, batches, source_sha256)
     macs = backend.macs(model, task.example_inputs(spec))
     started = time.monotonic()
-    model, left_out = backend.quantize(model, plan, Feed(batches), section.backend_kwargs, device=device, cache=cache)
+    ready = backend.calibrate(model, plan, Feed(batches), section.backend_kwargs, device=device, cache=cache)
+    model, left_out = ready.quantize(plan)
     seconds = time.monotonic() - started
     settled = leave_out(plan, left_out, strict=section.strict)
     for warning in settled.warnings[len(plan.warnings) :]:
@@ -134,11 +139,15 @@ def quantize(
         backend.save(model, payload, section.backend_kwargs)
         if backend.format == "onnx":
             open_onnx(task, spec, payload).run(task.example_inputs(spec))
-        errors = _layer_errors(task, spec, backend, reference, model, plan, batches, device)
-        ranges = backend.ranges(model)
+        # on images that the run opens anyway; else of the weights alone
+        seen = batches or (task.evaluation_batches(spec) if figure else None)
+        feed = Feed(seen, "measuring layers", _ERROR_IMAGES)
+        errors = backend.layer_errors(reference, model, names, feed, device=device)
+        layers = report.measured_rows(plan, errors, backend.ranges(model), macs)
         evaluation = None
         if figure:
-            models = _runtimes(task, spec, backend, reference, model, payload, device)
+            pairs = ((reference, Path(section.model_path)), (model, payload))
+            models = [runtime_of(task, spec, backend, one, file, device) for one, file in pairs]
             evaluation = _evaluate(task, spec, models, figure)
         accuracy = _judge(section.accuracy, figure, evaluation) if section.accuracy and evaluation else None
         manifest = Manifest(
@@ -151,40 +160,29 @@ def quantize(
             sha256=sha256(payload),
             size=total_size(payload),
             float_size=float_size,
-            source={
-                "path": section.model_path,
-                "sha256": source_sha256.result() if source_sha256 else "",
-            },
+            source={"path": section.model_path, "sha256": source_sha256.result()},
             spec=spec_to_dict(spec),
             plan=tuple(report.rows(plan)),
             calibration=calibration,
             versions=versions((*backend.libraries, *task.libraries)),
             accuracy=accuracy or {},
         )
-        found: dict[str, Any] = {
-            "task": task.name,
-            "backend": backend.name,
+        found = {
+            **{name: getattr(manifest, name) for name in _OF_THE_MANIFEST},
             "mode": plan.mode,
             "algorithm": plan.algorithm,
             "target": backend.support.target,
             "layers_quantized": len(plan.quantized),
             "layers_quantizable": len(plan.quantizable),
             "macs_quantized": report.quantized_share(plan, macs),
-            "size": manifest.size,
-            "float_size": float_size,
             "seconds": round(seconds, 3),
             "device": device,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "calibration": calibration,
             "warnings": list(plan.warnings),
             "command": shlex.join(sys.argv),
-            "source": dict(manifest.source),
-            "payload": manifest.payload,
-            "sha256": manifest.sha256,
-            "versions": dict(manifest.versions),
             "rules": report.asked(section),
             "skip_names": list(section.skip_names),
-            "layers": report.measured_rows(plan, errors, ranges, macs),
+            "layers": layers,
             "evaluation": evaluation,
             "accuracy": accuracy,
             "search": searched,
@@ -199,7 +197,7 @@ def quantize(
         "float_size_mb": float_size / 1e6,
     }
     status.write("RUNNING", "Quantized.", kpi)
-    show(report.error_table(found["layers"]))
+    show(report.error_table(layers))
     calibrated = f" with {batches.num_samples} calibration images" if batches else ""
     print(
         f"quantized {len(plan.quantized)} of {len(plan.quantizable)} layers{calibrated} in {seconds:.1f} s on {device};"
@@ -218,38 +216,7 @@ def quantize(
         raise RequirementNotMet(Fault("quantize.accuracy.max_drop", what, hint))
 
 
-def _layer_errors(
-    task: Task[Any],
-    spec: Any,
-    backend: Backend[Any],
-    reference: Any,
-    model: Any,
-    plan: QuantizationPlan,
-    batches: Batches | None,
-    device: str,
-) -> Mapping[str, LayerError]:
-    """Errors of the quantized layers, on images that the run has opened anyway; else of their weights alone."""
-    if batches is None and (spec.quantize.evaluate or spec.quantize.accuracy):
-        batches = task.evaluation_batches(spec)
-    names = [item.layer.name for item in plan.quantized]
-    feed = Feed(batches, "measuring layers", _ERROR_IMAGES)
-    return backend.layer_errors(reference, model, names, feed, device=device)
-
-
-def _runtimes(
-    task: Task[Any], spec: Any, backend: Backend[Any], reference: Any, model: Any, payload: Path, device: str
-) -> tuple[Runtime, Runtime]:
-    """The float and the quantized model, to be evaluated."""
-    section: QuantizeSpec = spec.quantize
-    if backend.format == "torch":
-        outputs = task.outputs(spec)
-        return TorchRuntime(reference, outputs, device), TorchRuntime(model, outputs, device)
-    files = (Path(section.model_path), payload)
-    first, second = (open_onnx(task, spec, file, section.device, where="quantize.device") for file in files)
-    return first, second
-
-
-def _evaluate(task: Task[Any], spec: Any, models: tuple[Runtime, Runtime], figure: str) -> dict[str, Any]:
+def _evaluate(task: Task[Any], spec: Any, models: Sequence[Runtime], figure: str) -> dict[str, Any]:
     """Figures of both models on the same images, and how sure the difference of the one that counts is."""
     found = measure(task, spec, models)
     before, after = found.metrics
@@ -258,7 +225,7 @@ def _evaluate(task: Task[Any], spec: Any, models: tuple[Runtime, Runtime], figur
         "seconds": round(found.seconds, 3),
         "float": dict(found.figures[0]),
         "quantized": dict(found.figures[1]),
-        "differences": comparison(before, after, [figure]),
+        "differences": [dataclasses.asdict(difference(before, after, figure))],
     }
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from taoq.artifact import MANIFEST
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.files import weights_beside
+from taoq.files import replacing, weights_beside
 from taoq.spec import spec_to_dict
 
 
@@ -103,10 +103,9 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         TaoqError: It cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         what = f"cannot be written: {error.strerror}"
         raise TaoqError(Fault(str(path), what, "free some space, or name another folder")) from error

@@ -58,9 +58,14 @@ def search(
     figure = figure_of(task, spec, asked.metric, f"{where}.metric")
     _check_dtypes(asked, backend)
     trials = calibrate(
-        task, spec, backend, warnings, num_samples=spec.analyze.num_samples, groups=spec.analyze.groups,
+        task,
+        spec,
+        backend,
+        warnings,
+        num_samples=spec.analyze.num_samples,
+        groups=spec.analyze.groups,
         dtypes=asked.dtypes,
-    )  # fmt: skip
+    )
     notes = open_notes(directory / FILE, trials.key)
     if asked.analysis:
         notes.found.update(given_notes(Path(asked.analysis), trials.key, f"{where}.analysis"))
@@ -68,7 +73,7 @@ def search(
     evaluations = Evaluations(trials=trials, notes=notes, figure=figure)
     units = {unit.name: unit for unit in trials.units}
     candidates = [
-        Candidate(unit=name, dtype=dtype, amount=getattr(units[name], _AMOUNTS[asked.maximize]), noise=value)
+        Candidate(unit=name, dtype=dtype, amount=getattr(units[name], asked.maximize), noise=value)
         for (name, dtype), value in noise.items()
     ]
     before = evaluations.of(())
@@ -111,9 +116,6 @@ def search(
         "share": chosen.share,
         "tuned": TUNED,
     }
-
-
-_AMOUNTS = {"macs": "macs", "bytes": "size"}
 
 
 def items_of(units: Mapping[str, Unit], choice: Choice) -> list[LayerPlan]:

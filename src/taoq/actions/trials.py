@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,13 +23,13 @@ from taoq.actions.float_model import (
     plan_layers,
     quantization_device,
     range_cache,
+    runtime_of,
 )
-from taoq.actions.open_model import open_onnx
 from taoq.errors import Fault, SpecError
 from taoq.quantization.backends.base import Backend, Calibrated, Inputs
 from taoq.quantization.plan import LayerPlan, QuantizationPlan, check, leave_out, matches
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
-from taoq.runtime import Runtime, TorchRuntime
+from taoq.runtime import Runtime
 from taoq.tasks.base import Outputs, Task
 
 
@@ -40,13 +41,13 @@ class Unit:
         name: Of the layer, or the pattern of the group.
         formats: Its layers with their schemes, by format; only the layers that the backend quantizes in it.
         macs: Multiply-accumulates of its layers.
-        size: Bytes of their weights as float32.
+        bytes: Of their weights as float32.
     """
 
     name: str
     formats: Mapping[str, tuple[LayerPlan, ...]]
     macs: int
-    size: int
+    bytes: int
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -84,12 +85,15 @@ class Trials:
 
     def runtime(self, items: Iterable[LayerPlan], folder: Path) -> Runtime:
         """The model with these layers quantized, good until the next; ONNX needs a folder for the file."""
-        model = self.ready.with_only(items)
-        if self.backend.format == "torch":
-            return TorchRuntime(model, self.task.outputs(self.spec), self.device)
-        path = folder / "model.onnx"
-        self.backend.save(model, path, {})
-        return open_onnx(self.task, self.spec, path, self.spec.quantize.device, where="quantize.device")
+        model, path = self.ready.with_only(items), folder / "model.onnx"
+        if self.backend.format == "onnx":
+            self.backend.save(model, path, {})
+        return runtime_of(self.task, self.spec, self.backend, model, path, self.device)
+
+    @functools.cached_property
+    def reference(self) -> Sequence[Outputs]:
+        """Outputs of the float model on the sample."""
+        return self.outputs(())
 
     def outputs(self, items: Iterable[LayerPlan]) -> list[Outputs]:
         """Outputs on the sample with these layers quantized."""
@@ -97,16 +101,11 @@ class Trials:
             model = self.runtime(items, Path(folder))
             return [model.run(inputs) for inputs in self.sample]
 
-    def noise(self, reference: Sequence[Outputs], items: Iterable[LayerPlan]) -> float:
-        """Noise power over signal power of the outputs on the sample, the mean of the outputs.
-
-        Args:
-            reference: Outputs of the float model.
-            items: The quantized layers.
-        """
+    def noise(self, items: Iterable[LayerPlan]) -> float:
+        """Noise power over signal power of the outputs with these layers quantized, the mean of the outputs."""
         signals: dict[str, float] = {}
         noises: dict[str, float] = {}
-        for before, after in zip(reference, self.outputs(items), strict=True):
+        for before, after in zip(self.reference, self.outputs(items), strict=True):
             aligned = self.task.export.align(before, after)
             # where the float network found something; what it says of the rest has no meaning
             counts = self.task.export.found(before) if self.task.export.found else slice(None)
@@ -175,7 +174,7 @@ def calibrate(
         ready=ready,
         device=device,
         sample=list(Feed(seen, "reading the sample", num_samples)),
-        key=calibration_key(spec, backend, seen, source.result() if source else "")
+        key=calibration_key(spec, backend, seen, source.result())
         | {"device": device, "num_samples": str(num_samples), "evaluation": images_key(spec, evaluated)},
         macs=macs,
     )
@@ -221,7 +220,7 @@ def _units(plans: Mapping[str, QuantizationPlan], groups: Sequence[str], macs: M
                 name=name,
                 formats={dtype: tuple(items) for dtype, items in formats.items()},
                 macs=sum(macs.get(layer, 0) for layer in layers),
-                size=sum(4 * math.prod(layer.weight_shape) for layer in layers.values()),
+                bytes=sum(4 * math.prod(layer.weight_shape) for layer in layers.values()),
             )
         )
     return tuple(units)

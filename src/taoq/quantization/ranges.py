@@ -7,12 +7,12 @@ import contextlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from taoq.errors import Fault, TaoqError
+from taoq.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +81,9 @@ def _read(path: Path) -> tuple[Mapping[str, str], Ranges] | None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file that takes the place of another at the end; made first, so that no work is lost where it cannot be."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        yield partial
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            yield partial
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
         raise TaoqError(Fault(_WHERE, what, "free some space, or name another file")) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -70,6 +70,13 @@ class Calibrated(Protocol[M_co]):
         It may be the model of the last call, changed. A format may differ from that of the calibrated plan.
         """
 
+    def quantize(self, plan: QuantizationPlan) -> tuple[M_co, Mapping[str, str]]:
+        """Quantize as a plan says, for good: nothing can be tried any more.
+
+        Returns:
+            The model, on the CPU, and why the library left out layers of the plan, by name.
+        """
+
 
 class Backend(Protocol[M]):
     """A quantization library behind one face. A module of this package is a backend: it has these names."""
@@ -101,24 +108,9 @@ class Backend(Protocol[M]):
         device: str,
         cache: RangeCache | None,
     ) -> Calibrated[M]:
-        """Find the ranges that a plan needs; the arguments are those of `quantize`. The model is used up."""
-
-    def quantize(
-        self,
-        model: M,
-        plan: QuantizationPlan,
-        batches: Iterable[Inputs],
-        options: Mapping[str, Any],
-        *,
-        device: str,
-        cache: RangeCache | None,
-    ) -> tuple[M, Mapping[str, str]]:
-        """Quantize in place as the plan says, on a device that is there.
+        """Find the ranges that a plan needs, on a device that is there. The model is used up.
 
         `batches` is not touched unless the plan needs calibration; going through it again begins again.
-
-        Returns:
-            The model, on the CPU, and why the library left out layers of the plan, by name.
         """
 
     def applied(self, model: M) -> Applied:

@@ -142,34 +142,14 @@ def calibrate(
             [inputs[name_] for name_ in names],
             lambda: _calibrate(model, able, batches, options, device=device, entropy=entropy),
         )
-    return Calibrated(model, ranges)
-
-
-def quantize(
-    model: onnx.ModelProto,
-    plan: QuantizationPlan,
-    batches: Iterable[Inputs],
-    options: Mapping[str, Any],
-    *,
-    device: str,
-    cache: RangeCache | None,
-) -> tuple[onnx.ModelProto, Mapping[str, str]]:
-    """Calibrate with ModelOpt, then place the plan's nodes; raises what `calibrate` does."""
-    ready = calibrate(model, plan, batches, options, device=device, cache=cache)
-    left_out = ready.left_out(plan)
-    model = ready.with_only(item for item in plan.quantized if item.layer.name not in left_out)
-    high = options.get("high_precision_dtype", "fp32")
-    if high != "fp32":
-        with library_output():
-            model = convert_to_f16(model, keep_io_types=True, low_precision_type=high)
-    return model, left_out
+    return Calibrated(model, ranges, options)
 
 
 class Calibrated:
     """A float graph and the ranges of the inputs of its layers."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Ranges) -> None:
-        self._model, self._ranges = model, ranges
+    def __init__(self, model: onnx.ModelProto, ranges: Ranges, options: Mapping[str, Any]) -> None:
+        self._model, self._ranges, self._options = model, ranges, options
         self._inputs = {node.name: node.input[0] for node in model.graph.node}
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
@@ -188,6 +168,16 @@ class Calibrated:
         model.CopyFrom(self._model)
         qdq.insert(model, planned, {item.layer.name: _scales(item, self._inputs, self._ranges) for item in planned})
         return model
+
+    def quantize(self, plan: QuantizationPlan) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+        """A copy with the plan's nodes, its float part in the precision of `high_precision_dtype`."""
+        left_out = self.left_out(plan)
+        model = self.with_only(item for item in plan.quantized if item.layer.name not in left_out)
+        high = self._options.get("high_precision_dtype", "fp32")
+        if high != "fp32":
+            with library_output():
+                model = convert_to_f16(model, keep_io_types=True, low_precision_type=high)
+        return model, left_out
 
 
 applied, ranges = qdq.read, qdq.ranges

@@ -175,23 +175,6 @@ def calibrate(
     return Calibrated(model, plan, unsmoothed)
 
 
-def quantize(
-    model: nn.Module,
-    plan: QuantizationPlan,
-    batches: Iterable[Inputs],
-    options: Mapping[str, Any],
-    *,
-    device: str,
-    cache: RangeCache | None,
-) -> tuple[nn.Module, Mapping[str, str]]:
-    """Calibrate, quantize and compress in place; raises what `calibrate` does."""
-    calibrate(model, plan, batches, options, device=device, cache=cache)
-    with library_output():
-        mtq.compress(model)
-    # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
-    return model.to("cpu").eval().requires_grad_(False), {}
-
-
 class Calibrated:
     """A model with quantizers that are switched on and off; its weights are float."""
 
@@ -214,6 +197,14 @@ class Calibrated:
             if name_ in self._unsmoothed:
                 _smooth(layer, self._unsmoothed[name_], on=item is not None)
         return self._model
+
+    def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
+        """The same model, with its weights stored quantized."""
+        model = self.with_only(plan.quantized)
+        with library_output():
+            mtq.compress(model)
+        # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
+        return model.to("cpu").eval().requires_grad_(False), self.left_out(plan)
 
 
 def _smooth(layer: Any, weight: Tensor, *, on: bool) -> None:

@@ -89,7 +89,7 @@ def _layer(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], types: Se
         name=node.name,
         type=node.op_type,
         weight_shape=shape,
-        channel_axis=_channel_axis(node, len(shape)),
+        channel_axis=channel_axis(node, len(shape)),
         input_axis=1 if "Conv" in node.op_type else -1,
         alias=module_path(node),
         obstacle=obstacle,
@@ -120,7 +120,7 @@ def check_weights(model: onnx.ModelProto) -> None:
         raise TaoqError(*faults)
 
 
-def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
+def channel_axis(node: onnx.NodeProto, rank: int) -> int:
     """Axis of the output channels in a weight (ONNX operator specifications)."""
     if node.op_type == "Conv":
         return 0

@@ -20,7 +20,7 @@ from taoq.onnx_file import GraphInput, image_input, write_onnx
 from taoq.quantization.backends import onnx_biases, qdq
 from taoq.quantization.backends.base import Inputs, LayerError, check_shifts, library_output
 from taoq.quantization.backends.onnx_calibration import feeds, lean_sessions
-from taoq.quantization.backends.onnx_layers import TYPES
+from taoq.quantization.backends.onnx_layers import TYPES, channel_axis
 from taoq.quantization.sqnr import sqnr
 
 _SIGNAL, _NOISE, _SHAPE, _COPY = "taoq_signal/", "taoq_noise/", "taoq_shape/", "taoq_copy/"
@@ -63,7 +63,8 @@ def layer_errors(
     first = next(stream, None)
     if first is not None and not _is_half(model):
         copy = _with_copies(reference, model, names, _sum_squares)
-        outputs = _output_errors(copy, itertools.chain([first], stream), names)
+        sums, _ = _totals(copy, itertools.chain([first], stream))
+        outputs = {name: sqnr(float(sums[_SIGNAL + name]), float(sums[_NOISE + name])) for name in names}
     return {name: LayerError(weights=weights[name], outputs=outputs.get(name)) for name in names}
 
 
@@ -96,12 +97,7 @@ def correct_biases(
         what = "layers of a float16 graph cannot be compared with those of the float graph"
         hint = "take high_precision_dtype: fp16 out of quantize.backend_kwargs"
         raise TaoqError(Fault("quantize.bias_correction", what, hint))
-    sums: dict[str, Any] = {}
-    graph_input, images = image_input(model, Path("quantize.model_path")), 0
-    for found, fed in _run(_with_copies(reference, model, names, _sum_channels), graph_input, batches):
-        images += fed
-        for key, value in found.items():
-            sums[key] = sums.get(key, 0) + value
+    sums, images = _totals(_with_copies(reference, model, names, _sum_channels), batches)
     shifts = {name: sums[_SHIFT + name] / (sums[_SIZE + name] / len(sums[_SHIFT + name])) for name in names}
     check_shifts(images, [name for name, shift in shifts.items() if not np.isfinite(shift).all()])
     onnx_biases.add(model, shifts, integers=integers)
@@ -130,14 +126,10 @@ def macs(model: onnx.ModelProto, inputs: Inputs) -> dict[str, int]:
     for node in nodes:
         weight = tuple(tensors[node.input[1]].dims)
         elements = int(np.prod(found[_SHAPE + node.name])) // fed
-        channels = weight[0] if "Conv" in node.op_type else weight[_output_axis(node, weight)]
+        # of what was looked at: the input of a transposed convolution, whose weight has its channels first
+        channels = weight[0 if node.op_type == "ConvTranspose" else channel_axis(node, len(weight))]
         counts[node.name] = int(np.prod(weight)) * elements // channels
     return counts
-
-
-def _output_axis(node: onnx.NodeProto, weight: tuple[int, ...]) -> int:
-    transposed = node.op_type == "Gemm" and any(item.name == "transB" and item.i for item in node.attribute)
-    return 0 if transposed else len(weight) - 1
 
 
 def _is_half(model: onnx.ModelProto) -> bool:
@@ -227,7 +219,7 @@ def _sum_channels(graph: onnx.GraphProto, name: str, output: str, found: str) ->
     shift = _SHIFT + name
     # to [positions, channels], or for a convolution [images, channels, positions]
     is_convolution = "Conv" in node.op_type
-    shape = [0, 0, -1] if is_convolution else [-1, weight.dims[_output_axis(node, tuple(weight.dims))]]
+    shape = [0, 0, -1] if is_convolution else [-1, weight.dims[channel_axis(node, len(weight.dims))]]
     constants = {"shape": shape, "axes": [0, 2] if is_convolution else [0]}
     graph.initializer.extend(
         numpy_helper.from_array(np.array(values, np.int64), f"{shift}/{key}") for key, values in constants.items()
@@ -245,13 +237,15 @@ def _sum_channels(graph: onnx.GraphProto, name: str, output: str, found: str) ->
     graph.output.append(make_tensor_value_info(_SIZE + name, TensorProto.INT64, ()))
 
 
-def _output_errors(model: onnx.ModelProto, batches: Iterable[Inputs], names: Sequence[str]) -> dict[str, float | None]:
-    sums: dict[str, float] = {}
-    graph_input = image_input(model, Path("quantize.model_path"))
-    for found, _ in _run(model, graph_input, batches):
+def _totals(model: onnx.ModelProto, batches: Iterable[Inputs]) -> tuple[dict[str, Any], int]:
+    """Sums of the outputs of a graph over all batches, by name, and the number of images."""
+    sums: dict[str, Any] = {}
+    graph_input, images = image_input(model, Path("quantize.model_path")), 0
+    for found, fed in _run(model, graph_input, batches):
+        images += fed
         for key, value in found.items():
-            sums[key] = sums.get(key, 0.0) + float(value)
-    return {name: sqnr(sums[_SIGNAL + name], sums[_NOISE + name]) for name in names}
+            sums[key] = sums.get(key, 0.0) + np.asarray(value, np.float64)
+    return sums, images
 
 
 def _run(

@@ -108,23 +108,6 @@ def calibrate(
     return Calibrated(model, ranges, options)
 
 
-def quantize(
-    model: onnx.ModelProto,
-    plan: QuantizationPlan,
-    batches: Iterable[Inputs],
-    options: Mapping[str, Any],
-    *,
-    device: str,
-    cache: RangeCache | None,
-) -> tuple[onnx.ModelProto, Mapping[str, str]]:
-    """Calibrate and quantize with onnxruntime; layers whose activations stay float get their weights alone.
-
-    Raises:
-        TaoqError: A weight, an image or a range is not finite.
-    """
-    return calibrate(model, plan, batches, options, device=device, cache=cache).with_only(plan.quantized), {}
-
-
 class Calibrated:
     """A float graph and the ranges of its tensors."""
 
@@ -136,7 +119,7 @@ class Calibrated:
         return {}
 
     def with_only(self, layers: Iterable[LayerPlan]) -> onnx.ModelProto:
-        """A copy of the graph with these layers quantized."""
+        """A copy of the graph; layers whose activations stay float get their weights alone."""
         planned = list(layers)
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
@@ -165,6 +148,10 @@ class Calibrated:
                 _keep_float(model, set(whole))
         qdq.insert(model, [item for item in planned if not item.activations], {})
         return model
+
+    def quantize(self, plan: QuantizationPlan) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+        """A copy of the graph as the plan says."""
+        return self.with_only(plan.quantized), self.left_out(plan)
 
 
 applied, ranges = qdq.read, qdq.ranges

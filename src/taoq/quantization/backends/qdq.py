@@ -64,9 +64,7 @@ def read(model: onnx.ModelProto) -> Applied:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def scheme(name: str, *, stored: bool) -> TensorScheme | None:
-        node = made_by.get(name)
-        while node is not None and node.op_type == "Cast":
-            node = made_by.get(node.input[0])
+        node = _maker(made_by, name)
         if node is None or node.op_type != "DequantizeLinear":
             return None
         source = made_by.get(node.input[0])
@@ -74,7 +72,7 @@ def read(model: onnx.ModelProto) -> Applied:
             return None
         typed = tensors[node.input[2] if len(node.input) > 2 else node.input[0]]
         rank = len(tensors[node.input[1]].dims)
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        axis = _axis(node)
         if stored:
             axis %= len(tensors[node.input[0]].dims)
         return TensorScheme(_DTYPES.get(typed.data_type, "unknown"), axis if rank else None)
@@ -95,31 +93,41 @@ def ranges(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
     found = {}
     layers = {node.name: node for node in model.graph.node}
     for name in (name for name, (_, activations) in read(model).items() if activations):
-        node = made_by[layers[name].input[0]]
-        while node.op_type == "Cast":
-            node = made_by[node.input[0]]
+        node = _maker(made_by, layers[name].input[0])
+        assert node is not None  # `read` found it
         scale, zero = (numpy_helper.to_array(tensors[name]).astype(np.float64) for name in node.input[1:3])
         kind = tensors[node.input[2]].data_type
-        least = {onnx.TensorProto.INT8: -127.0, onnx.TensorProto.UINT8: 0.0}.get(kind, -448.0)
-        most = {onnx.TensorProto.INT8: 127.0, onnx.TensorProto.UINT8: 255.0}.get(kind, 448.0)
+        largest = LARGEST[_DTYPES[kind]]
+        least, most = (0.0, 255.0) if kind == onnx.TensorProto.UINT8 else (-largest, largest)
         found[name] = (float(((least - zero) * scale).min()), float(((most - zero) * scale).max()))
     return found
 
 
 def stored_weight(model: onnx.ModelProto, name: str) -> Any:
     """The values of a weight that is stored quantized, by the name a layer reads; None where there is none."""
-    nodes = {node.output[0]: node for node in model.graph.node if node.op_type in ("DequantizeLinear", "Cast")}
+    node = _maker({output: node for node in model.graph.node for output in node.output}, name)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    while name in nodes and nodes[name].op_type == "Cast":
-        name = nodes[name].input[0]
-    if name not in nodes or nodes[name].input[0] not in tensors:
+    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in tensors:
         return None
-    stored, scale, *zero = (numpy_helper.to_array(tensors[key]).astype(np.float64) for key in nodes[name].input)
+    stored, scale, *zero = (numpy_helper.to_array(tensors[key]).astype(np.float64) for key in node.input)
     if scale.ndim:
-        axis = next((item.i for item in nodes[name].attribute if item.name == "axis"), 1) % stored.ndim
+        axis = _axis(node) % stored.ndim
         shape = [-1 if index == axis else 1 for index in range(stored.ndim)]
         scale, zero = scale.reshape(shape), [value.reshape(shape) for value in zero]
     return (stored - (zero[0] if zero else 0.0)) * scale
+
+
+def _maker(made_by: Mapping[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
+    """What makes a tensor, in front of casts; None for an input or an initializer."""
+    node = made_by.get(name)
+    while node is not None and node.op_type == "Cast":
+        node = made_by.get(node.input[0])
+    return node
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    """The axis of the scales of a QuantizeLinear or DequantizeLinear, 1 where it does not say (ONNX)."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 1)
 
 
 def quantize_weight(weight: Any, scheme: TensorScheme, scale: Any = None) -> tuple[Any, Any]:

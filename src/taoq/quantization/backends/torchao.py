@@ -98,26 +98,8 @@ def calibrate(
     return Calibrated(model.to(device).eval().requires_grad_(False), options)
 
 
-def quantize(
-    model: nn.Module,
-    plan: QuantizationPlan,
-    batches: Iterable[Inputs],
-    options: Mapping[str, Any],
-    *,
-    device: str,
-    cache: RangeCache | None,
-) -> tuple[nn.Module, Mapping[str, str]]:
-    """Replace the planned weights by quantized tensors, one scale per output row; in place.
-
-    Raises:
-        TaoqError: A weight is not finite.
-    """
-    ready = calibrate(model, plan, batches, options, device=device, cache=cache)
-    return ready.with_only(plan.quantized).to("cpu"), {}
-
-
 class Calibrated:
-    """A model whose weights are quantized, or put back."""
+    """A model whose weights are quantized, one scale per output row, or put back."""
 
     def __init__(self, model: nn.Module, options: Mapping[str, Any]) -> None:
         self._model, self._options = model, options
@@ -146,6 +128,12 @@ class Calibrated:
         for name_ in configs:
             _clear_zero_rows(self._model.get_submodule(name_).weight)
         return self._model
+
+    def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
+        """The same model; its float weights are let go."""
+        model = self.with_only(plan.quantized).to("cpu")
+        self._float.clear()
+        return model, self.left_out(plan)
 
 
 def applied(model: nn.Module) -> Applied:
