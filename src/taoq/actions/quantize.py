@@ -52,7 +52,7 @@ _OF_THE_MANIFEST = (
     "task", "backend", "payload", "sha256", "size", "float_size", "source", "calibration", "versions",
 )  # fmt: skip
 """What the report repeats."""
-_ERROR_IMAGES = 16  # the error of a layer is a mean over millions of values: more images change its first digit only
+_ERROR_IMAGES = 16  # of MobileNetV3, 16 differ from 64 by 0.3 dB on average and 1.7 dB at most; 4 differ by up to 24 dB
 
 
 def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:

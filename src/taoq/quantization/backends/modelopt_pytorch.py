@@ -275,11 +275,8 @@ def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Sc
     scales: dict[str, Scales] = {}
     for name_, (weights, activations) in applied(model).items():
         layer = cast(Any, model.get_submodule(name_))
-        if weights:
-            state[f"{name_}.weight"] = layer.weight_quantizer(layer.weight).detach().clone()
+        state[f"{name_}.weight"] = plain_weight(layer)
         smoothing = layer.input_quantizer.pre_quant_scale
-        if smoothing is not None:
-            state[f"{name_}.weight"] = state[f"{name_}.weight"] * smoothing
         scales[name_] = Scales(
             weights=_scale(layer.weight_quantizer) if weights else None,
             activations=_scale(layer.input_quantizer) if activations else None,
@@ -288,8 +285,15 @@ def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Sc
     return state, scales
 
 
+def plain_weight(layer: Any) -> Tensor:
+    """The weight of a quantized layer as floats, without the factors of SmoothQuant."""
+    weight: Tensor = layer.weight_quantizer(layer.weight).detach()
+    smoothing = layer.input_quantizer.pre_quant_scale
+    return weight.clone() if smoothing is None else weight * smoothing
+
+
 correct_biases, macs = torch_measures.correct_biases, torch_measures.macs
-layer_errors = functools.partial(torch_measures.layer_errors, dequantized=dequantized)
+layer_errors = functools.partial(torch_measures.layer_errors, plain_weight=plain_weight)
 
 
 def _scale(quantizer: Any) -> Any:

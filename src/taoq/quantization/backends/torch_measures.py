@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taoq.quantization.backends.base import Inputs, LayerError, Scales, check_shifts
+from taoq.quantization.backends.base import Inputs, LayerError, check_shifts
 from taoq.quantization.backends.torch_layers import give_bias, is_finite, is_transposed
 from taoq.quantization.sqnr import sqnr
-
-Dequantized = Callable[[nn.Module], tuple[Mapping[str, Tensor], Mapping[str, Scales]]]
 
 
 def layer_errors(
@@ -24,7 +22,7 @@ def layer_errors(
     batches: Iterable[Inputs],
     *,
     device: str,
-    dequantized: Dequantized,
+    plain_weight: Callable[[nn.Module], Tensor],
 ) -> dict[str, LayerError]:
     """Errors of the layers of a model: each gets the input that the float model gives it, so it answers for its own.
 
@@ -34,23 +32,23 @@ def layer_errors(
         names: Its quantized layers.
         batches: Inputs; none measures the weights alone.
         device: Where to run.
-        dequantized: Gives the plain weights of the quantized model.
+        plain_weight: Gives the weight of a quantized layer as floats.
     """
-    state, _ = dequantized(model)
     signals, noises = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
 
     def compare(name: str, output: Tensor, found: Tensor) -> None:
-        signals[name] += float(output.double().square().sum())
-        noises[name] += float((found.double() - output).square().sum())
+        signals[name] += _energy(output)
+        noises[name] += _energy(found - output)
 
     _run_both(reference, model, names, batches, compare, device=device)
-    return {
-        name: LayerError(
-            weights=_weight_sqnr(reference.get_parameter(f"{name}.weight"), state[f"{name}.weight"]),
-            outputs=sqnr(signals[name], noises[name]),
+    errors = {}
+    for name in names:
+        weight = reference.get_parameter(f"{name}.weight").detach()
+        lost = plain_weight(model.get_submodule(name)) - weight  # of one layer at a time: all would be a second network
+        errors[name] = LayerError(
+            weights=sqnr(_energy(weight), _energy(lost)), outputs=sqnr(signals[name], noises[name])
         )
-        for name in names
-    }
+    return errors
 
 
 def correct_biases(
@@ -75,10 +73,10 @@ def correct_biases(
     positions = dict.fromkeys(names, 0)
 
     def add(name: str, output: Tensor, found: Tensor) -> None:
-        axis = 1 - reference.get_parameter(f"{name}.weight").ndim  # of the channels: in front of the positions
-        apart = (output.double() - found).movedim(axis, -1).flatten(0, -2)
-        shifts[name] = shifts.get(name, 0) + apart.sum(0)
-        positions[name] += len(apart)
+        channels = output.ndim + 1 - reference.get_parameter(f"{name}.weight").ndim  # in front of the positions
+        others = [axis for axis in range(output.ndim) if axis != channels]
+        shifts[name] = shifts.get(name, 0) + (output - found).sum(others, dtype=torch.float64)
+        positions[name] += output.numel() // output.shape[channels]
 
     images = _run_both(reference, model, names, batches, add, device=device)
     check_shifts(images, [name for name, shift in shifts.items() if not is_finite(shift)])
@@ -148,9 +146,8 @@ def _run_both(
     model.to(device)
     with torch.inference_mode(), _watched(reference, names, compare):
         for inputs in batches:
-            for number in range(len(next(iter(inputs.values())))):  # one image: its activations are in memory twice
-                reference(*(tensor[number : number + 1].to(device) for tensor in inputs.values()))
-                images += 1
+            reference(*(tensor.to(device) for tensor in inputs.values()))
+            images += len(next(iter(inputs.values())))
     model.to("cpu")
     reference.to("cpu")
     return images
@@ -173,6 +170,6 @@ def _watched(
             handle.remove()
 
 
-def _weight_sqnr(weight: Tensor, found: Tensor) -> float | None:
-    weight = weight.detach().double()
-    return sqnr(float(weight.square().sum()), float((found.detach().double() - weight).square().sum()))
+def _energy(tensor: Tensor) -> float:
+    """Sum of the squares, added up in float64 without a copy in it."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -116,10 +116,20 @@ class Calibrated:
             if wanted.get(name_) != item:
                 self._model.get_submodule(name_).weight = weight
                 del self._float[name_]
-        new = {name_: item for name_, item in wanted.items() if name_ not in self._float}
-        for name_, item in new.items():
-            self._float[name_] = (item, cast(nn.Parameter, self._model.get_submodule(name_).weight))
-        configs = OrderedDict((name_, _config(cast(TensorScheme, item.weights))) for name_, item in new.items())
+        new = [item for name_, item in wanted.items() if name_ not in self._float]
+        for item in new:
+            self._float[item.layer.name] = (item, cast(nn.Parameter, self._model.get_submodule(item.layer.name).weight))
+        self._convert(new)
+        return self._model
+
+    def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
+        """The same model; its float weights are let go, one by one: all of them and the quantized ones are too much."""
+        self.with_only(())
+        self._convert([item for item in plan.quantized if item.weights])
+        return self._model.to("cpu"), self.left_out(plan)
+
+    def _convert(self, items: Sequence[LayerPlan]) -> None:
+        configs = OrderedDict((item.layer.name, _config(cast(TensorScheme, item.weights))) for item in items)
         if configs:
             with library_output():
                 # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
@@ -127,13 +137,6 @@ class Calibrated:
                 ao.quantize_(self._model, ao.FqnToConfig(configs), filter_fn=None, **self._options)
         for name_ in configs:
             _clear_zero_rows(self._model.get_submodule(name_).weight)
-        return self._model
-
-    def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
-        """The same model; its float weights are let go."""
-        model = self.with_only(plan.quantized).to("cpu")
-        self._float.clear()
-        return model, self.left_out(plan)
 
 
 def applied(model: nn.Module) -> Applied:
@@ -164,10 +167,13 @@ def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:
 
 def dequantized(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
     """State dict with plain weights; weights alone have no scales that a graph could keep."""
-    quantized = (ao.Int8Tensor, ao.Float8Tensor)
-    return {
-        key: value.dequantize() if isinstance(value, quantized) else value for key, value in model.state_dict().items()
-    }, {}
+    state = model.state_dict()
+    return {**state, **{f"{name_}.weight": plain_weight(model.get_submodule(name_)) for name_ in applied(model)}}, {}
+
+
+def plain_weight(layer: nn.Module) -> Tensor:
+    """The weight of a quantized layer as floats."""
+    return cast(Tensor, cast(Any, layer.weight).dequantize())
 
 
 def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:  # noqa: ARG001 (one face for all backends)
@@ -176,7 +182,7 @@ def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:  # noqa: ARG001 
 
 
 correct_biases, macs = torch_measures.correct_biases, torch_measures.macs
-layer_errors = functools.partial(torch_measures.layer_errors, dequantized=dequantized)
+layer_errors = functools.partial(torch_measures.layer_errors, plain_weight=plain_weight)
 
 
 def _obstacle(module: nn.Module) -> str:
