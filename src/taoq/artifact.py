@@ -102,6 +102,12 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def is_there(source: Mapping[str, str]) -> bool:
+    """Whether the float checkpoint of a manifest is where it was, and what it was."""
+    path = Path(source["path"])
+    return bool(source["path"]) and path.exists() and sha256(path) == source["sha256"]
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file; of a folder, that of a list of its files with theirs.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import logging
@@ -12,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import taoq
 from taoq.actions import ACTIONS
@@ -21,6 +22,7 @@ from taoq.spec import read_spec
 from taoq.tasks import TASKS, load_task
 
 INTERRUPTED = 130
+_COMPARE = "compare"  # the one action whose arguments know their task
 _HELP = ("-h", "--help", "help")
 
 
@@ -49,6 +51,9 @@ def _guarded(words: list[str]) -> int:
             print(request.help)
             return 0
         action = importlib.import_module(ACTIONS[request.action].module)
+        if request.action == _COMPARE:
+            found, path = action.routed(request.flags["artifacts"], request.spec)
+            request = dataclasses.replace(request, task=request.task or found, spec=path)
         source = read_spec(request.spec, request.overrides)
         task = load_task(request.task)
         locate = functools.partial(source.locate, schema=task.spec)
@@ -80,7 +85,7 @@ class _Request:
     action: str = ""
     spec: str | None = None
     overrides: Sequence[str] = ()
-    flags: Mapping[str, bool] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _parse(words: list[str]) -> _Request:
@@ -94,6 +99,8 @@ def _parse(words: list[str]) -> _Request:
     if not words or words[0] in _HELP:
         return _Request(help=_help_taoq())
     task = words[0]
+    if task == _COMPARE:
+        return _parse_action("", _COMPARE, words[1:])
     if task not in TASKS:
         raise SpecError(
             Fault(task, "there is no such task", did_you_mean(task, TASKS, "tasks are " + ", ".join(TASKS)))
@@ -104,18 +111,30 @@ def _parse(words: list[str]) -> _Request:
     if action not in ACTIONS:
         otherwise = "actions are " + ", ".join(ACTIONS)
         raise SpecError(Fault(f"{task} {action}", "there is no such action", did_you_mean(action, ACTIONS, otherwise)))
-    parser = _Parser(prog=f"taoq {task} {action}", description=ACTIONS[action].summary, add_help=False)
+    return _parse_action(task, action, words[2:])
+
+
+def _parse_action(task: str, action: str, words: list[str]) -> _Request:
+    name = f"{task} {action}".lstrip()
+    parser = _Parser(prog=f"taoq {name}", description=ACTIONS[action].summary, add_help=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this text")
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", help="the spec, a YAML file")
     if action == "quantize":
         parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before calibration")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a field: quantize.device=cpu")
-    parsed = vars(parser.parse_intermixed_args(words[2:]))
+    compares = action == _COMPARE
+    metavar, about = "key=value", "override a field: quantize.device=cpu"
+    if compares:
+        metavar, about = "ARTIFACT|key=value", "the folders, each of one quantize run; or override a field"
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help=about)
+    parsed = vars(parser.parse_intermixed_args(words))
     if parsed.pop("help"):
         return _Request(help=parser.format_help().rstrip())
     spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
-    if not spec and action != "default_specs":
-        raise SpecError(Fault(f"{task} {action}", "no spec is given", "add -e spec.yaml"))
+    if compares:
+        parsed["artifacts"] = [word for word in overrides if "=" not in word]
+        overrides = [word for word in overrides if "=" in word]
+    if not spec and not compares and action != "default_specs":
+        raise SpecError(Fault(name, "no spec is given", "add -e spec.yaml"))
     return _Request(task=task, action=action, spec=spec, overrides=overrides, flags=parsed)
 
 
@@ -173,7 +192,8 @@ def _terminated(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 (a sign
 def _help_taoq() -> str:
     rows = "\n".join(f"  {name:<20} {info.summary}" for name, info in TASKS.items())
     return (
-        "usage: taoq <task> <action> -e spec.yaml [key=value ...]\n\n"
+        "usage: taoq <task> <action> -e spec.yaml [key=value ...]\n"
+        "       taoq compare ARTIFACT ... [key=value ...]\n\n"
         "Quantize vision models from one YAML spec, and know what it cost.\n\n"
         f"tasks:\n{rows}\n\n{_help_actions()}\n\n"
         "taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ..."

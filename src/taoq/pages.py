@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def page(kind: Literal["quantize", "analyze"], data: Mapping[str, Any]) -> str:
+def page(kind: Literal["quantize", "analyze", "compare"], data: Mapping[str, Any]) -> str:
     """The report of an action.
 
     Args:

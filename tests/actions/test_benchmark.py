@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from taoq.actions.benchmark import in_turns
+from taoq.actions.timing import in_turns
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]

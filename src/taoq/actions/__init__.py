@@ -23,6 +23,7 @@ ACTIONS = {
     "export": ActionInfo("taoq.actions.export", "write a checkpoint or an artifact as an ONNX file, and prove it"),
     "benchmark": ActionInfo("taoq.actions.benchmark", "measure how fast a quantized model is beside its float model"),
     "analyze": ActionInfo("taoq.actions.analyze", "rank the layers by what quantizing them costs"),
+    "compare": ActionInfo("taoq.actions.compare", "set artifacts side by side: accuracy, size, speed, layers"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }
 

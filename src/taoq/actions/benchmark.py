@@ -9,9 +9,7 @@ import multiprocessing
 import os
 import resource
 import shlex
-import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +22,8 @@ from rich.table import Table
 from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
-from taoq.artifact import Manifest, find_artifact, read_manifest, sha256, versions
+from taoq.actions.timing import in_turns, latency
+from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.files import total_size
@@ -33,7 +32,7 @@ from taoq.runtime import Runtime, TorchRuntime, noise
 from taoq.spec import SpecSource, load_spec
 from taoq.status import run_status
 from taoq.tasks import load_task
-from taoq.tasks.base import Inputs, Task
+from taoq.tasks.base import Task
 from taoq.tasks.sections import BenchmarkSpec
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
         for batch in section.batch_sizes:
             inputs = noise(task.example_inputs(spec), batch)
             seconds = in_turns(models, inputs, warmup=section.warmup, runs=section.runs)
-            rows += [_row(name, batch, found, seconds[FLOAT]) for name, found in seconds.items()]
+            rows += [latency(name, batch, found, seconds[FLOAT]) for name, found in seconds.items()]
         largest = max(section.batch_sizes)
         memory = {name: _peak(task, spec, section, file, largest) for name, file in files.items()}
         words = _verdict(manifest, rows)
@@ -93,23 +92,6 @@ def run(task: Task[Any], source: SpecSource) -> None:
             raise RequirementNotMet(Fault("benchmark.min_speedup", what, words))
 
 
-def in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each model, one after the other, the order turned round each time.
-
-    A machine that is busy for a while is so for all of them.
-    """
-    for model in models.values():
-        for _ in range(warmup):
-            model.run(inputs)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(runs):
-        for name in sorted(models, reverse=bool(number % 2)):
-            started = time.perf_counter()
-            models[name].run(inputs)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
     """The float model: named, or the one that the artifact was made from."""
     if section.baseline:
@@ -117,12 +99,10 @@ def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
     if manifest is None:
         what = f"missing: {section.checkpoint} is no artifact that names what it was made from"
         raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
-    made_from = manifest.source
-    path = Path(made_from["path"])
-    if not made_from["path"] or not path.exists() or sha256(path) != made_from["sha256"]:
-        what = f"missing: {made_from['path'] or 'what the artifact was made from'} is not there as it was"
+    if not is_there(manifest.source):
+        what = f"missing: {manifest.source['path'] or 'what the artifact was made from'} is not there as it was"
         raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
-    return made_from["path"]
+    return manifest.source["path"]
 
 
 def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str, str]) -> dict[str, Runtime]:
@@ -140,20 +120,6 @@ def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str
         if isinstance(model, TorchRuntime) and name == FLOAT and model.device != "cpu":
             models["float16"] = model.half()
     return models
-
-
-def _row(name: str, batch: int, seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """Latency in milliseconds; the speed-up is the median over the turns, each against float in the same turn."""
-    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
-    return {
-        "model": name,
-        "batch": batch,
-        "p50_ms": 1e3 * cuts[49],
-        "p90_ms": 1e3 * cuts[89],
-        "p99_ms": 1e3 * cuts[98],
-        "images_per_second": batch / cuts[49],
-        "speedup": statistics.median(base / mine for base, mine in zip(reference, seconds, strict=True)),
-    }
 
 
 def _size(file: str) -> int:

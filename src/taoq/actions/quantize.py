@@ -104,11 +104,7 @@ def quantize(
         RequirementNotMet: It loses more than `quantize.accuracy` accepts.
     """
     section: QuantizeSpec = spec.quantize
-    figure = ""
-    if section.evaluate or section.accuracy:
-        task.evaluation_batches(spec)  # what is missing is said before the work
-        asked = section.accuracy.metric if section.accuracy else "auto"
-        figure = figure_of(task, spec, asked, "quantize.accuracy.metric")
+    figure = _figure(task, spec)
     model = open_float(task, spec, backend)
     plan = plan_layers(task, section, backend, model, warnings)
     show_plan(plan, section, backend)
@@ -191,22 +187,7 @@ def quantize(
         (stage / "quantization_report.html").write_text(page("quantize", found), encoding="utf-8")
         write_experiment(stage / "experiment.yaml", spec)
         write_json(stage / MANIFEST, dataclasses.asdict(manifest))
-    kpi = {
-        "layers_quantized": len(plan.quantized),
-        "size_mb": manifest.size / 1e6,
-        "float_size_mb": float_size / 1e6,
-    }
-    status.write("RUNNING", "Quantized.", kpi)
-    show(report.error_table(layers))
-    calibrated = f" with {batches.num_samples} calibration images" if batches else ""
-    print(
-        f"quantized {len(plan.quantized)} of {len(plan.quantizable)} layers{calibrated} in {seconds:.1f} s on {device};"
-        f" {size(float_size)} as float32, {size(manifest.size)} now"
-    )
-    if evaluation:
-        status.write("RUNNING", "Evaluation metrics.", evaluation["quantized"])
-        show(report.figures_table(evaluation))
-    print(f"report: {directory / 'quantization_report.html'}\nartifact: {directory}")
+    _tell(found, directory, status)
     if accuracy and not accuracy["met"]:
         what = (
             f"{accuracy['metric']} falls from {accuracy['float']:.4f} to {accuracy['quantized']:.4f}, by"
@@ -214,6 +195,42 @@ def quantize(
         )
         hint = "the artifact is kept and marked; accuracy.action: search looks for the layers to leave float"
         raise RequirementNotMet(Fault("quantize.accuracy.max_drop", what, hint))
+
+
+def _figure(task: Task[Any], spec: Any) -> str:
+    """The figure to evaluate; empty where a spec asks for none. What evaluation lacks is said before the work.
+
+    Raises:
+        SpecError: The evaluation data is missing, or there is no such figure.
+    """
+    section: QuantizeSpec = spec.quantize
+    if not (section.evaluate or section.accuracy):
+        return ""
+    task.evaluation_batches(spec)
+    asked = section.accuracy.metric if section.accuracy else "auto"
+    return figure_of(task, spec, asked, "quantize.accuracy.metric")
+
+
+def _tell(found: Mapping[str, Any], directory: Path, status: Status) -> None:
+    """Say what a report says, on the screen and in status.json."""
+    kpi = {
+        "layers_quantized": found["layers_quantized"],
+        "size_mb": found["size"] / 1e6,
+        "float_size_mb": found["float_size"] / 1e6,
+    }
+    status.write("RUNNING", "Quantized.", kpi)
+    show(report.error_table(found["layers"]))
+    images = found["calibration"].get("num_samples")
+    calibrated = f" with {images} calibration images" if images else ""
+    print(
+        f"quantized {found['layers_quantized']} of {found['layers_quantizable']} layers{calibrated}"
+        f" in {found['seconds']:.1f} s on {found['device']};"
+        f" {size(found['float_size'])} as float32, {size(found['size'])} now"
+    )
+    if found["evaluation"]:
+        status.write("RUNNING", "Evaluation metrics.", found["evaluation"]["quantized"])
+        show(report.figures_table(found["evaluation"]))
+    print(f"report: {directory / 'quantization_report.html'}\nartifact: {directory}")
 
 
 def _evaluate(task: Task[Any], spec: Any, models: Sequence[Runtime], figure: str) -> dict[str, Any]:

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compare: artifacts beside the float models that they were made from, on the same images, in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from taoq.actions import others
+from taoq.actions.measure import Measured, figure_of, measure
+from taoq.actions.open_model import open_runtime, read_artifact
+from taoq.actions.results import staged, write_experiment, write_json
+from taoq.actions.timing import in_turns, latency
+from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
+from taoq.bootstrap import difference
+from taoq.console import show, size
+from taoq.errors import Fault, SpecError, TaoqError
+from taoq.pages import page
+from taoq.quantization.backends import load_backend
+from taoq.runtime import Runtime, noise
+from taoq.spec import SpecSource, load_spec
+from taoq.status import run_status
+from taoq.tasks.base import Task
+from taoq.tasks.sections import BenchmarkSpec
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 20  # differing layers on the screen; the page has all
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared:
+    """An artifact.
+
+    Attributes:
+        name: As it was given.
+        manifest: Its manifest.
+        source: Path of the float model that it was made from.
+    """
+
+    name: str
+    manifest: Manifest
+    source: str
+
+
+def routed(artifacts: Sequence[str], spec: str | None) -> tuple[str, str]:
+    """The task of artifacts, and the spec to compare them with: the one that is given, or that of the first artifact.
+
+    Args:
+        artifacts: Folders of artifacts, as they were given.
+        spec: Path of the spec that was given, if one was.
+
+    Raises:
+        SpecError: There is no artifact.
+        TaoqError: The first is damaged, or its spec is gone.
+    """
+    if not artifacts:
+        hint = "name the folders of artifacts: taoq compare results/a results/b"
+        raise SpecError(Fault("compare", "no artifact is given", hint))
+    directory = _folder(artifacts[0])
+    if spec is None and not (directory / "experiment.yaml").is_file():
+        hint = "give a spec with the evaluation data: -e spec.yaml"
+        raise TaoqError(Fault(str(directory / "experiment.yaml"), "the spec of this artifact is gone", hint))
+    return read_manifest(directory).task, spec or str(directory / "experiment.yaml")
+
+
+def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> None:
+    """Measure artifacts and their float models; write results.json and compare.html into `<results_dir>/compare`.
+
+    Args:
+        task: The task.
+        source: The spec, for the evaluation data and the sections evaluate and benchmark.
+        artifacts: Their folders.
+    """
+    spec = load_spec(source, task.spec, unused=task.unused, not_needed=others())
+    section: BenchmarkSpec = spec.benchmark
+    compared = _read(task, spec, artifacts)
+    floats = tuple(dict.fromkeys(one.source for one in compared))
+    if len(floats) > 1:
+        log.warning(
+            "the artifacts were made from different files, %s: each is compared with its own", " and ".join(floats)
+        )
+    figure = figure_of(task, spec, "auto", "")
+    task.evaluation_batches(spec)  # what is missing is said before the work
+    directory = Path(spec.results_dir or ".", "compare")
+    with run_status(directory, task.name, "compare") as status:
+        models = {
+            name: open_runtime(
+                task, spec, dataclasses.replace(section, checkpoint=name, is_quantized=None), "benchmark"
+            )
+            for name in (*floats, *(one.name for one in compared))
+        }
+        found = measure(task, spec, list(models.values()))
+        results = {
+            "task": task.name,
+            "metric": figure,
+            "num_images": found.num_images,
+            "device": next(iter(models.values())).device,
+            "threads": torch.get_num_threads(),
+            "runs": section.runs,
+            "batch_sizes": list(section.batch_sizes),
+            "models": _rows(compared, list(models), found, figure, _speeds(task, spec, section, compared, models)),
+            "settings": _settings(compared),
+            "layers": _layers(compared),
+            "versions": versions(("torch", "onnxruntime-gpu")),
+            "command": shlex.join(sys.argv),
+        }
+        with staged(directory) as stage:
+            write_json(stage / "results.json", results)
+            (stage / "compare.html").write_text(page("compare", results), encoding="utf-8")
+            write_experiment(stage / "experiment.yaml", spec)
+        status.write("RUNNING", "Compared.", {"artifacts": len(compared)})
+        _show(results)
+        print(f"report: {directory / 'compare.html'}")
+
+
+def _folder(name: str) -> Path:
+    directory = find_artifact(name)
+    if directory is None:
+        raise TaoqError(Fault(name, "is no artifact", "name a folder that taoq <task> quantize wrote"))
+    return directory
+
+
+def _read(task: Task[Any], spec: Any, artifacts: Sequence[str]) -> list[_Compared]:
+    compared, directories = [], set()
+    for name in artifacts:
+        directory = _folder(name)
+        if directory.resolve() in directories:
+            raise SpecError(Fault(name, "is named twice", "name each artifact once"))
+        directories.add(directory.resolve())
+        manifest = read_artifact(task, spec, directory)
+        if not is_there(manifest.source):
+            what = f"the float model that it was made from, {manifest.source['path'] or 'none'}, is not there as it was"
+            raise TaoqError(
+                Fault(name, what, "compare in the folder in which it was quantized, with that file in place")
+            )
+        compared.append(_Compared(name=name, manifest=manifest, source=manifest.source["path"]))
+    return compared
+
+
+def _speeds(
+    task: Task[Any],
+    spec: Any,
+    section: BenchmarkSpec,
+    compared: Sequence[_Compared],
+    models: Mapping[str, Runtime],
+) -> dict[str, list[dict[str, Any]]]:
+    """Latencies of each model, one entry a batch size, against its own float model."""
+    reference = {one.name: one.source for one in compared}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    for batch in section.batch_sizes:
+        seconds = in_turns(models, noise(task.example_inputs(spec), batch), warmup=section.warmup, runs=section.runs)
+        for name in models:
+            found[name].append(latency(name, batch, seconds[name], seconds[reference.get(name, name)]))
+    return found
+
+
+def _rows(
+    compared: Sequence[_Compared],
+    names: Sequence[str],
+    found: Measured,
+    figure: str,
+    speeds: Mapping[str, list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """One row a model, the float ones first."""
+    measured = dict(zip(names, zip(found.metrics, found.figures, strict=True), strict=True))
+    rows: list[dict[str, Any]] = []
+    for source in dict.fromkeys(one.source for one in compared):
+        made = next(one.manifest for one in compared if one.source == source)
+        rows.append(_row(source, "float32", made.float_size, measured[source][1], speeds[source]))
+    first = compared[0]
+    for one in compared:
+        metric, figures = measured[one.name]
+        to_first = None if one is first else difference(measured[first.name][0], metric, figure)
+        rows.append(
+            _row(one.name, one.manifest.backend, one.manifest.size, figures, speeds[one.name])
+            | {
+                "source": one.source,
+                "target": load_backend(one.manifest.backend).support.target,
+                "layers": sum(1 for row in one.manifest.plan if row["weights"] or row["activations"]),
+                "float_size": one.manifest.float_size,
+                "difference": dataclasses.asdict(difference(measured[one.source][0], metric, figure)),
+                "difference_to_first": dataclasses.asdict(to_first) if to_first else None,
+            }
+        )
+    return rows
+
+
+def _row(
+    name: str, backend: str, size_: int, figures: Mapping[str, float], speeds: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "model": name,
+        "backend": backend,
+        "size": size_,
+        "figures": dict(figures),
+        "speeds": [{key: value for key, value in speed.items() if key != "model"} for speed in speeds],
+        "difference": None,
+    }
+
+
+def _settings(compared: Sequence[_Compared]) -> dict[str, dict[str, Any]]:
+    """Fields of the section `quantize` in which the artifacts differ, with the value of each."""
+    flat = {one.name: _flat(one.manifest.spec["quantize"], "quantize") for one in compared}
+    fields = dict.fromkeys(field for section in flat.values() for field in section)
+    values = {field: {name: section.get(field) for name, section in flat.items()} for field in fields}
+    return {
+        field: by_name
+        for field, by_name in values.items()
+        if field != "quantize.results_dir" and any(value != by_name[compared[0].name] for value in by_name.values())
+    }
+
+
+def _flat(value: Any, path: str) -> dict[str, Any]:
+    """The leaves of plain data, by their path as a spec has it."""
+    if isinstance(value, Mapping):
+        return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{path}.{name}").items()}
+    if isinstance(value, list):
+        return {
+            key: leaf for index, inner in enumerate(value) for key, leaf in _flat(inner, f"{path}[{index}]").items()
+        }
+    return {path: value}
+
+
+def _layers(compared: Sequence[_Compared]) -> list[dict[str, Any]]:
+    """The layers that the artifacts treat differently: the format in each; None where it has no such layer.
+
+    Layers of an ONNX file go under the name of the module that they were exported from.
+    """
+    choices: dict[str, dict[str, str]] = {}
+    for one in compared:
+        for row in one.manifest.plan:
+            parts = [row["weights"], row["activations"]]
+            words = " / ".join(part["dtype"] if part else "float" for part in parts) if any(parts) else "float"
+            choices.setdefault(row["alias"] or row["layer"], {})[one.name] = words
+    rows = [(layer, {one.name: by.get(one.name) for one in compared}) for layer, by in choices.items()]
+    return [{"layer": layer, "formats": formats} for layer, formats in rows if len(set(formats.values())) > 1]
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    figure = results["metric"]
+    table = Table(title=f"{results['num_images']} images; {results['runs']} runs in turns on {results['device']}")
+    table.add_column("model", overflow="fold")
+    table.add_column("backend")
+    for column in ("layers", "size", figure, "difference", "95 % interval"):
+        table.add_column(column, justify="right")
+    for batch in results["batch_sizes"]:
+        table.add_column(f"ms at batch {batch}", justify="right")
+        table.add_column("speed-up", justify="right")
+    for row in results["models"]:
+        one = row["difference"]
+        speeds = [cell for speed in row["speeds"] for cell in (f"{speed['p50_ms']:.2f}", f"{speed['speedup']:.2f}")]
+        table.add_row(
+            row["model"],
+            row["backend"],
+            str(row["layers"]) if one else "",
+            size(row["size"]),
+            f"{row['figures'][figure]:.4f}",
+            f"{one['value']:+.4f}" if one else "",
+            f"{one['low']:+.4f} .. {one['high']:+.4f}" if one else "",
+            *speeds,
+        )
+    show(table)
+    artifacts = [row for row in results["models"] if row["difference"]]
+    for row in artifacts[1:]:
+        one = row["difference_to_first"]
+        sure = "not distinguishable" if one["low"] <= 0 <= one["high"] else "better" if one["low"] > 0 else "worse"
+        print(
+            f"{row['model']} against {artifacts[0]['model']}: {figure} {one['value']:+.4f}"
+            f" ({one['low']:+.4f} .. {one['high']:+.4f}): {sure}"
+        )
+    for backend, target in {row["backend"]: row["target"] for row in artifacts}.items():
+        print(f"{backend} is for {target}")
+    if len(artifacts) > 1:
+        _show_differences(results, [row["model"] for row in artifacts])
+
+
+def _show_differences(results: Mapping[str, Any], names: Sequence[str]) -> None:
+    layers = results["layers"]
+    table = Table(title=f"{len(results['settings'])} settings and {len(layers)} layers differ")
+    table.add_column("what", overflow="fold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for field, values in results["settings"].items():
+        table.add_row(field, *("-" if values[name] is None else str(values[name]) for name in names))
+    for row in layers[:_SHOWN]:
+        table.add_row(row["layer"], *(row["formats"][name] or "-" for name in names))
+    if len(layers) > _SHOWN:
+        table.caption = f"{len(layers) - _SHOWN} more layers are in compare.html"
+    show(table)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long models take, measured in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taoq.runtime import Runtime
+from taoq.tasks.base import Inputs
+
+
+def in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs: int) -> dict[str, list[float]]:
+    """Seconds of each run of each model, one after the other, the order turned round each time.
+
+    A machine that is busy for a while is so for all of them.
+    """
+    for model in models.values():
+        for _ in range(warmup):
+            model.run(inputs)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(runs):
+        for name in sorted(models, reverse=bool(number % 2)):
+            started = time.perf_counter()
+            models[name].run(inputs)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def latency(name: str, batch: int, seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
+    """Latency in milliseconds; the speed-up is the median over the turns, each against float in the same turn."""
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
+    return {
+        "model": name,
+        "batch": batch,
+        "p50_ms": 1e3 * cuts[49],
+        "p90_ms": 1e3 * cuts[89],
+        "p99_ms": 1e3 * cuts[98],
+        "images_per_second": batch / cuts[49],
+        "speedup": statistics.median(base / mine for base, mine in zip(reference, seconds, strict=True)),
+    }

@@ -1,0 +1,184 @@
+"""`compare` on artifacts of real backends: torch and ONNX, of one checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_pages import check_page
+
+from taoq.artifact import read_manifest
+
+Taoq = Callable[..., tuple[int, str, str]]
+Words = Callable[..., list[str]]
+
+RULES = 'quantize.layers=[{"module_name": "Linear", "weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}]'
+STATIC = ["quantize.backend=modelopt.pytorch", RULES, "quantize.calibration.num_samples=16", "quantize.device=cpu"]
+WEIGHTS = [
+    "quantize.backend=torchao",
+    "quantize.mode=weight_only_ptq",
+    'quantize.layers=[{"module_name": "Linear", "weights": {"dtype": "int8"}}]',
+    'quantize.skip_names=["head"]',
+]
+FEW = ["benchmark.device=cpu", "benchmark.batch_sizes=[1, 2]", "benchmark.runs=2", "benchmark.warmup=1"]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def pair(taoq: Taoq, digits_words: Words, tmp_path: Path) -> tuple[Path, Path]:
+    """Artifacts of the example ViT: static, then weight-only."""
+    folders = tmp_path / "static", tmp_path / "weights"
+    for folder, words in zip(folders, (STATIC, WEIGHTS), strict=True):
+        assert taoq(*digits_words("quantize", "vit_tiny", *words, f"quantize.results_dir={folder}"))[0] == 0
+    return folders
+
+
+@pytest.fixture
+def graph(taoq: Taoq, digits_words: Words, tmp_path: Path) -> Path:
+    """An ONNX artifact of the same network."""
+    checkpoint = next(word for word in digits_words("export") if word.startswith("quantize.model_path="))
+    file = tmp_path / "float.onnx"
+    words = [f"export.checkpoint={checkpoint.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
+    assert taoq(*digits_words("export", "vit_tiny", *words))[0] == 0
+    words = ["quantize.backend=onnxruntime", RULES.replace("Linear", "*"), f"quantize.model_path={file}"]
+    words += [f"quantize.results_dir={tmp_path / 'graph'}", "quantize.calibration.num_samples=16"]
+    assert taoq(*digits_words("quantize", "vit_tiny", *words))[0] == 0
+    return tmp_path / "graph"
+
+
+def test_two_artifacts_beside_their_float_model(
+    taoq: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code, out, err = taoq("compare", *map(str, pair), *FEW)
+    assert code == 0, err
+    directory = tmp_path / "results" / "compare"
+    results = read(directory / "results.json")
+    manifests = [read_manifest(folder) for folder in pair]
+    source = manifests[0].source["path"]
+    float_row, *rows = results["models"]
+    assert [row["model"] for row in results["models"]] == [source, *map(str, pair)]
+    assert [row["size"] for row in rows] == [manifest.size for manifest in manifests]
+    assert [row["layers"] for row in rows] == [25, 24]
+    assert float_row["size"] == manifests[0].float_size
+    assert all(speed["speedup"] == 1.0 for speed in float_row["speeds"])
+    assert all([speed["batch"] for speed in row["speeds"]] == [1, 2] for row in results["models"])
+    for row, folder in zip(rows, pair, strict=True):
+        assert taoq(*digits_words("evaluate", "vit_tiny", f"evaluate.checkpoint={folder}"))[0] == 0
+        assert read(tmp_path / "results" / "evaluate" / "results.json")["metrics"] == row["figures"]
+        change = row["figures"]["val_acc_1"] - float_row["figures"]["val_acc_1"]
+        one = row["difference"]
+        assert one["value"] == pytest.approx(change)
+        assert one["low"] <= one["value"] <= one["high"]
+    change = rows[1]["figures"]["val_acc_1"] - rows[0]["figures"]["val_acc_1"]
+    assert rows[1]["difference_to_first"]["value"] == pytest.approx(change)
+    assert results["settings"]["quantize.backend"] == dict(
+        zip(map(str, pair), ("modelopt.pytorch", "torchao"), strict=True)
+    )
+    assert "quantize.results_dir" not in results["settings"]
+    layers = {row["layer"]: list(row["formats"].values()) for row in results["layers"]}
+    assert layers["head"] == ["int8 / int8", "float"]
+    assert layers["blocks.0.attn.qkv"] == ["int8 / int8", "int8 / float"]
+    assert "patch_embed.proj" not in layers  # float in both
+    page = check_page(directory / "compare.html")
+    for words in ("2 artifacts beside 1 float model<", "blocks.0.attn.qkv", "quantize.mode", "val_acc_5"):
+        assert words in page
+    assert f"{pair[1]} against {pair[0]}: val_acc_1 " in out
+    assert "5 more layers are in compare.html" in out
+    assert f"report: {directory / 'compare.html'}" in out
+    assert "warning" not in err
+
+
+def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
+    taoq: Taoq, pair: tuple[Path, Path], graph: Path, tmp_path: Path
+) -> None:
+    code, _, err = taoq("classification_pyt", "compare", str(pair[0]), str(graph), *FEW)
+    assert code == 0
+    results = read(tmp_path / "results" / "compare" / "results.json")
+    sources = [read_manifest(folder).source["path"] for folder in (pair[0], graph)]
+    assert [row["model"] for row in results["models"]] == [*sources, str(pair[0]), str(graph)]
+    assert f"warning: the artifacts were made from different files, {' and '.join(sources)}: " in err
+    layers = {row["layer"]: list(row["formats"].values()) for row in results["layers"]}
+    assert layers["patch_embed.proj"] == ["float", "int8 / int8"]  # one layer, though the file calls it a Conv node
+    assert "blocks.0.attn.qkv" not in layers  # equal in both
+    assert "2 artifacts beside 2 float models<" in check_page(tmp_path / "results" / "compare" / "compare.html")
+
+
+def test_one_artifact_is_compared_with_float_alone(taoq: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    code, out, _ = taoq("compare", str(pair[1]), *FEW)
+    assert code == 0
+    assert "differ" not in out.replace("difference", "")
+    results = read(tmp_path / "results" / "compare" / "results.json")
+    assert (results["settings"], results["layers"]) == ({}, [])
+    check_page(tmp_path / "results" / "compare" / "compare.html")
+
+
+def bad(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[list[str], str]]:
+    """Arguments, and the two lines that they get."""
+    yield (
+        [],
+        "compare: no artifact is given\nhint: name the folders of artifacts: taoq compare results/a results/b\n",
+    )
+    yield (
+        [str(tmp_path / "nothing")],
+        f"{tmp_path / 'nothing'}: is no artifact\nhint: name a folder that taoq <task> quantize wrote\n",
+    )
+    yield (
+        [str(pair[0]), str(pair[0] / "manifest.json"), *FEW],
+        f"{pair[0] / 'manifest.json'}: is no artifact\nhint: name a folder that taoq <task> quantize wrote\n",
+    )
+    yield (
+        [str(pair[0]), f"{pair[0]}/", *FEW],
+        f"{pair[0]}/: is named twice\nhint: name each artifact once\n",
+    )
+
+
+def test_bad_arguments(taoq: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for words, said in bad(pair, tmp_path):
+        code, _, err = taoq("compare", *words)
+        assert (code != 0, err[-len(said) :]) == (True, said)
+    assert not (tmp_path / "results" / "compare").exists()
+
+
+def test_a_spec_that_is_gone_and_one_that_is_given(
+    taoq: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    spec = pair[0] / "experiment.yaml"
+    kept = tmp_path / "kept.yaml"
+    spec.rename(kept)
+    code, _, err = taoq("compare", str(pair[0]), *FEW)
+    said = f"{spec}: the spec of this artifact is gone\nhint: give a spec with the evaluation data: -e spec.yaml\n"
+    assert (code, err) == (1, said)
+    assert taoq("compare", str(pair[0]), "-e", str(kept), *FEW)[0] == 0
+
+
+def test_a_float_model_that_changed_is_refused(taoq: Taoq, pair: tuple[Path, Path]) -> None:
+    manifest = read(pair[1] / "manifest.json")
+    manifest["source"]["sha256"] = "0" * 64
+    (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    code, _, err = taoq("compare", *map(str, pair), *FEW)
+    said = (
+        f"{pair[1]}: the float model that it was made from, {manifest['source']['path']}, is not there as it was\n"
+        "hint: compare in the folder in which it was quantized, with that file in place\n"
+    )
+    assert (code, err[-len(said) :]) == (1, said)
+
+
+def test_an_artifact_of_another_task_is_refused(taoq: Taoq, pair: tuple[Path, Path]) -> None:
+    manifest = read(pair[1] / "manifest.json")
+    manifest["task"] = "rtdetr"
+    (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    code, _, err = taoq("compare", *map(str, pair), *FEW)
+    said = f"{pair[1]}: is an artifact of rtdetr\nhint: run it with: taoq rtdetr ...\n"
+    assert (code, err[-len(said) :]) == (1, said)
+
+
+def test_help(taoq: Taoq) -> None:
+    code, out, _ = taoq("compare", "--help")
+    assert code == 0
+    assert out.startswith("usage: taoq compare [-h] [-e SPEC] [ARTIFACT|key=value")
