@@ -15,6 +15,7 @@ Taoq = Callable[..., tuple[int, str, str]]
 
 HELP = """\
 usage: taoq <task> <action> -e spec.yaml [key=value ...]
+       taoq compare ARTIFACT ... [key=value ...]
 
 Quantize vision models from one YAML spec, and know what it cost.
 
@@ -29,6 +30,7 @@ actions:
   export               write a checkpoint or an artifact as an ONNX file, and prove it
   benchmark            measure how fast a quantized model is beside its float model
   analyze              rank the layers by what quantizing them costs
+  compare              set artifacts side by side: accuracy, size, speed, layers
   default_specs        write a commented spec with all defaults
 
 taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ...
@@ -61,6 +63,7 @@ def test_version(taoq: Taoq) -> None:
     ("words", "message"),
     [
         (["classification"], "classification: there is no such task\nhint: did you mean 'classification_pyt'?\n"),
+        (["compar", "a"], "compar: there is no such task\nhint: did you mean 'compare'?\n"),
         (["yolo"], "yolo: there is no such task\nhint: tasks are classification_pyt, rtdetr\n"),
         (
             ["classification_pyt", "quantise"],
@@ -69,7 +72,7 @@ def test_version(taoq: Taoq) -> None:
         (
             ["classification_pyt", "train"],
             "classification_pyt train: there is no such action\n"
-            "hint: actions are quantize, evaluate, inference, export, benchmark, analyze, default_specs\n",
+            "hint: actions are quantize, evaluate, inference, export, benchmark, analyze, compare, default_specs\n",
         ),
         (["rtdetr", "quantize"], "rtdetr quantize: no spec is given\nhint: add -e spec.yaml\n"),
         (["classification_pyt", "quantize"], "classification_pyt quantize: no spec is given\nhint: add -e spec.yaml\n"),

@@ -103,7 +103,9 @@ def _parse(words: list[str]) -> _Request:
         return _parse_action("", _COMPARE, words[1:])
     if task not in TASKS:
         raise SpecError(
-            Fault(task, "there is no such task", did_you_mean(task, TASKS, "tasks are " + ", ".join(TASKS)))
+            Fault(
+                task, "there is no such task", did_you_mean(task, (*TASKS, _COMPARE), "tasks are " + ", ".join(TASKS))
+            )
         )
     if len(words) == 1 or words[1] in _HELP:
         return _Request(help=_help_task(task))

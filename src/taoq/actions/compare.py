@@ -85,10 +85,9 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     section: BenchmarkSpec = spec.benchmark
     compared = _read(task, spec, artifacts)
     floats = tuple(dict.fromkeys(one.source for one in compared))
-    if len(floats) > 1:
-        log.warning(
-            "the artifacts were made from different files, %s: each is compared with its own", " and ".join(floats)
-        )
+    if len({_origin(one) for one in compared}) > 1:
+        what = "the artifacts were made from different float models, %s: each is compared with its own"
+        log.warning(what, " and ".join(floats))
     figure = figure_of(task, spec, "auto", "")
     task.evaluation_batches(spec)  # what is missing is said before the work
     directory = Path(spec.results_dir or ".", "compare")
@@ -145,6 +144,17 @@ def _read(task: Task[Any], spec: Any, artifacts: Sequence[str]) -> list[_Compare
             )
         compared.append(_Compared(name=name, manifest=manifest, source=manifest.source["path"]))
     return compared
+
+
+def _origin(one: _Compared) -> str:
+    """The sha256 of what an artifact comes from: of an ONNX file that taoq exported, the checkpoint that it was."""
+    if one.manifest.format == "onnx":
+        from taoq.onnx_file import read_onnx, read_properties
+
+        properties = read_properties(read_onnx(Path(one.source)), Path(one.source))
+        if properties:
+            return str(properties["source"].get("sha256"))
+    return one.manifest.source["sha256"]
 
 
 def _speeds(
