@@ -104,6 +104,24 @@ def test_a_drop_above_the_budget_keeps_and_marks_the_artifact(taoq: Taoq, digits
     manifest = read_manifest(tmp_path / "results" / "quantize")
     assert manifest.accuracy["met"] is False
     assert "Accuracy budget not met" in check_page(tmp_path / "results" / "quantize" / "quantization_report.html")
+    assert "from chance" not in err
+
+
+def test_a_budget_that_the_images_cannot_resolve_gets_a_warning(
+    taoq: Taoq, digits_words: Words, tmp_path: Path
+) -> None:
+    code, _, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, "quantize.accuracy={max_drop: 0.0001}"))
+    directory = tmp_path / "results" / "quantize"
+    report = read(directory / "quantization_report.json")
+    (one,) = report["evaluation"]["differences"]
+    warning = (
+        "quantize.accuracy.max_drop: 0.0001 is less than 597 images can tell from chance,"
+        f" which is {one['value'] - one['low']:.4f} here: evaluate on more images"
+    )
+    assert code == (4 if one["value"] < -0.0001 else 0)
+    assert warning.removeprefix("quantize.accuracy.max_drop") in err
+    assert report["warnings"][-1] == warning
+    assert warning.replace("'", "&#39;") in check_page(directory / "quantization_report.html")
 
 
 @pytest.mark.parametrize("name", ["val_mAP", "val_acc_7"])

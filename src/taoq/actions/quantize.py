@@ -146,6 +146,7 @@ def quantize(
             models = [runtime_of(task, spec, backend, one, file, device) for one, file in pairs]
             evaluation = _evaluate(task, spec, models, figure)
         accuracy = _judge(section.accuracy, figure, evaluation) if section.accuracy and evaluation else None
+        chance = _chance(accuracy, evaluation) if accuracy and evaluation else []
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             taoq=taoq.__version__,
@@ -174,7 +175,7 @@ def quantize(
             "seconds": round(seconds, 3),
             "device": device,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "warnings": list(plan.warnings),
+            "warnings": [*plan.warnings, *chance],
             "command": shlex.join(sys.argv),
             "rules": report.asked(section),
             "skip_names": list(section.skip_names),
@@ -257,6 +258,20 @@ def _judge(asked: AccuracySpec, figure: str, evaluation: Mapping[str, Any]) -> d
         "max_drop": asked.max_drop,
         "met": before - after <= asked.max_drop,
     }
+
+
+def _chance(accuracy: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    """A warning where a budget is smaller than what the images can tell from chance."""
+    (one,) = evaluation["differences"]
+    unsure = one["value"] - one["low"]
+    if not 0 <= accuracy["max_drop"] < unsure:
+        return []
+    warning = (
+        f"quantize.accuracy.max_drop: {accuracy['max_drop']:g} is less than {evaluation['num_images']} images can tell"
+        f" from chance, which is {unsure:.4f} here: evaluate on more images"
+    )
+    log.warning(warning)
+    return [warning]
 
 
 def _check_runs(runtime: Runtime, inputs: Inputs) -> None:
