@@ -63,7 +63,8 @@ def test_two_artifacts_beside_their_float_model(
     manifests = [read_manifest(folder) for folder in pair]
     source = manifests[0].source["path"]
     float_row, *rows = results["models"]
-    assert [row["model"] for row in results["models"]] == [source, *map(str, pair)]
+    assert [row["path"] for row in results["models"]] == [source, *map(str, pair)]
+    assert [row["model"] for row in results["models"]] == ["vit_tiny.safetensors", "static", "weights"]
     assert [row["size"] for row in rows] == [manifest.size for manifest in manifests]
     assert [row["layers"] for row in rows] == [25, 24]
     assert float_row["size"] == manifests[0].float_size
@@ -78,9 +79,7 @@ def test_two_artifacts_beside_their_float_model(
         assert one["low"] <= one["value"] <= one["high"]
     change = rows[1]["figures"]["val_acc_1"] - rows[0]["figures"]["val_acc_1"]
     assert rows[1]["difference_to_first"]["value"] == pytest.approx(change)
-    assert results["settings"]["quantize.backend"] == dict(
-        zip(map(str, pair), ("modelopt.pytorch", "torchao"), strict=True)
-    )
+    assert results["settings"]["quantize.backend"] == {"static": "modelopt.pytorch", "weights": "torchao"}
     assert "quantize.results_dir" not in results["settings"]
     layers = {row["layer"]: list(row["formats"].values()) for row in results["layers"]}
     assert layers["head"] == ["int8 / int8", "float"]
@@ -89,7 +88,7 @@ def test_two_artifacts_beside_their_float_model(
     page = check_page(directory / "compare.html")
     for words in ("2 artifacts beside 1 float model<", "blocks.0.attn.qkv", "quantize.mode", "val_acc_5"):
         assert words in page
-    assert f"{pair[1]} against {pair[0]}: val_acc_1 " in out
+    assert "weights against static: val_acc_1 " in out
     assert "5 more layers are in compare.html" in out
     assert f"report: {directory / 'compare.html'}" in out
     assert "warning" not in err
@@ -102,7 +101,7 @@ def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
     assert code == 0
     results = read(tmp_path / "results" / "compare" / "results.json")
     sources = [read_manifest(folder).source["path"] for folder in (pair[0], graph)]
-    assert [row["model"] for row in results["models"]] == [*sources, str(pair[0]), str(graph)]
+    assert [row["path"] for row in results["models"]] == [*sources, str(pair[0]), str(graph)]
     assert "warning" not in err  # the file is an export of the checkpoint
     layers = {row["layer"]: list(row["formats"].values()) for row in results["layers"]}
     assert layers["patch_embed.proj"] == ["float", "int8 / int8"]  # one layer, though the file calls it a Conv node

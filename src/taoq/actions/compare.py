@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,14 @@ class _Compared:
     """An artifact.
 
     Attributes:
-        name: As it was given.
+        name: For the tables.
+        path: As it was given.
         manifest: Its manifest.
-        source: Path of the float model that it was made from.
+        source: The float model that it was made from, for the tables.
     """
 
     name: str
+    path: str
     manifest: Manifest
     source: str
 
@@ -84,19 +87,19 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others())
     section: BenchmarkSpec = spec.benchmark
     compared = _read(task, spec, artifacts)
-    floats = tuple(dict.fromkeys(one.source for one in compared))
+    floats = {one.source: one.manifest.source["path"] for one in compared}
     if len({_origin(one) for one in compared}) > 1:
         what = "the artifacts were made from different float models, %s: each is compared with its own"
-        log.warning(what, " and ".join(floats))
+        log.warning(what, " and ".join(floats.values()))
     figure = figure_of(task, spec, "auto", "")
     task.evaluation_batches(spec)  # what is missing is said before the work
     directory = Path(spec.results_dir or ".", "compare")
     with run_status(directory, task.name, "compare") as status:
         models = {
             name: open_runtime(
-                task, spec, dataclasses.replace(section, checkpoint=name, is_quantized=None), "benchmark"
+                task, spec, dataclasses.replace(section, checkpoint=path, is_quantized=None), "benchmark"
             )
-            for name in (*floats, *(one.name for one in compared))
+            for name, path in (*floats.items(), *((one.name, one.path) for one in compared))
         }
         found = measure(task, spec, list(models.values()))
         results = {
@@ -130,20 +133,32 @@ def _folder(name: str) -> Path:
 
 
 def _read(task: Task[Any], spec: Any, artifacts: Sequence[str]) -> list[_Compared]:
-    compared, directories = [], set()
-    for name in artifacts:
-        directory = _folder(name)
+    manifests: dict[str, Manifest] = {}
+    directories: set[Path] = set()
+    for path in artifacts:
+        directory = _folder(path)
         if directory.resolve() in directories:
-            raise SpecError(Fault(name, "is named twice", "name each artifact once"))
+            raise SpecError(Fault(path, "is named twice", "name each artifact once"))
         directories.add(directory.resolve())
-        manifest = read_artifact(task, spec, directory)
+        manifest = manifests[path] = read_artifact(task, spec, directory)
         if not is_there(manifest.source):
             what = f"the float model that it was made from, {manifest.source['path'] or 'none'}, is not there as it was"
             raise TaoqError(
-                Fault(name, what, "compare in the folder in which it was quantized, with that file in place")
+                Fault(path, what, "compare in the folder in which it was quantized, with that file in place")
             )
-        compared.append(_Compared(name=name, manifest=manifest, source=manifest.source["path"]))
-    return compared
+    names = _names(artifacts, dict.fromkeys(manifest.source["path"] for manifest in manifests.values()))
+    return [
+        _Compared(name=names[path], path=path, manifest=manifest, source=names[manifest.source["path"]])
+        for path, manifest in manifests.items()
+    ]
+
+
+def _names(artifacts: Sequence[str], sources: Iterable[str]) -> dict[str, str]:
+    """Short names by path: of artifacts what their paths do not share, of float models the file's; else the paths."""
+    shared = os.path.commonpath([Path(path).absolute() for path in artifacts])
+    short = {path: os.path.relpath(Path(path).absolute(), shared) for path in artifacts} if len(artifacts) > 1 else {}
+    short = {path: path for path in artifacts} | short | {path: Path(path).name for path in sources}
+    return short if len(set(short.values())) == len(short) else {path: path for path in short}
 
 
 def _origin(one: _Compared) -> str:
@@ -151,7 +166,8 @@ def _origin(one: _Compared) -> str:
     if one.manifest.format == "onnx":
         from taoq.onnx_file import read_onnx, read_properties
 
-        properties = read_properties(read_onnx(Path(one.source)), Path(one.source))
+        path = Path(one.manifest.source["path"])
+        properties = read_properties(read_onnx(path), path)
         if properties:
             return str(properties["source"].get("sha256"))
     return one.manifest.source["sha256"]
@@ -186,13 +202,13 @@ def _rows(
     rows: list[dict[str, Any]] = []
     for source in dict.fromkeys(one.source for one in compared):
         made = next(one.manifest for one in compared if one.source == source)
-        rows.append(_row(source, "float32", made.float_size, measured[source][1], speeds[source]))
+        rows.append(_row(source, made.source["path"], "float32", made.float_size, measured[source][1], speeds[source]))
     first = compared[0]
     for one in compared:
         metric, figures = measured[one.name]
         to_first = None if one is first else difference(measured[first.name][0], metric, figure)
         rows.append(
-            _row(one.name, one.manifest.backend, one.manifest.size, figures, speeds[one.name])
+            _row(one.name, one.path, one.manifest.backend, one.manifest.size, figures, speeds[one.name])
             | {
                 "source": one.source,
                 "target": load_backend(one.manifest.backend).support.target,
@@ -206,10 +222,11 @@ def _rows(
 
 
 def _row(
-    name: str, backend: str, size_: int, figures: Mapping[str, float], speeds: Sequence[Mapping[str, Any]]
+    name: str, path: str, backend: str, size_: int, figures: Mapping[str, float], speeds: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     return {
         "model": name,
+        "path": path,
         "backend": backend,
         "size": size_,
         "figures": dict(figures),
