@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import pytest
 import yaml
 from html_pages import check_page
 
+from taoq.actions.analysis import Evaluations
 from taoq.artifact import read_manifest
+from taoq.quantization.plan import LayerPlan
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -80,6 +82,27 @@ def test_a_search_writes_a_spec_that_quantize_runs_unchanged(taoq: Taoq, digits_
     assert code == 0, err
     assert read_manifest(again).plan == manifest.plan
     assert read_manifest(again).sha256 == manifest.sha256
+
+
+def test_an_artifact_that_loses_more_than_its_trial_is_searched_on(
+    taoq: Taoq, digits_words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Evaluations.of
+
+    def flattering(evaluations: Evaluations, items: Sequence[LayerPlan]) -> float:
+        return honest(evaluations, () if len(items) == 26 else items)
+
+    monkeypatch.setattr(Evaluations, "of", flattering)
+    budget = "quantize.accuracy={max_drop: 0.0001, action: search, max_evaluations: 3}"
+    code, _, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, *FEW, budget))
+    assert code == 0, err
+    assert "the artifact loses more than the trial of its plan did: searching on" in err
+    report = read(tmp_path / "results" / "quantize" / "quantization_report.json")
+    first = report["search"]["evaluations"][0]
+    assert (first["what"], first["within"]) == ("everything", False)
+    assert first["drop"] > 0.0001
+    assert report["layers_quantized"] < 26
+    assert report["accuracy"]["met"] is True
 
 
 def test_a_search_that_finds_nothing_is_exit_code_4(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:

@@ -33,9 +33,11 @@ def read(path: Path) -> Any:
 
 @pytest.fixture
 def pair(taoq: Taoq, digits_words: Words, tmp_path: Path) -> tuple[Path, Path]:
-    """Artifacts of the example ViT: static, then weight-only."""
+    """Artifacts of the example ViT: static, then weight-only, which has the checkpoint by another path."""
     folders = tmp_path / "static", tmp_path / "weights"
-    for folder, words in zip(folders, (STATIC, WEIGHTS), strict=True):
+    source = next(word for word in digits_words("quantize") if word.startswith("quantize.model_path="))
+    other = source.replace("/checkpoints/", "/checkpoints/../checkpoints/")
+    for folder, words in zip(folders, ([*STATIC, source], [*WEIGHTS, other]), strict=True):
         assert taoq(*digits_words("quantize", "vit_tiny", *words, f"quantize.results_dir={folder}"))[0] == 0
     return folders
 

@@ -28,7 +28,7 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.pages import page
 from taoq.quantization.backends import load_backend
 from taoq.runtime import Runtime, noise
-from taoq.spec import SpecSource, load_spec
+from taoq.spec import SpecSource, load_spec, spec_from_dict, spec_to_dict
 from taoq.status import run_status
 from taoq.tasks.base import Task
 from taoq.tasks.sections import BenchmarkSpec
@@ -47,12 +47,14 @@ class _Compared:
         path: As it was given.
         manifest: Its manifest.
         source: The float model that it was made from, for the tables.
+        source_path: Its path.
     """
 
     name: str
     path: str
     manifest: Manifest
     source: str
+    source_path: str
 
 
 def routed(artifacts: Sequence[str], spec: str | None) -> tuple[str, str]:
@@ -87,7 +89,7 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others())
     section: BenchmarkSpec = spec.benchmark
     compared = _read(task, spec, artifacts)
-    floats = {one.source: one.manifest.source["path"] for one in compared}
+    floats = {one.source: one.source_path for one in compared}
     if len({_origin(one) for one in compared}) > 1:
         what = "the artifacts were made from different float models, %s: each is compared with its own"
         log.warning(what, " and ".join(floats.values()))
@@ -111,7 +113,7 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
             "runs": section.runs,
             "batch_sizes": list(section.batch_sizes),
             "models": _rows(compared, list(models), found, figure, _speeds(task, spec, section, compared, models)),
-            "settings": _settings(compared),
+            "settings": _settings(task, compared),
             "layers": _layers(compared),
             "versions": versions(("torch", "onnxruntime-gpu")),
             "command": shlex.join(sys.argv),
@@ -146,11 +148,17 @@ def _read(task: Task[Any], spec: Any, artifacts: Sequence[str]) -> list[_Compare
             raise TaoqError(
                 Fault(path, what, "compare in the folder in which it was quantized, with that file in place")
             )
-    names = _names(artifacts, dict.fromkeys(manifest.source["path"] for manifest in manifests.values()))
-    return [
-        _Compared(name=names[path], path=path, manifest=manifest, source=names[manifest.source["path"]])
-        for path, manifest in manifests.items()
-    ]
+    sources: dict[str, str] = {}  # one float model may have been given by several paths
+    for manifest in manifests.values():
+        sources.setdefault(manifest.source["sha256"], manifest.source["path"])
+    names = _names(artifacts, sources.values())
+    compared = []
+    for path, manifest in manifests.items():
+        source = sources[manifest.source["sha256"]]
+        compared.append(
+            _Compared(name=names[path], path=path, manifest=manifest, source=names[source], source_path=source)
+        )
+    return compared
 
 
 def _names(artifacts: Sequence[str], sources: Iterable[str]) -> dict[str, str]:
@@ -166,7 +174,7 @@ def _origin(one: _Compared) -> str:
     if one.manifest.format == "onnx":
         from taoq.onnx_file import read_onnx, read_properties
 
-        path = Path(one.manifest.source["path"])
+        path = Path(one.source_path)
         properties = read_properties(read_onnx(path), path)
         if properties:
             return str(properties["source"].get("sha256"))
@@ -201,8 +209,9 @@ def _rows(
     measured = dict(zip(names, zip(found.metrics, found.figures, strict=True), strict=True))
     rows: list[dict[str, Any]] = []
     for source in dict.fromkeys(one.source for one in compared):
-        made = next(one.manifest for one in compared if one.source == source)
-        rows.append(_row(source, made.source["path"], "float32", made.float_size, measured[source][1], speeds[source]))
+        made = next(one for one in compared if one.source == source)
+        figures, size_ = measured[source][1], made.manifest.float_size
+        rows.append(_row(source, made.source_path, "float32", size_, figures, speeds[source]))
     first = compared[0]
     for one in compared:
         metric, figures = measured[one.name]
@@ -235,9 +244,11 @@ def _row(
     }
 
 
-def _settings(compared: Sequence[_Compared]) -> dict[str, dict[str, Any]]:
+def _settings(task: Task[Any], compared: Sequence[_Compared]) -> dict[str, dict[str, Any]]:
     """Fields of the section `quantize` in which the artifacts differ, with the value of each."""
-    flat = {one.name: _flat(one.manifest.spec["quantize"], "quantize") for one in compared}
+    # through the schema, which fills in the fields that an older taoq did not have
+    sections = {one.name: spec_to_dict(spec_from_dict(one.manifest.spec, task.spec))["quantize"] for one in compared}
+    flat = {name: _flat(section, "quantize") for name, section in sections.items()}
     fields = dict.fromkeys(field for section in flat.values() for field in section)
     values = {field: {name: section.get(field) for name, section in flat.items()} for field in fields}
     return {

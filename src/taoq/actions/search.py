@@ -33,7 +33,12 @@ TUNED = "tuned.yaml"
 
 
 def search(
-    task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...], directory: Path
+    task: Task[Any],
+    spec: Any,
+    backend: Backend[Any],
+    warnings: tuple[str, ...],
+    directory: Path,
+    known: Mapping[str, float],
 ) -> tuple[Any, dict[str, Any]]:
     """Find the best plan; write it as `tuned.yaml`.
 
@@ -43,9 +48,10 @@ def search(
         backend: Its backend.
         warnings: Of the spec.
         directory: Gets analysis.json and tuned.yaml.
+        known: Figures of artifacts, by what `described` says of their layers: they count, not those of the trials.
 
     Returns:
-        The tuned spec, and what the report says of the search.
+        The tuned spec, and what the report says of the search; its `plan` is what `described` says of the layers.
 
     Raises:
         RequirementNotMet: Nothing that was tried is within the budget.
@@ -80,7 +86,9 @@ def search(
     log.info("searching: %s of the float model is %.4f, %g less is accepted", figure, before, asked.max_drop)
 
     def drop_of(choice: Choice) -> float:
-        drop = before - evaluations.of(items_of(units, choice))
+        items = items_of(units, choice)
+        figure_of_plan = known.get(described(items))
+        drop = before - (evaluations.of(items) if figure_of_plan is None else figure_of_plan)
         log.info("tried %d of %d layers or groups: %s falls by %.4f", len(choice), len(units), figure, drop)
         return drop
 
@@ -114,6 +122,7 @@ def search(
             for trial in tried
         ],
         "share": chosen.share,
+        "plan": described(items_of(units, chosen.choice)),
         "tuned": TUNED,
     }
 
