@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs figures bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits/make_data.py
@@ -22,6 +22,11 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
+
+# runs every command that the pages show, the benchmarks too: about an hour
+figures: demo
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/figures.py
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/quantize.py

@@ -41,6 +41,7 @@ class Variant:
         dtype: Of weights, and but for torchao of activations.
         patterns: Of the rules.
         skip_names: Of the spec.
+        others: More overrides.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Variant:
     dtype: str
     patterns: Sequence[str]
     skip_names: Sequence[str] = ()
+    others: Sequence[str] = ()
 
     @property
     def of_onnx(self) -> bool:
@@ -64,6 +66,7 @@ class Variant:
             f"quantize.mode={'static_ptq' if static else 'weight_only_ptq'}",
             f"quantize.layers={json.dumps([{'module_name': pattern, **parts} for pattern in self.patterns])}",
             f"quantize.skip_names={json.dumps(list(self.skip_names))}",
+            *self.others,
         ]
 
 
@@ -139,35 +142,56 @@ def all_recipes() -> list[Variant]:
     ]
 
 
-def networks(scenes: int, *, only_recipes: bool) -> list[Network]:
-    """What the table shows."""
+def biases() -> list[Network]:
+    """What correcting biases brings where everything is INT8."""
+    entropy = "quantize.algorithm=entropy"
+    smoothquant = ("quantize.algorithm=smoothquant", "quantize.backend_kwargs={alpha: 0.5}")
+    ways = {
+        "mobilenetv3_small": [("modelopt.pytorch", "int8"), ("modelopt.pytorch", "int8, entropy", entropy),
+                              ("modelopt.onnx", "int8"), ("onnxruntime", "int8")],
+        "vit_tiny": [("modelopt.pytorch", "int8"), ("modelopt.pytorch", "int8, smoothquant", *smoothquant)],
+    }  # fmt: skip
+    return [
+        classifier(
+            network,
+            [
+                Variant(name + also, backend, "int8", ("*",), others=(*others, f"quantize.bias_correction={correct}"))
+                for backend, name, *others in found
+                for also, correct in (("", "false"), (", corrected", "true"))
+            ],
+        )
+        for network, found in ways.items()
+    ]
+
+
+def classifier(name: str, variants: Sequence[Variant]) -> Network:
+    """A network on the digits."""
+    return Network(name, "classification_pyt", HERE / "digits" / f"{name}.yaml", "val_acc_1", variants)
+
+
+def detector(scenes: int, variants: Sequence[Variant]) -> Network:
+    """The network on the scenes, evaluated on the first of them."""
     json_file = RESULTS / f"val_{scenes}.json"
-    detector = Network(
-        "rtdetr_small",
-        "rtdetr",
-        HERE / "digit_scenes" / "rtdetr.yaml",
-        "val_mAP",
-        all_recipes() if only_recipes else [variant for variant in all_recipes() if variant.name in IN_THE_DEMO],
-        [f"dataset.test_data_sources.json_file={json_file}"],
-    )
     data = read(HERE / "digit_scenes" / "data" / "val.json")
     data["images"] = data["images"][:scenes]
     kept = {image["id"] for image in data["images"]}
     data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in kept]
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(data), encoding="utf-8")
-    if only_recipes:
-        return [detector]
+    spec, override = HERE / "digit_scenes" / "rtdetr.yaml", f"dataset.test_data_sources.json_file={json_file}"
+    return Network("rtdetr_small", "rtdetr", spec, "val_mAP", variants, [override])
+
+
+def all_networks() -> list[Network]:
+    """What the demo shows."""
     all_dtypes = [
         *weights("int8", "fp8_e4m3fn", "fp8_e5m2"),
         *everywhere("int8", "fp8_e4m3fn"),
         *everywhere("int8", "fp8_e4m3fn", backend="modelopt.onnx"),
         *everywhere("int8", backend="onnxruntime"),
     ]
-    return [
-        Network(name, "classification_pyt", HERE / "digits" / f"{name}.yaml", "val_acc_1", all_dtypes)
-        for name in ("resnet_18", "vit_tiny")
-    ] + [detector]
+    recipes_a = [variant for variant in all_recipes() if variant.name in IN_THE_DEMO]
+    return [*(classifier(name, all_dtypes) for name in ("resnet_18", "vit_tiny")), detector(100, recipes_a)]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -176,17 +200,14 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-def run(scenes: int, *, only_recipes: bool) -> Table:
+def run(title: str, networks: Sequence[Network]) -> Table:
     """All variants of all networks."""
-    what = f"COCO AP on {scenes} held-out scenes"
-    table = Table(
-        title=what if only_recipes else f"top-1 on 597 held-out digits, {what}, in percent; sizes of the files"
-    )
+    table = Table(title=f"{title}, in percent; sizes of the files")
     for column in ("model", "backend", "quantized"):
         table.add_column(column, no_wrap=True)
     for column in ("layers", "float", "quantized", "difference", "float32 file", "quantized file"):
         table.add_column(column, justify="right", no_wrap=True)
-    for network in networks(scenes, only_recipes=only_recipes):
+    for network in networks:
         results = RESULTS / network.name
         (checkpoint,) = (HERE).glob(f"*/checkpoints/{network.name}*")
         float_figure = network.evaluate(str(checkpoint), results / "float")
@@ -218,8 +239,15 @@ def run(scenes: int, *, only_recipes: bool) -> Table:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", action="store_true", help="all recipes of the detector on all 300 scenes, no more")
-    only_recipes = parser.parse_args().recipes
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--recipes", action="store_true", help="all recipes of the detector on all 300 scenes, no more")
+    modes.add_argument("--biases", action="store_true", help="bias correction of the classifiers, no more")
+    asked = parser.parse_args()
     began = time.monotonic()
-    show(run(300 if only_recipes else 100, only_recipes=only_recipes))
+    if asked.recipes:
+        show(run("COCO AP on 300 held-out scenes", [detector(300, all_recipes())]))
+    elif asked.biases:
+        show(run("top-1 on 597 held-out digits", biases()))
+    else:
+        show(run("top-1 on 597 held-out digits, COCO AP on 100 held-out scenes", all_networks()))
     print(f"{time.monotonic() - began:.0f} s; artifacts, results.json and pictures are in {RESULTS}")

@@ -14,6 +14,7 @@ from html_pages import check_page
 from taoq.actions.analysis import Evaluations
 from taoq.artifact import read_manifest
 from taoq.quantization.plan import LayerPlan
+from taoq.tasks.base import Metric
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -103,6 +104,35 @@ def test_an_artifact_that_loses_more_than_its_trial_is_searched_on(
     assert first["drop"] > 0.0001
     assert report["layers_quantized"] < 26
     assert report["accuracy"]["met"] is True
+
+
+def test_an_interrupted_search_goes_on_where_it_was(
+    taoq: Taoq, digits_words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = "quantize.accuracy={max_drop: 0.0001, action: search, max_evaluations: 3}"
+    words = digits_words("quantize", "vit_tiny", *STATIC, *FEW, budget)
+    measured: list[int] = []
+    original = Evaluations._measure
+
+    def interrupted(evaluations: Evaluations, items: Sequence[LayerPlan]) -> Metric:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(len(items))
+        return original(evaluations, items)
+
+    monkeypatch.setattr(Evaluations, "_measure", interrupted)
+    assert taoq(*words)[0] == 130
+    directory = tmp_path / "results" / "quantize"
+    kept = read(directory / "analysis.json")["found"]
+    assert not (directory / "manifest.json").exists()
+    measured.clear()
+    measured.append(-1)  # one more than before
+    assert taoq(*words)[0] == 130
+    assert measured[1] not in (0, 26)  # the float model and everything are known
+    assert read(directory / "analysis.json")["found"].items() > kept.items()
+    monkeypatch.setattr(Evaluations, "_measure", original)
+    assert taoq(*words)[0] == 0
+    assert len(read(directory / "quantization_report.json")["search"]["evaluations"]) <= 3
 
 
 def test_a_search_that_finds_nothing_is_exit_code_4(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rich.table import Table
 from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
-from taoq.actions.timing import in_turns, latency
+from taoq.actions.timing import check_batch_sizes, in_turns, latency
 from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
@@ -50,8 +50,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
     section: BenchmarkSpec = spec.benchmark
     if not section.checkpoint:
         raise SpecError(Fault("benchmark.checkpoint", "missing", "name an artifact or an ONNX file"))
-    if not section.batch_sizes or min(section.batch_sizes) < 1:
-        raise SpecError(Fault("benchmark.batch_sizes", "empty, or not above 0", "write for example [1, 8]"))
+    check_batch_sizes(section)
     directory = results_dir(spec, "benchmark")
     with run_status(directory, task.name, "benchmark") as status:
         artifact = find_artifact(section.checkpoint)

@@ -20,7 +20,7 @@ from taoq.actions import others
 from taoq.actions.measure import Measured, figure_of, measure
 from taoq.actions.open_model import open_runtime, read_artifact
 from taoq.actions.results import staged, write_experiment, write_json
-from taoq.actions.timing import in_turns, latency
+from taoq.actions.timing import check_batch_sizes, in_turns, latency
 from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
 from taoq.bootstrap import difference
 from taoq.console import show, size
@@ -88,6 +88,7 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     """
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others())
     section: BenchmarkSpec = spec.benchmark
+    check_batch_sizes(section)
     compared = _read(task, spec, artifacts)
     floats = {one.source: one.source_path for one in compared}
     if len({_origin(one) for one in compared}) > 1:

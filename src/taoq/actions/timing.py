@@ -8,8 +8,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taoq.errors import Fault, SpecError
 from taoq.runtime import Runtime
 from taoq.tasks.base import Inputs
+from taoq.tasks.sections import BenchmarkSpec
+
+
+def check_batch_sizes(section: BenchmarkSpec) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        SpecError: There is no batch size, or one is not above 0.
+    """
+    if not section.batch_sizes or min(section.batch_sizes) < 1:
+        raise SpecError(Fault("benchmark.batch_sizes", "empty, or not above 0", "write for example [1, 8]"))
 
 
 def in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs: int) -> dict[str, list[float]]:
