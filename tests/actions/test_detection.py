@@ -194,3 +194,23 @@ def test_inference_writes_pictures_labels_and_one_json(
     lines = [line for number in (1, 2, 3) for line in (results / "labels" / f"{number}.txt").read_text().splitlines()]
     assert len(lines) == len(wanted)
     assert {len(line.split()) for line in lines} == {16}
+
+
+def test_scenes_without_annotations_define_no_accuracy(
+    taoq: Taoq, scenes: Path, scenes_words: Words, tmp_path: Path
+) -> None:
+    data = json.loads((scenes / "val_24.json").read_text(encoding="utf-8"))
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(data | {"annotations": [], "images": data["images"][:2]}), encoding="utf-8")
+    words = [f"dataset.test_data_sources.json_file={empty}", "quantize.evaluate=true"]
+    weights = ["quantize.backend=torchao", "quantize.mode=weight_only_ptq", "quantize.skip_names=[]"]
+    rule = "quantize.layers=[{module_name: Linear, weights: {dtype: int8}}]"
+    code, _, err = taoq(*scenes_words("quantize", *words, *weights, rule))
+    assert (code, err.splitlines()[-2:]) == (
+        1,
+        [
+            "the evaluation data: val_mAP has no value: nothing in these 2 image(s) defines it",
+            "hint: evaluate on images with something to find",
+        ],
+    )
+    assert not (tmp_path / "results" / "quantize" / "manifest.json").exists()

@@ -158,7 +158,7 @@ class Evaluations:
         """The metric with these layers quantized; its figure is written down."""
         with tempfile.TemporaryDirectory() as folder:
             model = self.trials.runtime(items, Path(folder))
-            found = measure(self.trials.task, self.trials.spec, [model])
+            found = measure(self.trials.task, self.trials.spec, [model], self.figure)
         self.notes.get(self._asked(items), lambda: found.figures[0][self.figure])
         return found.metrics[0]
 

@@ -104,7 +104,7 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
             )
             for name, path in (*floats.items(), *((one.name, one.path) for one in compared))
         }
-        found = measure(task, spec, list(models.values()))
+        found = measure(task, spec, list(models.values()), figure)
         results = {
             "task": task.name,
             "metric": figure,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taoq.errors import Fault, SpecError, did_you_mean
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.runtime import Runtime
 from taoq.status import track
 from taoq.tasks.base import Metric, Task
@@ -31,13 +31,17 @@ class Measured:
     seconds: float
 
 
-def measure(task: Task[Any], spec: Any, models: Sequence[Runtime]) -> Measured:
+def measure(task: Task[Any], spec: Any, models: Sequence[Runtime], needed: str = "") -> Measured:
     """Evaluate models on the same images, each image read once.
 
     Args:
         task: The task.
         spec: Its spec, with the evaluation data.
         models: The models.
+        needed: A figure that must have a value.
+
+    Raises:
+        TaoqError: It has none.
     """
     batches = task.evaluation_batches(spec)
     metrics = tuple(task.metric(spec) for _ in models)
@@ -47,6 +51,9 @@ def measure(task: Task[Any], spec: Any, models: Sequence[Runtime]) -> Measured:
             metric.update(model.run(batch.inputs), batch.targets)
     seconds = time.monotonic() - started
     figures = tuple(metric.compute() for metric in metrics)
+    if needed and not all(needed in found for found in figures):
+        what = f"{needed} has no value: nothing in these {batches.num_samples} image(s) defines it"
+        raise TaoqError(Fault("the evaluation data", what, "evaluate on images with something to find"))
     return Measured(metrics=metrics, figures=figures, num_images=batches.num_samples, seconds=seconds)
 
 

@@ -261,7 +261,7 @@ def _tell(found: Mapping[str, Any], directory: Path, status: Status) -> None:
 
 def _evaluate(task: Task[Any], spec: Any, models: Sequence[Runtime], figure: str) -> dict[str, Any]:
     """Figures of both models on the same images, and how sure the difference of the one that counts is."""
-    found = measure(task, spec, models)
+    found = measure(task, spec, models, figure)
     before, after = found.metrics
     return {
         "num_images": found.num_images,
