@@ -68,28 +68,39 @@ def scenes_words(scenes: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return words
 
 
+@pytest.fixture(scope="session")
+def digits_words_into(digits: Path) -> Callable[[Path], Callable[..., list[str]]]:
+    """Words of a command line on an example network: (action, network, *overrides); results in a folder."""
+
+    def into(results: Path) -> Callable[..., list[str]]:
+        def words(action: str, network: str = "vit_tiny", *overrides: str) -> list[str]:
+            return [
+                "classification_pyt",
+                action,
+                "-e",
+                str(DIGITS / f"{network}.yaml"),
+                f"results_dir={results}",
+                f"dataset.root_dir={digits}",
+                f"dataset.val_dataset.images_dir={digits / 'val'}",
+                f"dataset.test_dataset.images_dir={digits / 'val'}",
+                f"dataset.quant_calibration_dataset.images_dir={digits / 'calibration'}",
+                f"quantize.model_path={DIGITS / 'checkpoints' / f'{network}.safetensors'}",
+                "evaluate.device=cpu",
+                "inference.device=cpu",
+                *overrides,
+            ]
+
+        return words
+
+    return into
+
+
 @pytest.fixture
-def digits_words(digits: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Words of a command line on an example network: (action, network, *overrides); results below tmp_path."""
-
-    def words(action: str, network: str = "vit_tiny", *overrides: str) -> list[str]:
-        return [
-            "classification_pyt",
-            action,
-            "-e",
-            str(DIGITS / f"{network}.yaml"),
-            f"results_dir={tmp_path / 'results'}",
-            f"dataset.root_dir={digits}",
-            f"dataset.val_dataset.images_dir={digits / 'val'}",
-            f"dataset.test_dataset.images_dir={digits / 'val'}",
-            f"dataset.quant_calibration_dataset.images_dir={digits / 'calibration'}",
-            f"quantize.model_path={DIGITS / 'checkpoints' / f'{network}.safetensors'}",
-            "evaluate.device=cpu",
-            "inference.device=cpu",
-            *overrides,
-        ]
-
-    return words
+def digits_words(
+    digits_words_into: Callable[[Path], Callable[..., list[str]]], tmp_path: Path
+) -> Callable[..., list[str]]:
+    """The same, with results below tmp_path."""
+    return digits_words_into(tmp_path / "results")
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from html_pages import check_page
 from safetensors.torch import load_file, save_file
 
 from taoq.artifact import read_manifest
+from taoq.cli import main
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -31,34 +34,40 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def pair(taoq: Taoq, digits_words: Words, tmp_path: Path) -> tuple[Path, Path]:
-    """Artifacts of the example ViT: static, then weight-only, which has the checkpoint by another path."""
-    folders = tmp_path / "static", tmp_path / "weights"
-    source = next(word for word in digits_words("quantize") if word.startswith("quantize.model_path="))
+@pytest.fixture(scope="module")
+def made(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts of the example ViT: static; weight-only, which has the checkpoint by another path; an ONNX file."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    words = digits_words_into(folder / "results")
+    source = next(word for word in words("quantize") if word.startswith("quantize.model_path="))
     other = source.replace("/checkpoints/", "/checkpoints/../checkpoints/")
-    for folder, words in zip(folders, ([*STATIC, source], [*WEIGHTS, other]), strict=True):
-        assert taoq(*digits_words("quantize", "vit_tiny", *words, f"quantize.results_dir={folder}"))[0] == 0
-    return folders
+    file = folder / "float.onnx"
+    export = [f"export.checkpoint={source.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
+    assert main(words("export", "vit_tiny", *export)) == 0
+    everything = RULES.replace("Linear", "*")
+    graph = ["quantize.backend=onnxruntime", everything, f"quantize.model_path={file}", STATIC[2]]
+    for name, overrides in (("static", STATIC), ("weights", [*WEIGHTS, other]), ("graph", graph)):
+        assert main(words("quantize", "vit_tiny", *overrides, f"quantize.results_dir={folder / name}")) == 0
+    return folder
 
 
 @pytest.fixture
-def graph(taoq: Taoq, digits_words: Words, tmp_path: Path) -> Path:
-    """An ONNX artifact of the same network."""
-    checkpoint = next(word for word in digits_words("export") if word.startswith("quantize.model_path="))
-    file = tmp_path / "float.onnx"
-    words = [f"export.checkpoint={checkpoint.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
-    assert taoq(*digits_words("export", "vit_tiny", *words))[0] == 0
-    words = ["quantize.backend=onnxruntime", RULES.replace("Linear", "*"), f"quantize.model_path={file}"]
-    words += [f"quantize.results_dir={tmp_path / 'graph'}", "quantize.calibration.num_samples=16"]
-    assert taoq(*digits_words("quantize", "vit_tiny", *words))[0] == 0
-    return tmp_path / "graph"
+def pair(made: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of the first two."""
+    static, weights = (shutil.copytree(made / name, tmp_path / name) for name in ("static", "weights"))
+    return static, weights
+
+
+@pytest.fixture
+def compare(taoq: Taoq, tmp_path: Path) -> Taoq:
+    """`taoq compare` in few runs, into tmp_path/results."""
+    return functools.partial(taoq, "compare", *FEW, f"results_dir={tmp_path / 'results'}")
 
 
 def test_two_artifacts_beside_their_float_model(
-    taoq: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
+    taoq: Taoq, compare: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    code, out, err = taoq("compare", *map(str, pair), *FEW)
+    code, out, err = compare(*map(str, pair))
     assert code == 0, err
     directory = tmp_path / "results" / "compare"
     results = read(directory / "results.json")
@@ -83,7 +92,7 @@ def test_two_artifacts_beside_their_float_model(
     assert rows[1]["difference_to_first"]["value"] == pytest.approx(change)
     assert results["settings"]["quantize.backend"] == {"static": "modelopt.pytorch", "weights": "torchao"}
     assert "quantize.results_dir" not in results["settings"]
-    layers = {row["layer"]: list(row["formats"].values()) for row in results["layers"]}
+    layers = {layer: list(formats.values()) for layer, formats in results["layers"].items()}
     assert layers["head"] == ["int8 / int8", "float"]
     assert layers["blocks.0.attn.qkv"] == ["int8 / int8", "int8 / float"]
     assert "patch_embed.proj" not in layers  # float in both
@@ -97,22 +106,24 @@ def test_two_artifacts_beside_their_float_model(
 
 
 def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
-    taoq: Taoq, pair: tuple[Path, Path], graph: Path, tmp_path: Path
+    taoq: Taoq, made: Path, tmp_path: Path
 ) -> None:
-    code, _, err = taoq("classification_pyt", "compare", str(pair[0]), str(graph), *FEW)
+    folders = [made / "static", made / "graph"]
+    where = f"results_dir={tmp_path / 'results'}"
+    code, _, err = taoq("classification_pyt", "compare", *map(str, folders), *FEW, where)
     assert code == 0
     results = read(tmp_path / "results" / "compare" / "results.json")
-    sources = [read_manifest(folder).source["path"] for folder in (pair[0], graph)]
-    assert [row["path"] for row in results["models"]] == [*sources, str(pair[0]), str(graph)]
+    sources = [read_manifest(folder).source["path"] for folder in folders]
+    assert [row["path"] for row in results["models"]] == [*sources, *map(str, folders)]
     assert "warning" not in err  # the file is an export of the checkpoint
-    layers = {row["layer"]: list(row["formats"].values()) for row in results["layers"]}
+    layers = {layer: list(formats.values()) for layer, formats in results["layers"].items()}
     assert layers["patch_embed.proj"] == ["float", "int8 / int8"]  # one layer, though the file calls it a Conv node
     assert "blocks.0.attn.qkv" not in layers  # equal in both
     assert "2 artifacts beside 2 float models<" in check_page(tmp_path / "results" / "compare" / "compare.html")
 
 
 def test_artifacts_of_different_checkpoints_get_a_warning(
-    taoq: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
+    taoq: Taoq, compare: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     source = Path(read_manifest(pair[0]).source["path"])
     state = load_file(source)
@@ -120,18 +131,18 @@ def test_artifacts_of_different_checkpoints_get_a_warning(
     save_file(state, tmp_path / "other.safetensors")
     words = [*WEIGHTS, f"quantize.model_path={tmp_path / 'other.safetensors'}", f"quantize.results_dir={pair[1]}"]
     assert taoq(*digits_words("quantize", "vit_tiny", *words))[0] == 0
-    code, _, err = taoq("compare", *map(str, pair), *FEW)
+    code, _, err = compare(*map(str, pair))
     assert code == 0
     said = f"{source} and {tmp_path / 'other.safetensors'}: each is compared with its own\n"
     assert f"warning: the artifacts were made from different float models, {said}" in err
 
 
-def test_one_artifact_is_compared_with_float_alone(taoq: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    code, out, _ = taoq("compare", str(pair[1]), *FEW)
+def test_one_artifact_is_compared_with_float_alone(compare: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    code, out, _ = compare(str(pair[1]))
     assert code == 0
     assert "differ" not in out.replace("difference", "")
     results = read(tmp_path / "results" / "compare" / "results.json")
-    assert (results["settings"], results["layers"]) == ({}, [])
+    assert (results["settings"], results["layers"]) == ({}, {})
     check_page(tmp_path / "results" / "compare" / "compare.html")
 
 
@@ -146,39 +157,41 @@ def bad(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[list[str], st
         f"{tmp_path / 'nothing'}: is no artifact\nhint: name a folder that taoq <task> quantize wrote\n",
     )
     yield (
-        [str(pair[0]), str(pair[0] / "manifest.json"), *FEW],
+        [str(pair[0]), str(pair[0] / "manifest.json")],
         f"{pair[0] / 'manifest.json'}: is no artifact\nhint: name a folder that taoq <task> quantize wrote\n",
     )
     yield (
-        [str(pair[0]), f"{pair[0]}/", *FEW],
+        [str(pair[0]), f"{pair[0]}/"],
         f"{pair[0]}/: is named twice\nhint: name each artifact once\n",
+    )
+    yield (
+        [str(pair[0]), "benchmark.batch_sizes=[0]"],
+        "benchmark.batch_sizes: empty, or not above 0\nhint: write for example [1, 8]\n",
     )
 
 
-def test_bad_arguments(taoq: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bad_arguments(compare: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
     for words, said in bad(pair, tmp_path):
-        code, _, err = taoq("compare", *words)
+        code, _, err = compare(*words)
         assert (code != 0, err[-len(said) :]) == (True, said)
     assert not (tmp_path / "results" / "compare").exists()
 
 
-def test_a_spec_that_is_gone_and_one_that_is_given(
-    taoq: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_spec_that_is_gone_and_one_that_is_given(compare: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
     spec = pair[0] / "experiment.yaml"
     kept = tmp_path / "kept.yaml"
     spec.rename(kept)
-    code, _, err = taoq("compare", str(pair[0]), *FEW)
+    code, _, err = compare(str(pair[0]))
     said = f"{spec}: the spec of this artifact is gone\nhint: give a spec with the evaluation data: -e spec.yaml\n"
     assert (code, err) == (1, said)
-    assert taoq("compare", str(pair[0]), "-e", str(kept), *FEW)[0] == 0
+    assert compare(str(pair[0]), "-e", str(kept))[0] == 0
 
 
-def test_a_float_model_that_changed_is_refused(taoq: Taoq, pair: tuple[Path, Path]) -> None:
+def test_a_float_model_that_changed_is_refused(compare: Taoq, pair: tuple[Path, Path]) -> None:
     manifest = read(pair[1] / "manifest.json")
     manifest["source"]["sha256"] = "0" * 64
     (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    code, _, err = taoq("compare", *map(str, pair), *FEW)
+    code, _, err = compare(*map(str, pair))
     said = (
         f"{pair[1]}: the float model that it was made from, {manifest['source']['path']}, is not there as it was\n"
         "hint: compare in the folder in which it was quantized, with that file in place\n"
@@ -186,13 +199,30 @@ def test_a_float_model_that_changed_is_refused(taoq: Taoq, pair: tuple[Path, Pat
     assert (code, err[-len(said) :]) == (1, said)
 
 
-def test_an_artifact_of_another_task_is_refused(taoq: Taoq, pair: tuple[Path, Path]) -> None:
+def test_an_artifact_of_another_task_is_refused(compare: Taoq, pair: tuple[Path, Path]) -> None:
     manifest = read(pair[1] / "manifest.json")
     manifest["task"] = "rtdetr"
     (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    code, _, err = taoq("compare", *map(str, pair), *FEW)
+    code, _, err = compare(*map(str, pair))
     said = f"{pair[1]}: is an artifact of rtdetr\nhint: run it with: taoq rtdetr ...\n"
     assert (code, err[-len(said) :]) == (1, said)
+
+
+def test_a_marked_artifact_is_named(
+    compare: Taoq, digits_words: Words, pair: tuple[Path, Path], taoq: Taoq, tmp_path: Path
+) -> None:
+    manifest = read(pair[1] / "manifest.json")
+    manifest["accuracy"] = {
+        "metric": "val_acc_1", "float": 0.98, "quantized": 0.95, "drop": 0.03, "max_drop": 0.01, "met": False,
+    }  # fmt: skip
+    (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    said = f"warning: {pair[1]}: does not meet its accuracy budget: val_acc_1 fell by 0.0300, 0.01 was accepted\n"
+    assert said in taoq(*digits_words("evaluate", "vit_tiny", f"evaluate.checkpoint={pair[1]}"))[2]
+    code, _, err = compare(*map(str, pair))
+    assert code == 0
+    assert said in err
+    page = check_page(tmp_path / "results" / "compare" / "compare.html")
+    assert "weights does not meet its accuracy budget: val_acc_1 fell by 3.00 points, 1.00 were accepted" in page
 
 
 def test_help(taoq: Taoq) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import shlex
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from taoq.actions import others
+from taoq.actions import differences, others
 from taoq.actions.measure import Measured, figure_of, measure
 from taoq.actions.open_model import open_runtime, read_artifact
 from taoq.actions.results import staged, write_experiment, write_json
@@ -115,7 +116,7 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
             "batch_sizes": list(section.batch_sizes),
             "models": _rows(compared, list(models), found, figure, _speeds(task, spec, section, compared, models)),
             "settings": _settings(task, compared),
-            "layers": _layers(compared),
+            "layers": differences.layers({one.name: one.manifest.plan for one in compared}),
             "versions": versions(("torch", "onnxruntime-gpu")),
             "command": shlex.join(sys.argv),
         }
@@ -222,6 +223,7 @@ def _rows(
             | {
                 "source": one.source,
                 "target": load_backend(one.manifest.backend).support.target,
+                "accuracy": dict(one.manifest.accuracy),
                 "layers": sum(1 for row in one.manifest.plan if row["weights"] or row["activations"]),
                 "float_size": one.manifest.float_size,
                 "difference": dataclasses.asdict(difference(measured[one.source][0], metric, figure)),
@@ -246,43 +248,12 @@ def _row(
 
 
 def _settings(task: Task[Any], compared: Sequence[_Compared]) -> dict[str, dict[str, Any]]:
-    """Fields of the section `quantize` in which the artifacts differ, with the value of each."""
+    """The settings of `quantize` that differ."""
     # through the schema, which fills in the fields that an older taoq did not have
     sections = {one.name: spec_to_dict(spec_from_dict(one.manifest.spec, task.spec))["quantize"] for one in compared}
-    flat = {name: _flat(section, "quantize") for name, section in sections.items()}
-    fields = dict.fromkeys(field for section in flat.values() for field in section)
-    values = {field: {name: section.get(field) for name, section in flat.items()} for field in fields}
-    return {
-        field: by_name
-        for field, by_name in values.items()
-        if field != "quantize.results_dir" and any(value != by_name[compared[0].name] for value in by_name.values())
-    }
-
-
-def _flat(value: Any, path: str) -> dict[str, Any]:
-    """The leaves of plain data, by their path as a spec has it."""
-    if isinstance(value, Mapping):
-        return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{path}.{name}").items()}
-    if isinstance(value, list):
-        return {
-            key: leaf for index, inner in enumerate(value) for key, leaf in _flat(inner, f"{path}[{index}]").items()
-        }
-    return {path: value}
-
-
-def _layers(compared: Sequence[_Compared]) -> list[dict[str, Any]]:
-    """The layers that the artifacts treat differently: the format in each; None where it has no such layer.
-
-    Layers of an ONNX file go under the name of the module that they were exported from.
-    """
-    choices: dict[str, dict[str, str]] = {}
-    for one in compared:
-        for row in one.manifest.plan:
-            parts = [row["weights"], row["activations"]]
-            words = " / ".join(part["dtype"] if part else "float" for part in parts) if any(parts) else "float"
-            choices.setdefault(row["alias"] or row["layer"], {})[one.name] = words
-    rows = [(layer, {one.name: by.get(one.name) for one in compared}) for layer, by in choices.items()]
-    return [{"layer": layer, "formats": formats} for layer, formats in rows if len(set(formats.values())) > 1]
+    found = differences.settings(sections, "quantize")
+    found.pop("quantize.results_dir", None)  # always
+    return found
 
 
 def _show(results: Mapping[str, Any]) -> None:
@@ -324,15 +295,13 @@ def _show(results: Mapping[str, Any]) -> None:
 
 
 def _show_differences(results: Mapping[str, Any], names: Sequence[str]) -> None:
-    layers = results["layers"]
-    table = Table(title=f"{len(results['settings'])} settings and {len(layers)} layers differ")
+    settings, layers = results["settings"], results["layers"]
+    table = Table(title=f"{len(settings)} settings and {len(layers)} layers differ")
     table.add_column("what", overflow="fold")
     for name in names:
         table.add_column(name, overflow="fold")
-    for field, values in results["settings"].items():
-        table.add_row(field, *("-" if values[name] is None else str(values[name]) for name in names))
-    for row in layers[:_SHOWN]:
-        table.add_row(row["layer"], *(row["formats"][name] or "-" for name in names))
+    for what, values in (*settings.items(), *itertools.islice(layers.items(), _SHOWN)):
+        table.add_row(what, *("-" if values[name] is None else str(values[name]) for name in names))
     if len(layers) > _SHOWN:
         table.caption = f"{len(layers) - _SHOWN} more layers are in compare.html"
     show(table)

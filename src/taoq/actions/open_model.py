@@ -138,6 +138,10 @@ def read_artifact(task: Task[Any], spec: Any, directory: Path) -> Manifest:
         raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}"))
     quantized = sum(1 for row in manifest.plan if row["weights"] or row["activations"])
     log.info("%s: quantized by %s, %d layers", directory, manifest.backend, quantized)
+    if manifest.accuracy and not manifest.accuracy["met"]:
+        what = "%s: does not meet its accuracy budget: %s fell by %.4f, %g was accepted"
+        accuracy = manifest.accuracy
+        log.warning(what, directory, accuracy["metric"], accuracy["drop"], accuracy["max_drop"])
     return manifest
 
 
