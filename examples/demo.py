@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from rich.table import Table
 from taoq.cli import main
 from taoq.console import show, size
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # short paths, also in what the artifacts keep
 RESULTS = Path("results/demo")
 ONNX_BACKENDS = ("modelopt.onnx", "onnxruntime")
 AIFI_FEED_FORWARD = "encoder.encoder.*.linear?"
