@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from taoq.actions.timing import in_turns
+from taoq.cli import main
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -40,20 +41,29 @@ def test_models_run_in_turns_and_the_order_is_turned_round() -> None:
     assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
 
 
-@pytest.fixture
-def onnx_artifact(taoq: Taoq, digits_words: Words, tmp_path: Path) -> Path:
-    file = tmp_path / "float.onnx"
-    checkpoint = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
-    words = [f"export.checkpoint={checkpoint.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
-    assert taoq(*digits_words("export", "resnet_18", *words))[0] == 0
-    words = [
+@pytest.fixture(scope="module")
+def made(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float ONNX file, `float.onnx`, and an artifact of it, `q`."""
+    folder = tmp_path_factory.mktemp("artifact")
+    words, file = digits_words_into(folder / "results"), folder / "float.onnx"
+    checkpoint = next(word for word in words("export", "resnet_18") if word.startswith("quantize.model_path="))
+    export = [f"export.checkpoint={checkpoint.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
+    assert main(words("export", "resnet_18", *export)) == 0
+    quantize = [
         "quantize.backend=onnxruntime",
         RULES,
         f"quantize.model_path={file}",
-        f"quantize.results_dir={tmp_path / 'q'}",
+        f"quantize.results_dir={folder / 'q'}",
+        "quantize.calibration.num_samples=8",
     ]
-    assert taoq(*digits_words("quantize", "resnet_18", *words, "quantize.calibration.num_samples=8"))[0] == 0
-    return tmp_path / "q"
+    assert main(words("quantize", "resnet_18", *quantize)) == 0
+    return folder
+
+
+@pytest.fixture
+def onnx_artifact(made: Path) -> Path:
+    """The artifact of an ONNX file."""
+    return made / "q"
 
 
 def test_an_onnx_artifact_is_measured_against_what_it_was_made_from(
@@ -84,12 +94,16 @@ def test_a_speed_that_is_not_reached_is_exit_code_4(taoq: Taoq, digits_words: Wo
 
 
 def test_a_float_model_that_is_gone_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
-    (onnx_artifact.parent / "float.onnx").unlink()
-    code, _, err = taoq(*digits_words("benchmark", "resnet_18", f"benchmark.checkpoint={onnx_artifact}", *FEW))
+    source = onnx_artifact.parent / "float.onnx"
+    moved = source.rename(onnx_artifact.parent / "moved.onnx")
+    try:
+        code, _, err = taoq(*digits_words("benchmark", "resnet_18", f"benchmark.checkpoint={onnx_artifact}", *FEW))
+    finally:
+        moved.rename(source)  # for the other tests
     assert (code, err.splitlines()[-2:]) == (
         2,
         [
-            f"benchmark.baseline: missing: {onnx_artifact.parent / 'float.onnx'} is not there as it was",
+            f"benchmark.baseline: missing: {source} is not there as it was",
             "hint: name the float checkpoint or ONNX file",
         ],
     )
