@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/detection.py
 	$(BIN)/python bench/onnx_files.py
+	$(BIN)/python bench/analyze.py
 
 # uv, because pip takes minutes for what it does in one; --no-deps, because the lock is complete
 $(INSTALLED): requirements/lock.txt pyproject.toml
