@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from taoq.quantization.search import Candidate, Choice, best, search
+from taoq.quantization.search import Candidate, Choice, best, search, within
 
 
 def candidates(noises: dict[str, float], amounts: dict[str, int] | None = None, dtype: str = "int8") -> list[Candidate]:
@@ -96,3 +96,9 @@ def test_no_more_evaluations_than_asked(most: int) -> None:
 def test_no_layer_computes_anything() -> None:
     tried = search(candidates({"a": 0.1}, {"a": 0}), lambda _: 0.0, max_drop=0.0, max_evaluations=1)
     assert tried[0].share == 0.0
+
+
+def test_a_drop_of_the_budget_is_within_it() -> None:
+    assert 0.97 - 0.96 > 0.01
+    assert within(0.97 - 0.96, 0.01)
+    assert not within(0.0101, 0.01)

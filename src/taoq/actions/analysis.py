@@ -24,6 +24,7 @@ from taoq.tasks.base import Metric
 log = logging.getLogger(__name__)
 
 FILE = "analysis.json"
+_NOISE = "noise, "  # what a finding is called, before the digest of its layers
 _RESAMPLES = 200  # enough to say on which side of zero an interval is
 
 
@@ -77,11 +78,13 @@ def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, 
     if kept is None:
         hint = "name the analysis.json of taoq <task> analyze, or leave it out"
         raise SpecError(Fault(where, f"{path} is no analysis", hint))
-    differing = [name for name in _differing(kept[0], key) if name != "evaluation"]  # a ranking has none
-    if differing:
+    differing = _differing(kept[0], key)
+    if set(differing) - {"evaluation"}:
         hint = "run taoq <task> analyze on this model, or leave it out"
-        raise SpecError(Fault(where, f"{path} is of another {', '.join(differing)}", hint))
-    return kept[1]
+        what = ", ".join(name for name in differing if name != "evaluation")
+        raise SpecError(Fault(where, f"{path} is of another {what}", hint))
+    # on other evaluation data the ranking is the same, the metric is not
+    return {asked: value for asked, value in kept[1].items() if not differing or asked.startswith(_NOISE)}
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], Mapping[str, float]] | None:
@@ -110,7 +113,7 @@ def noises(trials: Trials, notes: Notes) -> dict[tuple[str, str], float]:
 
 def noise(trials: Trials, notes: Notes, items: Sequence[LayerPlan]) -> float:
     """Noise power over signal power of the outputs with these layers quantized."""
-    return notes.get(f"noise, {_short(items)}", lambda: trials.noise(items))
+    return notes.get(f"{_NOISE}{_short(items)}", lambda: trials.noise(items))
 
 
 def described(items: Iterable[LayerPlan]) -> str:

@@ -40,6 +40,7 @@ from taoq.pages import page
 from taoq.quantization import report
 from taoq.quantization.backends.base import Backend, Inputs, verify
 from taoq.quantization.plan import leave_out
+from taoq.quantization.search import within
 from taoq.quantization.spec import AccuracySpec, QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime
 from taoq.spec import SpecSource, load_spec, spec_to_dict
@@ -281,7 +282,7 @@ def _judge(asked: AccuracySpec, figure: str, evaluation: Mapping[str, Any]) -> d
         "quantized": after,
         "drop": before - after,
         "max_drop": asked.max_drop,
-        "met": before - after <= asked.max_drop,
+        "met": within(before - after, asked.max_drop),
     }
 
 

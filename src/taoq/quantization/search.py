@@ -50,6 +50,11 @@ class Trial:
     what: str
 
 
+def within(drop: float, max_drop: float) -> bool:
+    """Whether a drop is accepted; figures are float32, and 0.97 - 0.96 is more than 0.01 in them."""
+    return drop <= max_drop + 1e-6
+
+
 def search(
     candidates: Sequence[Candidate], drop_of: Callable[[Choice], float], *, max_drop: float, max_evaluations: int
 ) -> list[Trial]:
@@ -80,7 +85,7 @@ def search(
             if len(trials) >= max_evaluations:
                 return False
             drop, share = drop_of(choice), sum(amounts[unit] for unit in choice) / whole
-            known = Trial(choice=choice, drop=drop, share=share, within=drop <= max_drop, what=what)
+            known = Trial(choice=choice, drop=drop, share=share, within=within(drop, max_drop), what=what)
             trials.append(known)
         return known.within
 
