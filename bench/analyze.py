@@ -53,19 +53,13 @@ def main() -> int:
         measure.in_child(measure.make_images, images, images_of)
         measure.in_child(measure.make_images, few, 10)
         measure.in_child(measure.make_checkpoint, NETWORK, folder / "float.pth")
-        measure.in_child(_export, folder, images)
+        measure.in_child(measure.make_onnx, NETWORK, folder / "float.pth", images, folder / "float.onnx")
         for case in (
             Case("modelopt.pytorch", "Conv2d", "float.pth", _modelopt, 1.10),
             Case("onnxruntime", "Conv", "float.onnx", _onnxruntime, 1.20),
         ):
             rows.append(_compare(case, folder, images, few, images_of, rounds))
     return measure.report("taoq analyze / its parts by hand", "taoq", "by hand", rows, gate=not options.no_gate)
-
-
-def _export(folder: Path, images: Path) -> None:
-    section = {"checkpoint": str(folder / "float.pth"), "onnx_file": str(folder / "float.onnx"), "on_cpu": True}
-    measure.write_spec(folder / "export.yaml", NETWORK, images, BATCH_SIZE, WORKERS, export=section)
-    measure.run_taoq(["classification_pyt", "export", "-e", str(folder / "export.yaml")])
 
 
 def _compare(case: Case, folder: Path, images: Path, few: Path, count: int, rounds: int) -> measure.Row:
@@ -94,17 +88,9 @@ def _compare(case: Case, folder: Path, images: Path, few: Path, count: int, roun
 
 def _taoq(spec: Path, backend: str, few: Path) -> measure.Figures:
     """The whole command; the metric, which is not in the other side, is of ten images."""
-    import timm  # noqa: F401 (start-up)
-    import torchvision  # noqa: F401
+    import taoq.onnx_runtime  # noqa: F401 (start-up)
 
-    import taoq.actions.analyze
-    import taoq.onnx_runtime
-    import taoq.tasks.classification.task  # noqa: F401
-    from taoq.quantization.backends import load_backend
-
-    load_backend(backend)
-    words = ["classification_pyt", "analyze", "-e", str(spec), f"dataset.val_dataset.images_dir={few}"]
-    return measure.measured(lambda: measure.run_taoq(words))
+    return measure.measured_taoq("analyze", spec, backend, f"dataset.val_dataset.images_dir={few}")
 
 
 def _modelopt(checkpoint: Path, images: Path) -> measure.Figures:
@@ -114,20 +100,20 @@ def _modelopt(checkpoint: Path, images: Path) -> measure.Figures:
     import torchvision  # noqa: F401
 
     model = measure.raw_model(NETWORK, checkpoint)
-    sample = [batch for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS)]
+    sample = list(_batches(images))
 
     def run(fed: torch.nn.Module, batches: Iterable[torch.Tensor]) -> None:
         with torch.inference_mode():
             for batch in batches:
                 fed(batch)
 
-    def read() -> Iterator[torch.Tensor]:
-        return (batch for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS))
+    def calibrate() -> None:
+        mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda fed: run(fed, _batches(images)))
 
     run(model, sample)  # warm
     return {
         "forward": _seconds(lambda: run(model, sample)),
-        "calibration": _seconds(lambda: mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda fed: run(fed, read()))),
+        "calibration": _seconds(calibrate),
         "build": 0.0,
     }
 
@@ -140,7 +126,7 @@ def _onnxruntime(file: Path, images: Path) -> measure.Figures:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._batches = ({"input": batch.numpy()} for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS))
+            self._batches = ({"input": batch.numpy()} for batch in _batches(images))
 
         def get_next(self) -> dict[str, Any] | None:
             return next(self._batches, None)
@@ -157,7 +143,7 @@ def _onnxruntime(file: Path, images: Path) -> measure.Figures:
             calibrator.collect_data(Reader())
             calibrator.compute_data()
 
-    sample = [batch.numpy() for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS)]
+    sample = [batch.numpy() for batch in _batches(images)]
     session = build()
     session.run(None, {"input": sample[0]})  # warm
     return {
@@ -165,6 +151,10 @@ def _onnxruntime(file: Path, images: Path) -> measure.Figures:
         "calibration": _seconds(calibrate),
         "build": _seconds(build),
     }
+
+
+def _batches(images: Path) -> Iterator[Any]:
+    return (batch for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS))
 
 
 def _seconds(work: Callable[[], object]) -> float:

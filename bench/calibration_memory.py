@@ -51,7 +51,7 @@ def _quantize(folder: Path, images: Path, checkpoint: Path, algorithm: str, coun
         "calibration": {"num_samples": count, "batch_size": BATCH_SIZE},
     }
     measure.write_spec(spec, NETWORK, images, BATCH_SIZE, WORKERS, quantize=section)
-    return measure.in_child(measure.quantize_with_taoq, spec, "modelopt.pytorch")
+    return measure.in_child(measure.measured_taoq, "quantize", spec, "modelopt.pytorch")
 
 
 if __name__ == "__main__":

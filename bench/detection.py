@@ -11,7 +11,6 @@ import contextlib
 import functools
 import io
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import measure
+
+from taoq.memory import peak_resident
 
 SCENES = Path(__file__).resolve().parent.parent / "examples" / "digit_scenes"
 CHECKPOINT = SCENES / "checkpoints" / "rtdetr_small"
@@ -208,7 +209,7 @@ def _metric(folder: Path, images: int) -> tuple[float, float, float]:
     (folder / "metric").mkdir()
     metric.write(folder / "metric")
     tenth = max(1, len(seconds) // 10)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / measure.MB
+    peak = peak_resident() / measure.MB
     return peak, statistics.median(seconds[:tenth]), statistics.median(seconds[-tenth:])
 
 

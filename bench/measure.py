@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from rich.table import Table
 
 from taoq.console import show
+from taoq.memory import peak_resident, resident
 
 T = TypeVar("T")
 Figures = Mapping[str, float]
@@ -108,12 +109,12 @@ def measured(work: Callable[[], object]) -> Figures:
         `seconds` of the work, `cpu` seconds, which a busy machine changes less, `peak` memory of the process in
         bytes, and `work_peak`, how far that is above the memory it had before.
     """
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    before = resident()
     cpu, started = _cpu_seconds(), time.perf_counter()
     work()
     seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "work_peak": peak - pages * resource.getpagesize()}
+    peak = peak_resident()
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "work_peak": peak - before}
 
 
 def _cpu_seconds() -> float:
@@ -134,17 +135,17 @@ def run_taoq(words: Sequence[str]) -> None:
         raise RuntimeError(f"taoq {' '.join(words)}: exit code {code}")
 
 
-def quantize_with_taoq(spec: Path, backend: str) -> Figures:
-    """`taoq classification_pyt quantize`, measured; call it in a child."""
+def measured_taoq(action: str, spec: Path, backend: str, *overrides: str) -> Figures:
+    """`taoq classification_pyt <action>`, measured; call it in a child."""
     import timm  # noqa: F401 (start-up)
     import torchvision  # noqa: F401
 
-    import taoq.actions.quantize
     import taoq.tasks.classification.task  # noqa: F401
     from taoq.quantization.backends import load_backend
 
+    importlib.import_module(f"taoq.actions.{action}")
     load_backend(backend)
-    return measured(lambda: run_taoq(["classification_pyt", "quantize", "-e", str(spec)]))
+    return measured(lambda: run_taoq(["classification_pyt", action, "-e", str(spec), *overrides]))
 
 
 def interleave(rounds: int, ours: Callable[[], Figures], other: Callable[[], Figures]) -> list[tuple[Figures, Figures]]:
@@ -226,6 +227,14 @@ def make_checkpoint(network: str, path: Path) -> None:
 
     torch.manual_seed(0)
     torch.save(timm.create_model(network, num_classes=CLASSES).state_dict(), path)
+
+
+def make_onnx(network: str, checkpoint: Path, images: Path, file: Path) -> None:
+    """A checkpoint as an ONNX file, by `taoq export`; the images are for its check."""
+    section = {"checkpoint": str(checkpoint), "onnx_file": str(file), "on_cpu": True}
+    spec = file.with_suffix(".yaml")
+    write_spec(spec, network, images, batch_size=8, workers=0, export=section)
+    run_taoq(["classification_pyt", "export", "-e", str(spec)])
 
 
 def raw_loader(folder: Path, batch_size: int, workers: int) -> Any:

@@ -30,18 +30,12 @@ def main() -> int:
         images = folder / "images"
         measure.in_child(measure.make_images, images, many)
         measure.in_child(measure.make_checkpoint, NETWORK, folder / f"{NETWORK}.pth")
-        measure.in_child(_export, folder, images)
+        measure.in_child(measure.make_onnx, NETWORK, folder / f"{NETWORK}.pth", images, folder / "float.onnx")
         rows += _against_modelopt(folder, images, images_of, rounds)
         for algorithm in ("max", "entropy"):
             rows += _memory(folder, images, algorithm, many)
         rows += _speed(folder, images, runs)
     return measure.report("ONNX", "taoq", "other", rows, gate=not options.no_gate)
-
-
-def _export(folder: Path, images: Path) -> None:
-    section = {"checkpoint": str(folder / f"{NETWORK}.pth"), "onnx_file": str(folder / "float.onnx"), "on_cpu": True}
-    measure.write_spec(folder / "export.yaml", NETWORK, images, BATCH_SIZE, WORKERS, export=section)
-    measure.run_taoq(["classification_pyt", "export", "-e", str(folder / "export.yaml")])
 
 
 def _against_modelopt(folder: Path, images: Path, count: int, rounds: int) -> list[measure.Row]:
@@ -107,7 +101,7 @@ def _quantize(folder: Path, images: Path, backend: str, algorithm: str, count: i
 def _taoq(spec: Path, backend: str) -> measure.Figures:
     import taoq.onnx_runtime  # noqa: F401 (start-up)
 
-    return measure.quantize_with_taoq(spec, backend)
+    return measure.measured_taoq("quantize", spec, backend)
 
 
 def _bare(folder: Path, images: Path, count: int) -> measure.Figures:

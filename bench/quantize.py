@@ -98,7 +98,7 @@ def _section(case: Case, checkpoint: Path) -> dict[str, Any]:
 
 def _taoq(spec: Path, backend: str, artifact: Path) -> measure.Figures:
     shutil.rmtree(artifact, ignore_errors=True)
-    return measure.in_child(measure.quantize_with_taoq, spec, backend)
+    return measure.in_child(measure.measured_taoq, "quantize", spec, backend)
 
 
 def _bare(case: Case, checkpoint: Path, images: Path, result: Path) -> measure.Figures:

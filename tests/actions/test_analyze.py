@@ -11,7 +11,7 @@ import pytest
 import yaml
 from html_pages import check_page
 
-from taoq.actions.analysis import Evaluations
+from taoq.actions.analysis import Evaluations, given_notes
 from taoq.artifact import read_manifest
 from taoq.quantization.plan import LayerPlan
 from taoq.tasks.base import Metric
@@ -204,3 +204,12 @@ def test_evaluate_of_an_onnx_backend_measures_both_files(taoq: Taoq, digits_word
     code, _, err = taoq(*digits_words("analyze", "resnet_18", *words, 'analyze.groups=["layer*"]'))
     assert code == 0, err
     assert len(read(tmp_path / "results" / "analyze" / "analysis.json")["units"]) == 3
+
+
+def test_an_analysis_of_other_evaluation_data_gives_its_ranking_alone(tmp_path: Path) -> None:
+    found = {"noise, 1 layers 0a": 0.5, "val_acc_1, 1 layers 0a": 0.9}
+    file, key = tmp_path / "analysis.json", {"model": "m", "evaluation": "these images"}
+    file.write_text(json.dumps({"key": key, "found": found}), encoding="utf-8")
+    assert given_notes(file, key, "quantize.accuracy.analysis") == found
+    other = key | {"evaluation": "other images"}
+    assert given_notes(file, other, "quantize.accuracy.analysis") == {"noise, 1 layers 0a": 0.5}

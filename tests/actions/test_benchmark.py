@@ -42,8 +42,8 @@ def test_models_run_in_turns_and_the_order_is_turned_round() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float ONNX file, `float.onnx`, and an artifact of it, `q`."""
+def onnx_artifact(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the ONNX file `float.onnx` beside it."""
     folder = tmp_path_factory.mktemp("artifact")
     words, file = digits_words_into(folder / "results"), folder / "float.onnx"
     checkpoint = next(word for word in words("export", "resnet_18") if word.startswith("quantize.model_path="))
@@ -57,13 +57,7 @@ def made(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.Te
         "quantize.calibration.num_samples=8",
     ]
     assert main(words("quantize", "resnet_18", *quantize)) == 0
-    return folder
-
-
-@pytest.fixture
-def onnx_artifact(made: Path) -> Path:
-    """The artifact of an ONNX file."""
-    return made / "q"
+    return folder / "q"
 
 
 def test_an_onnx_artifact_is_measured_against_what_it_was_made_from(

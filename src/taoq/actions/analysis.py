@@ -79,10 +79,10 @@ def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, 
         hint = "name the analysis.json of taoq <task> analyze, or leave it out"
         raise SpecError(Fault(where, f"{path} is no analysis", hint))
     differing = _differing(kept[0], key)
-    if set(differing) - {"evaluation"}:
+    refused = [name for name in differing if name != "evaluation"]
+    if refused:
         hint = "run taoq <task> analyze on this model, or leave it out"
-        what = ", ".join(name for name in differing if name != "evaluation")
-        raise SpecError(Fault(where, f"{path} is of another {what}", hint))
+        raise SpecError(Fault(where, f"{path} is of another {', '.join(refused)}", hint))
     # on other evaluation data the ranking is the same, the metric is not
     return {asked: value for asked, value in kept[1].items() if not differing or asked.startswith(_NOISE)}
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import multiprocessing
-import os
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +25,7 @@ from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, vers
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.files import total_size
+from taoq.memory import peak_resident, resident
 from taoq.quantization.backends import load_backend
 from taoq.runtime import Runtime, TorchRuntime, noise
 from taoq.spec import SpecSource, load_spec
@@ -142,14 +141,11 @@ def _measure_peak(name: str, spec: Any, section: BenchmarkSpec, batch: int) -> i
     logging.getLogger("taoq").addHandler(logging.NullHandler())
     task = load_task(name)
     inputs = noise(task.example_inputs(spec), batch)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    before = resident()
     model = open_runtime(task, spec, section, "benchmark")
     for _ in range(2):
         model.run(inputs)
-    # not ru_maxrss, which a process takes over from the one that started it
-    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert peak is not None
-    return int(peak[1]) * 1024 - pages * os.sysconf("SC_PAGE_SIZE")
+    return peak_resident() - before
 
 
 def _verdict(manifest: Manifest | None, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -130,5 +130,5 @@ def search(
 
 def best(trials: Sequence[Trial]) -> Trial | None:
     """The trial within the budget that quantizes most, of those the one that loses least; None if there is none."""
-    within = [trial for trial in trials if trial.within and trial.choice]
-    return max(within, key=lambda trial: (trial.share, -trial.drop)) if within else None
+    fitting = [trial for trial in trials if trial.within and trial.choice]
+    return max(fitting, key=lambda trial: (trial.share, -trial.drop)) if fitting else None

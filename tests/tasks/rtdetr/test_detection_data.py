@@ -326,8 +326,9 @@ def test_a_spec_without_annotations_says_so(tmp_path: Path) -> None:
 
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 import torch
+from taoq.memory import peak_resident
 from test_detection_data import Targets, spec
 from taoq.tasks.rtdetr.metric import CocoMetric
 from pathlib import Path
@@ -341,13 +342,13 @@ truth = [
 job = spec(folder, classes=classes, size=(640, 640), model={"num_queries": queries, "num_select": queries})
 metric = CocoMetric(job)
 generator = torch.Generator().manual_seed(0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_resident()
 for start in range(0, images, 50):
     outputs = {"pred_logits": torch.randn(50, queries, classes, generator=generator),
                "pred_boxes": torch.rand(50, queries, 4, generator=generator)}
     metric.update(outputs, Targets(tuple(range(start + 1, start + 51)), torch.full((50, 2), 640.0)))
 metric.compute()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_resident() - before) / 1024**2)
 """
 
 
