@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +55,7 @@ def _guarded(words: list[str]) -> int:
         if request.action == _COMPARE:
             found, path = action.routed(request.flags["artifacts"], request.spec)
             request = dataclasses.replace(request, task=request.task or found, spec=path)
-        source = read_spec(request.spec, request.overrides)
+        source = read_spec(request.spec, request.overrides, command=shlex.join(["taoq", *words]))
         task = load_task(request.task)
         locate = functools.partial(source.locate, schema=task.spec)
         stderr.setFormatter(_Formatter(locate))

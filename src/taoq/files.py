@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a checkpoint is made of, and how a file is replaced."""
+"""The files that a checkpoint is made of, how a file is replaced, and digests."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def weights_beside(file: Path) -> Path:
@@ -25,6 +28,11 @@ def parts(checkpoint: Path) -> list[Path]:
 def total_size(checkpoint: Path) -> int:
     """Bytes of all its files."""
     return sum(file.stat().st_size for file in parts(checkpoint))
+
+
+def digest(value: Any) -> str:
+    """The sha256 of plain data; what else is in it counts by its repr."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 @contextlib.contextmanager

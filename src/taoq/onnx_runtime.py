@@ -62,6 +62,7 @@ class OnnxRuntime:
         self._path, self._sizes = path, dict(sizes)
         self._input = image_input(model, path)
         check_image_size(self._input, images, path)
+        self.fixed_batch = self._input.shape[0]
         self._outputs = _match_outputs(model, sizes, path)
         options = onnxruntime.SessionOptions()
         providers, self.device = execution_providers(device, where)
@@ -89,7 +90,7 @@ class OnnxRuntime:
         """One forward pass; the outputs are float32, named as the task names them."""
         (images,) = (tensor.numpy().astype(self._input.dtype, copy=False) for tensor in inputs.values())
         results: list[list[Any]] = []
-        for fed, count in fixed_batches(images, self._input.shape[0]):
+        for fed, count in fixed_batches(images, self.fixed_batch):
             try:
                 found = self._session.run(list(self._outputs.values()), {self._input.name: fed})
             except Exception as error:  # its exceptions have no common class of their own

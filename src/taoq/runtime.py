@@ -20,6 +20,8 @@ class Runtime(Protocol):
     """What evaluation and inference need of a model, whatever runs it."""
 
     device: str
+    fixed_batch: int | None
+    """The number of images that it always runs; None takes any."""
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """One forward pass; the outputs are on the CPU."""
@@ -27,6 +29,8 @@ class Runtime(Protocol):
 
 class TorchRuntime:
     """A torch model in eval mode."""
+
+    fixed_batch: int | None = None
 
     def __init__(
         self, model: nn.Module, outputs: Iterable[str], device: str, dtype: torch.dtype = torch.float32

@@ -39,7 +39,7 @@ def rows(schema: Any, prefix: str = "") -> Iterator[Row]:
             yield Row(name, "list" if is_list else "section", meta["description"], "[]" if is_list else "", "")
             yield from rows(item or kind, f"{name}[]." if is_list else f"{name}.")
             continue
-        value_type = "categorical" if meta["options"] else _value_type(kind)
+        value_type = "categorical" if meta["options"] and item is None else _value_type(kind)
         options = ",".join(meta["options"]) or meta["pattern"].replace("|", ",")
         yield Row(name, value_type, meta["description"], _default(field), options)
 

@@ -11,6 +11,7 @@ import dataclasses
 import fnmatch
 import functools
 import logging
+import math
 import re
 import types
 import typing
@@ -41,6 +42,7 @@ def option(
     aliases: Mapping[str, str] | None = None,
     pattern: str = "",
     minimum: float | None = None,
+    maximum: float | None = None,
     example: Any = None,
 ) -> Any:
     """A field of a schema: its default and what the reference says of it.
@@ -48,10 +50,11 @@ def option(
     Args:
         default: The default value, a zero-argument factory, or `REQUIRED`.
         description: One sentence for the schema reference and the comments of `default_specs`.
-        options: The only values allowed.
+        options: The only values allowed; of a list, for each of its entries.
         aliases: Other spellings, by the option they stand for.
         pattern: A regular expression that the whole value must match.
         minimum: The least value of a number.
+        maximum: The largest.
         example: What `default_specs` writes where the default would not make a complete spec.
     """
     metadata = {
@@ -60,6 +63,7 @@ def option(
         "aliases": dict(aliases or {}),
         "pattern": pattern,
         "minimum": minimum,
+        "maximum": maximum,
         "example": example,
     }
     if callable(default):
@@ -76,12 +80,14 @@ class SpecSource:
         data: The parsed, not yet interpolated tree.
         lines: Line number (from 1) by field, `quantize.layers[0].module_name`.
         overrides: The `key=value` that set a field, by field.
+        command: The command line that named them, for reports.
     """
 
     path: str
     data: DictConfig
     lines: Mapping[str, int]
     overrides: Mapping[str, str]
+    command: str
 
     def locate(self, where: str, schema: Any = None) -> str:
         """`where` with its file and line, when it is a field that was written, or one of `schema` below such."""
@@ -102,12 +108,13 @@ class SpecSource:
         return where
 
 
-def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
+def read_spec(path: str | None, overrides: Sequence[str], *, command: str = "") -> SpecSource:
     """Parse a YAML file and merge `key=value` overrides into it; nothing is interpolated or checked yet.
 
     Args:
         path: The file; None is an empty spec.
         overrides: `key=value`, the key dotted, with an index in lists.
+        command: The command line that names them.
 
     Raises:
         SpecError: The file is missing, does not parse, has a duplicate key, or is not a mapping; an override
@@ -162,7 +169,7 @@ def read_spec(path: str | None, overrides: Sequence[str]) -> SpecSource:
                 )
             ) from None
         by_field[_brackets(key)] = override
-    return SpecSource(path or "", data, lines, by_field)
+    return SpecSource(path or "", data, lines, by_field, command)
 
 
 def _not_yaml(where: str, error: yaml.YAMLError) -> Fault:
@@ -357,7 +364,9 @@ def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: 
     if value is None or _shape(value) != wanted:
         faults.append(Fault(where, f"is {_kind(value)}, not {wanted}", hint))
         return value
-    if isinstance(value, str):
+    if wanted == "a list":
+        value = [meta["aliases"].get(entry, entry) if isinstance(entry, str) else entry for entry in value]
+    elif isinstance(value, str):
         value = meta["aliases"].get(value, value)
     try:
         converted = OmegaConf.merge(_one_field(kind), {"value": value}).value
@@ -365,14 +374,30 @@ def _check_value(value: Any, schema: Any, field: dataclasses.Field[Any], where: 
         what = str(error).splitlines()[0]
         faults.append(Fault(where, what[0].lower() + what[1:], hint))
         return value
-    if meta["options"] and converted not in meta["options"]:
-        options = "one of " + ", ".join(meta["options"])
-        faults.append(Fault(where, f"unknown value '{value}'", did_you_mean(str(value), meta["options"], options)))
-    elif meta["pattern"] and not re.fullmatch(meta["pattern"], str(converted)):
-        faults.append(Fault(where, f"unknown value '{value}'", hint))
-    elif meta["minimum"] is not None and converted is not None and converted < meta["minimum"]:
-        faults.append(Fault(where, f"{value} is less than {meta['minimum']}", hint))
+    entries = [(where, value, converted)]
+    if OmegaConf.is_list(converted):
+        entries = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(value, converted, strict=True))]
+    for place, written, entry in entries:
+        if fault := _fault(written, entry, meta):
+            faults.append(Fault(place, fault[0], fault[1] or hint))
     return value
+
+
+def _fault(written: Any, value: Any, meta: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What is wrong with a converted value, and a hint where the description of its field is none."""
+    options, least, most = meta["options"], meta["minimum"], meta["maximum"]
+    if options and value not in options:
+        hint = did_you_mean(str(written), options, "one of " + ", ".join(options))
+        return f"unknown value '{written}'", hint
+    if meta["pattern"] and not re.fullmatch(meta["pattern"], str(value)):
+        return f"unknown value '{written}'", ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{written} is not a finite number", ""
+    if least is not None and value is not None and value < least:
+        return f"{written} is less than {least}", ""
+    if most is not None and value is not None and value > most:
+        return f"{written} is more than {most}", ""
+    return None
 
 
 @functools.cache

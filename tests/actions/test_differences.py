@@ -15,11 +15,15 @@ def row(layer: str, weights: Any, activations: Any, alias: str = "") -> dict[str
 
 def test_settings() -> None:
     sections = {
-        "a": {"backend": "torchao", "layers": [{"module_name": "*", "weights": {"dtype": "int8"}}], "skip_names": []},
+        "a": {
+            "backend": "torchao",
+            "layers": [{"module_name": "*", "weights": {"dtype": "int8", "quant_axis": None}}],
+            "skip_names": [],
+        },
         "b": {"backend": "torchao", "layers": [{"module_name": "*", "weights": None}], "skip_names": ["head"]},
     }
     assert differences.settings(sections, "quantize") == {
-        "quantize.layers[0].weights.dtype": {"a": "int8", "b": None},
+        "quantize.layers[0].weights": {"a": "dtype: int8", "b": None},
         "quantize.skip_names[0]": {"a": None, "b": "head"},
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from taoq.actions.measure import measure
 from taoq.actions.results import replace_text
-from taoq.actions.trials import Trials
+from taoq.actions.trials import EVALUATION, Trials
 from taoq.bootstrap import difference
 from taoq.errors import Fault, SpecError
 from taoq.quantization.plan import LayerPlan
@@ -51,16 +51,17 @@ class Notes:
 
 
 def open_notes(path: Path, key: Mapping[str, str]) -> Notes:
-    """The notes of an interrupted run where they are of the same, else empty ones."""
+    """The notes of an earlier run, as far as they are of the same."""
     kept = _read(path) if path.is_file() else None
     if kept is None:
         return Notes(path, key)
-    differing = _differing(kept[0], key)
+    found, differing = _fitting(kept, key)
     if differing:
-        log.info("%s: is of another %s: everything is measured again", path, ", ".join(differing))
-        return Notes(path, key)
-    log.info("%s: %d measurements are taken from it", path, len(kept[1]))
-    return Notes(path, key, dict(kept[1]))
+        what = "all but the ranking" if found else "everything"
+        log.info("%s: is of another %s: %s is measured again", path, ", ".join(differing), what)
+    if found:
+        log.info("%s: %d measurements are taken from it", path, len(found))
+    return Notes(path, key, dict(found))
 
 
 def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, float]:
@@ -78,13 +79,27 @@ def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, 
     if kept is None:
         hint = "name the analysis.json of taoq <task> analyze, or leave it out"
         raise SpecError(Fault(where, f"{path} is no analysis", hint))
-    differing = _differing(kept[0], key)
-    refused = [name for name in differing if name != "evaluation"]
-    if refused:
+    found, differing = _fitting(kept, key)
+    if differing and not found:
         hint = "run taoq <task> analyze on this model, or leave it out"
-        raise SpecError(Fault(where, f"{path} is of another {', '.join(refused)}", hint))
-    # on other evaluation data the ranking is the same, the metric is not
-    return {asked: value for asked, value in kept[1].items() if not differing or asked.startswith(_NOISE)}
+        raise SpecError(Fault(where, f"{path} is of another {', '.join(differing)}", hint))
+    return found
+
+
+def _fitting(
+    kept: tuple[Mapping[str, str], Mapping[str, float]], key: Mapping[str, str]
+) -> tuple[Mapping[str, float], list[str]]:
+    """The findings that are good for a key, and in what the keys differ.
+
+    With another evaluation the ranking is the same, the metric is not.
+    """
+    before, found = kept
+    differing = [name for name in {**before, **key} if before.get(name) != key.get(name)]
+    if not differing:
+        return found, []
+    if differing == [EVALUATION]:
+        return {asked: value for asked, value in found.items() if asked.startswith(_NOISE)}, differing
+    return {}, differing
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], Mapping[str, float]] | None:
@@ -96,10 +111,6 @@ def _read(path: Path) -> tuple[Mapping[str, str], Mapping[str, float]] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return key, found
-
-
-def _differing(kept: Mapping[str, str], key: Mapping[str, str]) -> list[str]:
-    return [name for name in {**kept, **key} if kept.get(name) != key.get(name)]
 
 
 def noises(trials: Trials, notes: Notes) -> dict[tuple[str, str], float]:

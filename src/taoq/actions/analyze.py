@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +36,8 @@ def run(task: Task[Any], source: SpecSource) -> None:
     section: AnalyzeSpec = spec.analyze
     backend, warnings, directory = choose_backend(task, spec, "analyze")
     figure = figure_of(task, spec, section.metric, "analyze.metric")
+    if spec.quantize.bias_correction:
+        log.warning("quantize.bias_correction: layers are ranked without it; quantize does it")
     with run_status(directory, task.name, "analyze") as status:
         started = time.monotonic()
         trials = calibrate(task, spec, backend, warnings, num_samples=section.num_samples, groups=section.groups)
@@ -46,7 +46,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
         results = analyze(trials, Evaluations(trials=trials, notes=notes, figure=figure), status)
         results |= {
             "seconds": round(time.monotonic() - started, 3),
-            "command": shlex.join(sys.argv),
+            "command": source.command,
             "versions": versions((*backend.libraries, *task.libraries)),
         }
         kept = json.loads((directory / FILE).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def analyze(trials: Trials, evaluations: Evaluations, status: Status) -> dict[st
     # as the rules are written, a unit has one format
     ranking = sorted(trials.units, key=lambda unit: found[unit.name, _dtype(unit)], reverse=True)
     status.write("RUNNING", f"Ranked {len(ranking)} layers or groups.")
-    curve, skipped = _curve(trials, evaluations, ranking)
+    curve, skipped, certain = _curve(trials, evaluations, ranking)
     before, after = evaluations.of(()), evaluations.of(_items(ranking))
     rows: list[dict[str, Any]] = []
     for position, unit in enumerate(ranking):
@@ -110,18 +110,28 @@ def analyze(trials: Trials, evaluations: Evaluations, status: Status) -> dict[st
         "macs": sum(trials.macs.values()),
         "units": rows,
         "curve": curve,
+        "advice": _advice(skipped, certain),
         "skip_names": exact_patterns(name for unit in ranking[:skipped] for name in unit.layers),
     }
 
 
-def _curve(trials: Trials, evaluations: Evaluations, ranking: Sequence[Unit]) -> tuple[list[dict[str, Any]], int]:
-    """The metric without the worst 0, 1, 2, 4, 8, ... units, and how many are best left out.
+def _advice(left_out: int, certain: bool) -> str:
+    """What the curve says of the layers to leave out."""
+    if not certain:
+        return "without them the loss is not certain" if left_out else "no layer has to be left out: no loss is certain"
+    if left_out:
+        return "the best of what was tried: without them the loss is still certain"
+    return "the loss is certain, and leaving layers out did not make it smaller"
+
+
+def _curve(trials: Trials, evaluations: Evaluations, ranking: Sequence[Unit]) -> tuple[list[dict[str, Any]], int, bool]:
+    """The metric without the worst 0, 1, 2, 4, 8, ... units, how many are best left out, and if a loss is certain then.
 
     Those are the fewest whose absence makes the loss uncertain: its 95 % interval has zero in it. Where none do, those
     with the best metric.
     """
     counts = [0, *(2**power for power in range(len(ranking).bit_length()) if 2**power < len(ranking))]
-    whole_macs, whole_bytes = sum(trials.macs.values()), sum(unit.bytes for unit in ranking)
+    whole_macs, whole_bytes = sum(trials.macs.values()), sum(trials.bytes.values())
     points: list[dict[str, Any]] = []
     for count in counts:
         kept = ranking[count:]
@@ -136,9 +146,9 @@ def _curve(trials: Trials, evaluations: Evaluations, ranking: Sequence[Unit]) ->
             }
         )
         if not certain:
-            return points, count
+            return points, count, False
     best = max(points, key=lambda point: (point["metric"], -point["left_out"]))
-    return points, int(best["left_out"])
+    return points, int(best["left_out"]), True
 
 
 def _items(units: Sequence[Unit]) -> list[LayerPlan]:
@@ -171,7 +181,6 @@ def _show(results: Mapping[str, Any]) -> None:
             f"  without the worst {point['left_out']}: {point['metric']:.4f}, {100 * point['macs_share']:.1f} % of the"
             " multiply-accumulates quantized"
         )
-    skipped = results["skip_names"]
-    print(
-        f"quantize.skip_names: {json.dumps(skipped)}" if skipped else "no layer has to be left out: no loss is certain"
-    )
+    if results["skip_names"]:
+        print(f"quantize.skip_names: {json.dumps(results['skip_names'])}")
+    print(results["advice"])

@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import multiprocessing
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +18,7 @@ from rich.table import Table
 from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
-from taoq.actions.timing import check_batch_sizes, in_turns, latency
+from taoq.actions.timing import SPEEDUP, check_batch_sizes, in_turns, latency, say_fixed_batches
 from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
@@ -31,12 +29,13 @@ from taoq.runtime import Runtime, TorchRuntime, noise
 from taoq.spec import SpecSource, load_spec
 from taoq.status import run_status
 from taoq.tasks import load_task
-from taoq.tasks.base import Task
+from taoq.tasks.base import Inputs, Task
 from taoq.tasks.sections import BenchmarkSpec
 
 log = logging.getLogger(__name__)
 
 FLOAT, QUANTIZED = "float32", "quantized"
+_COMPILED = ", compiled"  # after the name of a model
 
 
 def run(task: Task[Any], source: SpecSource) -> None:
@@ -50,6 +49,9 @@ def run(task: Task[Any], source: SpecSource) -> None:
     if not section.checkpoint:
         raise SpecError(Fault("benchmark.checkpoint", "missing", "name an artifact or an ONNX file"))
     check_batch_sizes(section)
+    if section.batch_size > 0:
+        what = "has no meaning here: a benchmark takes a list"
+        raise SpecError(Fault("benchmark.batch_size", what, f"write benchmark.batch_sizes: [{section.batch_size}]"))
     directory = results_dir(spec, "benchmark")
     with run_status(directory, task.name, "benchmark") as status:
         artifact = find_artifact(section.checkpoint)
@@ -59,23 +61,25 @@ def run(task: Task[Any], source: SpecSource) -> None:
         rows = []
         for batch in section.batch_sizes:
             inputs = noise(task.example_inputs(spec), batch)
+            say_fixed_batches(models, batch)
             seconds = in_turns(models, inputs, warmup=section.warmup, runs=section.runs)
-            rows += [latency(name, batch, found, seconds[FLOAT]) for name, found in seconds.items()]
+            rows += [latency(name, batch, found, seconds[_reference(name, models)]) for name, found in seconds.items()]
         largest = max(section.batch_sizes)
         memory = {name: _peak(task, spec, section, file, largest) for name, file in files.items()}
+        sizes = {FLOAT: _float_size(files[FLOAT], manifest), QUANTIZED: _size(section.checkpoint)}
         words = _verdict(manifest, rows)
         results = {
             "device": models[FLOAT].device,
             "threads": torch.get_num_threads(),
             "runs": section.runs,
             "models": [
-                {"name": name, "file": file, "size": _size(file), "peak_memory": memory[name], "batch": largest}
+                {"name": name, "file": file, "size": sizes[name], "peak_memory": memory[name], "batch": largest}
                 for name, file in files.items()
             ],
             "rows": rows,
             "verdict": words,
             "versions": versions(("torch", "onnxruntime-gpu")),
-            "command": shlex.join(sys.argv),
+            "command": source.command,
         }
         with staged(directory) as stage:
             write_json(stage / "results.json", results)
@@ -83,7 +87,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
         _show(results)
         print(words)
         print(f"results: {directory}")
-        slowest = min(row["speedup"] for row in rows if row["model"] == QUANTIZED)
+        slowest = min(row["speedup"] for row in rows if row["model"].startswith(QUANTIZED))
         status.write("RUNNING", "Benchmark.", {"speedup": slowest})
         if section.min_speedup is not None and slowest < section.min_speedup:
             what = f"{QUANTIZED} is {slowest:.2f} times as fast as {FLOAT}, {section.min_speedup:g} is asked"
@@ -106,7 +110,8 @@ def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
 def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str, str]) -> dict[str, Runtime]:
     models: dict[str, Runtime] = {}
     for name, file in files.items():
-        one = dataclasses.replace(section, checkpoint=file, is_quantized=None)
+        of_it = section.is_quantized if name == QUANTIZED else None
+        one = dataclasses.replace(section, checkpoint=file, is_quantized=of_it)
         models[name] = open_runtime(task, spec, one, "benchmark")
     kinds = {type(model) for model in models.values()}
     if len(kinds) > 1:
@@ -114,10 +119,33 @@ def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str
         raise SpecError(Fault("benchmark.baseline", what, "name a float model of the same kind"))
     for name, model in list(models.items()):
         if isinstance(model, TorchRuntime) and section.compile:
-            models[f"{name}, compiled"] = model.compiled()
+            _add_compiled(models, name, model, task.example_inputs(spec))
         if isinstance(model, TorchRuntime) and name == FLOAT and model.device != "cpu":
             models["float16"] = model.half()
     return models
+
+
+def _add_compiled(models: dict[str, Runtime], name: str, model: TorchRuntime, inputs: Inputs) -> None:
+    """Put a compiled model to the others; one that torch.compile fails on is left out, which is said."""
+    compiled = model.compiled()
+    try:
+        compiled.run(inputs)
+    except RuntimeError as error:  # of its tracer or of its compiler
+        what = "benchmark.compile: torch.compile fails on the %s model, which is measured without it: %s"
+        log.warning(what, name, str(error).strip().splitlines()[0])
+    else:
+        models[f"{name}{_COMPILED}"] = compiled
+
+
+def _reference(name: str, models: Mapping[str, Runtime]) -> str:
+    """The float model that a model's speed is told of: compiled where it is, too."""
+    compiled = f"{FLOAT}{_COMPILED}"
+    return compiled if name.endswith(_COMPILED) and compiled in models else FLOAT
+
+
+def _float_size(file: str, manifest: Manifest | None) -> int:
+    """Bytes of the float model as float32, where the artifact knows; a checkpoint may have half of that."""
+    return manifest.float_size if manifest and file == manifest.source["path"] else total_size(Path(file))
 
 
 def _size(file: str) -> int:
@@ -149,10 +177,13 @@ def _measure_peak(name: str, spec: Any, section: BenchmarkSpec, batch: int) -> i
 
 
 def _verdict(manifest: Manifest | None, rows: Sequence[Mapping[str, Any]]) -> str:
-    found = {row["batch"]: row["speedup"] for row in rows if row["model"] == QUANTIZED}
-    speeds = ", ".join(f"{value:.2f} at batch {batch}" for batch, value in found.items())
-    words = f"{QUANTIZED} / {FLOAT} in speed: {speeds}"
-    if manifest is not None and min(found.values()) < 1.0:
+    compared = [row for row in rows if row["model"].startswith(QUANTIZED)]
+    parts = []
+    for name in dict.fromkeys(row["model"] for row in compared):
+        speeds = [f"{row['speedup']:.2f} at batch {row['batch']}" for row in compared if row["model"] == name]
+        parts.append(("compiled: " if name.endswith(_COMPILED) else "") + ", ".join(speeds))
+    words = f"{QUANTIZED} / {FLOAT} in speed: {'; '.join(parts)}"
+    if manifest is not None and min(row["speedup"] for row in compared) < 1.0:
         backend = load_backend(manifest.backend)
         words += f"; {backend.name} is for {backend.support.target}"
     return words
@@ -168,7 +199,11 @@ def _show(results: Mapping[str, Any]) -> None:
         table.add_row(
             row["model"], str(row["batch"]), *latencies, f"{row['images_per_second']:.1f}", f"{row['speedup']:.2f}"
         )
+    compiled = any(row["model"].endswith(_COMPILED) for row in results["rows"])
+    table.caption = SPEEDUP + ("; compiled against compiled" if compiled else "")
     show(table)
     for model in results["models"]:
-        memory = f", {size(model['peak_memory'])} of memory at batch {model['batch']}" if model["peak_memory"] else ""
+        memory = ""
+        if model["peak_memory"]:
+            memory = f", {size(model['peak_memory'])} of memory on the CPU at batch {model['batch']}"
         print(f"{model['name']}: {size(model['size'])}{memory} ({model['file']})")

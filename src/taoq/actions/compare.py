@@ -7,8 +7,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from taoq.actions import differences, others
 from taoq.actions.measure import Measured, figure_of, measure
 from taoq.actions.open_model import open_runtime, read_artifact
 from taoq.actions.results import staged, write_experiment, write_json
-from taoq.actions.timing import check_batch_sizes, in_turns, latency
+from taoq.actions.timing import SPEEDUP, check_batch_sizes, in_turns, latency, say_fixed_batches
 from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
 from taoq.bootstrap import difference
 from taoq.console import show, size
@@ -95,7 +93,8 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     if len({_origin(one) for one in compared}) > 1:
         what = "the artifacts were made from different float models, %s: each is compared with its own"
         log.warning(what, " and ".join(floats.values()))
-    figure = figure_of(task, spec, "auto", "")
+    budget = spec.quantize.accuracy
+    figure = figure_of(task, spec, budget.metric if budget else "auto", "quantize.accuracy.metric")
     task.evaluation_batches(spec)  # what is missing is said before the work
     directory = Path(spec.results_dir or ".", "compare")
     with run_status(directory, task.name, "compare") as status:
@@ -118,7 +117,7 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
             "settings": _settings(task, compared),
             "layers": differences.layers({one.name: one.manifest.plan for one in compared}),
             "versions": versions(("torch", "onnxruntime-gpu")),
-            "command": shlex.join(sys.argv),
+            "command": source.command,
         }
         with staged(directory) as stage:
             write_json(stage / "results.json", results)
@@ -194,6 +193,7 @@ def _speeds(
     reference = {one.name: one.source for one in compared}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     for batch in section.batch_sizes:
+        say_fixed_batches(models, batch)
         seconds = in_turns(models, noise(task.example_inputs(spec), batch), warmup=section.warmup, runs=section.runs)
         for name in models:
             found[name].append(latency(name, batch, seconds[name], seconds[reference.get(name, name)]))
@@ -258,7 +258,8 @@ def _settings(task: Task[Any], compared: Sequence[_Compared]) -> dict[str, dict[
 
 def _show(results: Mapping[str, Any]) -> None:
     figure = results["metric"]
-    table = Table(title=f"{results['num_images']} images; {results['runs']} runs in turns on {results['device']}")
+    title = f"{results['num_images']} images; {results['runs']} runs in turns on {results['device']}"
+    table = Table(title=title, caption=SPEEDUP)
     table.add_column("model", overflow="fold")
     table.add_column("backend")
     for column in ("layers", "size", figure, "difference", "95 % interval"):

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
 def settings(sections: Mapping[str, Mapping[str, Any]], section: str) -> dict[str, dict[str, Any]]:
     """Fields with different values, with the value of each artifact; None where a list is shorter.
 
+    Of a section that not all of them have, the fields that are set are one value.
+
     Args:
         sections: A section of the spec of each artifact, by the artifact's name.
         section: Name of the section.
     """
     flat = {name: _flat(values, section) for name, values in sections.items()}
+    unset = {field for values in flat.values() for field, value in values.items() if value is None}
+    flat = {name: _joined(values, unset) for name, values in flat.items()}
     fields = dict.fromkeys(field for values in flat.values() for field in values)
     return _differing({field: {name: values.get(field) for name, values in flat.items()} for field in fields})
 
@@ -39,6 +43,17 @@ def layers(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
 def _differing(table: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The rows whose values are not all equal."""
     return {key: row for key, row in table.items() if any(value != next(iter(row.values())) for value in row.values())}
+
+
+def _joined(values: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """The leaves, with those of these sections as one value each: the ones that are set."""
+    joined = dict(values)
+    for section in sections:
+        start = f"{section}."
+        inside = {name.removeprefix(start): joined.pop(name) for name in values if name.startswith(start)}
+        if inside:
+            joined[section] = ", ".join(f"{name}: {value}" for name, value in inside.items() if value not in (None, ""))
+    return joined
 
 
 def _flat(value: Any, path: str) -> dict[str, Any]:

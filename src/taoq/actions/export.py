@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -100,7 +98,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
                 "size": written,
                 "proof": proof,
                 "versions": versions(("torch", "onnx", "onnxruntime-gpu", *task.libraries)),
-                "command": shlex.join(sys.argv),
+                "command": source.command,
             }
             write_json(stage / f"{target.stem}_export.json", report)
         status.write("RUNNING", "Exported.", {"size_mb": written / 1e6})

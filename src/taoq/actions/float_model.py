@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ from taoq.quantization.plan import Layer, QuantizationPlan, check, resolve
 from taoq.quantization.ranges import RangeCache
 from taoq.quantization.spec import QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime, torch_device
-from taoq.spec import spec_to_dict
 from taoq.status import track
 from taoq.tasks.base import Batches, Task
 
@@ -149,19 +147,12 @@ def calibration_key(spec: Any, backend: Backend[Any], batches: Batches, model: s
     """What calibration ranges depend on."""
     return {
         "model": model,
-        "images": images_key(spec, batches),
+        "images": batches.key,
         "backend": backend.name,
         "algorithm": spec.quantize.algorithm,
         "options": json.dumps(spec.quantize.backend_kwargs, sort_keys=True),
         "versions": json.dumps(versions(backend.libraries)),
     }
-
-
-def images_key(spec: Any, batches: Batches) -> str:
-    """A digest of images, and of all that says how they are read."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in batches.paths]
-    read = json.dumps([stats, spec_to_dict(spec)["dataset"], spec.quantize.calibration.batch_size])
-    return hashlib.sha256(read.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +51,8 @@ _OF_THE_MANIFEST = (
     "task", "backend", "payload", "sha256", "size", "float_size", "source", "calibration", "versions",
 )  # fmt: skip
 """What the report repeats."""
+_OF_THE_SEARCH = ("maximize", "dtypes", "max_evaluations", "analysis")
+"""Fields of the budget that a check does not need."""
 _CHANCES = 3  # plans of a search that become artifacts, until one is within the budget
 _ERROR_IMAGES = 16  # of MobileNetV3, 16 differ from 64 by 0.3 dB on average and 1.7 dB at most; 4 differ by up to 24 dB
 
@@ -71,19 +71,26 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("quantize"))
     section: QuantizeSpec = spec.quantize
     backend, warnings, directory = choose_backend(task, spec, "quantize")
+    _say_unused(section.accuracy)
     if dry_run:
         show_plan(plan_layers(task, section, backend, open_float(task, spec, backend), warnings), section, backend)
         log.info("dry run: nothing was calibrated, nothing was written")
         return
     with run_status(directory, task.name, "quantize") as status:
         if section.accuracy and section.accuracy.action == "search":
-            _quantize_best(task, spec, backend, warnings, directory, status)
+            _quantize_best(task, spec, backend, warnings, directory, status, source.command)
         else:
-            quantize(task, spec, backend, warnings, directory, status)
+            quantize(task, spec, backend, warnings, directory, status, source.command)
 
 
 def _quantize_best(
-    task: Task[Any], spec: Any, backend: Backend[Any], warnings: tuple[str, ...], directory: Path, status: Status
+    task: Task[Any],
+    spec: Any,
+    backend: Backend[Any],
+    warnings: tuple[str, ...],
+    directory: Path,
+    status: Status,
+    command: str,
 ) -> None:
     """Quantize what a search finds. The artifact has the last word: it may lose more than the trial of its plan.
 
@@ -94,10 +101,11 @@ def _quantize_best(
         RequirementNotMet: No plan was found whose artifact is within the budget.
     """
     known: dict[str, float] = {}
+    tried: set[str] = set()
     for chances in reversed(range(_CHANCES)):
-        tuned, searched = search(task, spec, backend, warnings, directory, known)
+        tuned, searched = search(task, spec, backend, warnings, directory, known, tried)
         try:
-            quantize(task, tuned, backend, warnings, directory, status, searched)
+            quantize(task, tuned, backend, warnings, directory, status, command, searched)
             return
         except RequirementNotMet:
             if not chances:
@@ -113,6 +121,7 @@ def quantize(
     warnings: tuple[str, ...],
     directory: Path,
     status: Status,
+    command: str,
     searched: Mapping[str, Any] | None = None,
 ) -> None:
     """Quantize, verify, measure, write the artifact and its report.
@@ -124,6 +133,7 @@ def quantize(
         warnings: Of the spec.
         directory: Where the artifact goes.
         status: The log of the run.
+        command: The command line, for the report.
         searched: What a search says of the plan, for the report.
 
     Raises:
@@ -202,7 +212,7 @@ def quantize(
             "device": device,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "warnings": [*plan.warnings, *chance],
-            "command": shlex.join(sys.argv),
+            "command": command,
             "rules": report.asked(section),
             "skip_names": list(section.skip_names),
             "layers": layers,
@@ -222,6 +232,16 @@ def quantize(
         )
         hint = "the artifact is kept and marked; accuracy.action: search looks for the layers to leave float"
         raise RequirementNotMet(Fault("quantize.accuracy.max_drop", what, hint))
+
+
+def _say_unused(asked: AccuracySpec | None) -> None:
+    """Warn of what is set for a search where none is asked for."""
+    if asked is None or asked.action == "search":
+        return
+    blank = AccuracySpec(max_drop=asked.max_drop)
+    for name in _OF_THE_SEARCH:
+        if getattr(asked, name) != getattr(blank, name):
+            log.warning("quantize.accuracy.%s: has no effect: it is for action: search", name)
 
 
 def _figure(task: Task[Any], spec: Any) -> str:
@@ -290,7 +310,7 @@ def _chance(accuracy: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
     """A warning where a budget is smaller than what the images can tell from chance."""
     (one,) = evaluation["differences"]
     unsure = one["value"] - one["low"]
-    if not 0 <= accuracy["max_drop"] < unsure:
+    if accuracy["max_drop"] >= unsure:
         return []
     warning = (
         f"quantize.accuracy.max_drop: {accuracy['max_drop']:g} is less than {evaluation['num_images']} images can tell"

@@ -39,6 +39,7 @@ def search(
     warnings: tuple[str, ...],
     directory: Path,
     known: Mapping[str, float],
+    tried: set[str],
 ) -> tuple[Any, dict[str, Any]]:
     """Find the best plan; write it as `tuned.yaml`.
 
@@ -49,6 +50,7 @@ def search(
         warnings: Of the spec.
         directory: Gets analysis.json and tuned.yaml.
         known: Figures of artifacts, by what `described` says of their layers: they count, not those of the trials.
+        tried: What `described` says of the plans that were evaluated before; gets those that are evaluated now.
 
     Returns:
         The tuned spec, and what the report says of the search; its `plan` is what `described` says of the layers.
@@ -83,25 +85,33 @@ def search(
         for (name, dtype), value in noise.items()
     ]
     before = evaluations.of(())
+    if section.bias_correction:
+        log.warning("quantize.bias_correction: the plans are tried without it; the artifact gets it, and may lose less")
     log.info("searching: %s of the float model is %.4f, %g less is accepted", figure, before, asked.max_drop)
 
-    def drop_of(choice: Choice) -> float:
+    def drop_of(choice: Choice) -> float | None:
         items = items_of(units, choice)
-        figure_of_plan = known.get(described(items))
-        drop = before - (evaluations.of(items) if figure_of_plan is None else figure_of_plan)
+        name = described(items)
+        if name not in tried and len(tried) >= asked.max_evaluations:
+            return None
+        tried.add(name)
+        drop = before - (known[name] if name in known else evaluations.of(items))
         log.info("tried %d of %d layers or groups: %s falls by %.4f", len(choice), len(units), figure, drop)
         return drop
 
-    tried = find(candidates, drop_of, max_drop=asked.max_drop, max_evaluations=asked.max_evaluations)
-    chosen = best(tried)
-    _show(tried, asked, units)
+    whole = sum(getattr(trials, asked.maximize).values())
+    found = find(candidates, drop_of, max_drop=asked.max_drop, whole=whole)
+    chosen = best(found)
+    _show(found, asked, units)
     if chosen is None:
-        nearest = min((trial for trial in tried if trial.choice), key=lambda trial: trial.drop)
+        nearest = min((trial for trial in found if trial.choice), key=lambda trial: trial.drop)
         what = (
-            f"no plan of {len(tried)} keeps {figure} within {asked.max_drop:g} of {before:.4f}; the best found loses"
+            f"no plan of {len(found)} keeps {figure} within {asked.max_drop:g} of {before:.4f}; the best found loses"
             f" {nearest.drop:.4f} with {len(nearest.choice)} of {len(units)} layers or groups quantized"
         )
         hint = "accept more, raise quantize.accuracy.max_evaluations, or give other formats in quantize.accuracy.dtypes"
+        if section.bias_correction:
+            hint += "; the plans were tried without bias correction, action: check measures it"
         raise RequirementNotMet(Fault(f"{where}.max_drop", what, hint))
     tuned = tuned_spec(spec, trials, units, chosen.choice)
     replace_text(directory / TUNED, yaml.safe_dump(spec_to_dict(tuned), sort_keys=False))
@@ -119,7 +129,7 @@ def search(
                 "within": trial.within,
                 "what": trial.what,
             }
-            for trial in tried
+            for trial in found
         ],
         "share": chosen.share,
         "plan": described(items_of(units, chosen.choice)),
@@ -150,7 +160,7 @@ def tuned_spec(spec: Any, trials: Trials, units: Mapping[str, Unit], choice: Cho
             section,
             layers=[*section.layers, *rules],
             skip_names=[*section.skip_names, *exact_patterns(left_out)],
-            accuracy=dataclasses.replace(section.accuracy, action="check", dtypes=[], analysis=""),
+            accuracy=AccuracySpec(max_drop=section.accuracy.max_drop, metric=section.accuracy.metric),
         ),
     )
 
@@ -182,12 +192,12 @@ def _check_dtypes(asked: AccuracySpec, backend: Backend[Any]) -> None:
         raise SpecError(*faults)
 
 
-def _show(tried: Sequence[Trial], asked: AccuracySpec, units: Mapping[str, Unit]) -> None:
-    table = Table(title=f"{len(tried)} plans were evaluated; {asked.max_drop:g} less is accepted")
+def _show(found: Sequence[Trial], asked: AccuracySpec, units: Mapping[str, Unit]) -> None:
+    table = Table(title=f"{len(found)} plans were evaluated; {asked.max_drop:g} less is accepted")
     table.add_column("tried", overflow="fold")
     for column in ("layers", asked.maximize, "drop", "within"):
         table.add_column(column, justify="right")
-    for trial in tried:
+    for trial in found:
         count = len(items_of(units, trial.choice))
         share = f"{100 * trial.share:.1f} %"
         table.add_row(trial.what, str(count), share, f"{trial.drop:+.4f}", "yes" if trial.within else "no")

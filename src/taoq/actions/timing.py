@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,11 @@ from taoq.runtime import Runtime
 from taoq.tasks.base import Inputs
 from taoq.tasks.sections import BenchmarkSpec
 
+SPEEDUP = "speed-up: time of float32 over time of the model in the same turn, the median of all turns"
+"""What the column says."""
+
+log = logging.getLogger(__name__)
+
 
 def check_batch_sizes(section: BenchmarkSpec) -> None:
     """Refuse what cannot be run.
@@ -22,6 +28,16 @@ def check_batch_sizes(section: BenchmarkSpec) -> None:
     """
     if not section.batch_sizes or min(section.batch_sizes) < 1:
         raise SpecError(Fault("benchmark.batch_sizes", "empty, or not above 0", "write for example [1, 8]"))
+
+
+def say_fixed_batches(models: Mapping[str, Runtime], batch: int) -> None:
+    """Warn of models that run another number of images than asked."""
+    for name, model in models.items():
+        fixed = model.fixed_batch
+        if fixed is not None and fixed != batch:
+            runs = -(-batch // fixed)
+            what = "benchmark.batch_sizes: %s takes %d images at once: for %d it runs %d time(s), on %d images"
+            log.warning(what, name, fixed, batch, runs, runs * fixed)
 
 
 def in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs: int) -> dict[str, list[float]]:

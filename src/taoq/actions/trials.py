@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,6 @@ from taoq.actions.float_model import (
     Feed,
     calibration_key,
     hashed,
-    images_key,
     open_float,
     plan_layers,
     quantization_device,
@@ -26,11 +26,18 @@ from taoq.actions.float_model import (
     runtime_of,
 )
 from taoq.errors import Fault, SpecError
+from taoq.files import digest
 from taoq.quantization.backends.base import Backend, Calibrated, Inputs
-from taoq.quantization.plan import LayerPlan, QuantizationPlan, check, leave_out, matches
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, check, leave_out, matches
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
 from taoq.runtime import Runtime
+from taoq.spec import spec_to_dict
 from taoq.tasks.base import Outputs, Task
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation"
+"""The part of a key that says what the true metric was measured on, and how."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +77,7 @@ class Trials:
         sample: Some images, in memory.
         key: What an analysis of it depends on.
         macs: Multiply-accumulates of every layer of the network, by name.
+        bytes: Of their weights as float32.
     """
 
     task: Task[Any]
@@ -82,6 +90,7 @@ class Trials:
     sample: Sequence[Inputs]
     key: Mapping[str, str]
     macs: Mapping[str, int]
+    bytes: Mapping[str, int]
 
     def runtime(self, items: Iterable[LayerPlan], folder: Path) -> Runtime:
         """The model with these layers quantized, good until the next; ONNX needs a folder for the file."""
@@ -162,7 +171,8 @@ def calibrate(
     cache = range_cache(spec, backend, batches, source)
     first = next(iter(plans.values()))
     ready = backend.calibrate(model, first, Feed(batches), section.backend_kwargs, device=device, cache=cache)
-    plans = {dtype: leave_out(one, ready.left_out(one), strict=section.strict) for dtype, one in plans.items()}
+    plans = {dtype: _settled(one, ready, section) for dtype, one in plans.items()}
+    plan = plans.get("", plan)
     evaluated = task.evaluation_batches(spec)
     seen = batches or evaluated  # weight-only has no calibration images
     return Trials(
@@ -175,9 +185,28 @@ def calibrate(
         device=device,
         sample=list(Feed(seen, "reading the sample", num_samples)),
         key=calibration_key(spec, backend, seen, source.result())
-        | {"device": device, "num_samples": str(num_samples), "evaluation": images_key(spec, evaluated)},
+        | {
+            "device": device,
+            "num_samples": str(num_samples),
+            "model section": digest(spec_to_dict(spec.model)),
+            EVALUATION: digest([evaluated.key, task.metric(spec).key]),
+        },
         macs=macs,
+        bytes={item.layer.name: _bytes(item.layer) for item in plan.layers},
     )
+
+
+def _settled(plan: QuantizationPlan, ready: Calibrated[Any], section: QuantizeSpec) -> QuantizationPlan:
+    """A plan without what the library leaves float, which is said."""
+    settled = leave_out(plan, ready.left_out(plan), strict=section.strict)
+    for warning in settled.warnings[len(plan.warnings) :]:
+        log.warning(warning)
+    return settled
+
+
+def _bytes(layer: Layer) -> int:
+    """Of its weight as float32."""
+    return 4 * math.prod(layer.weight_shape) if layer.weight_shape else 0
 
 
 def in_dtype(section: QuantizeSpec, dtype: str) -> QuantizeSpec:
@@ -220,7 +249,7 @@ def _units(plans: Mapping[str, QuantizationPlan], groups: Sequence[str], macs: M
                 name=name,
                 formats={dtype: tuple(items) for dtype, items in formats.items()},
                 macs=sum(macs.get(layer, 0) for layer in layers),
-                bytes=sum(4 * math.prod(layer.weight_shape) for layer in layers.values()),
+                bytes=sum(map(_bytes, layers.values())),
             )
         )
     return tuple(units)

@@ -56,15 +56,15 @@ def within(drop: float, max_drop: float) -> bool:
 
 
 def search(
-    candidates: Sequence[Candidate], drop_of: Callable[[Choice], float], *, max_drop: float, max_evaluations: int
+    candidates: Sequence[Candidate], drop_of: Callable[[Choice], float | None], *, max_drop: float, whole: int
 ) -> list[Trial]:
     """Try choices; the best is `best` of what is returned.
 
     Args:
         candidates: Every unit in every format that it may have.
-        drop_of: Evaluates a choice.
+        drop_of: Evaluates a choice; None where no more may be evaluated.
         max_drop: The budget.
-        max_evaluations: How often `drop_of` may be called.
+        whole: The amount of the whole network, of which shares are told.
 
     Returns:
         All that was tried, in order.
@@ -72,19 +72,18 @@ def search(
     formats: dict[str, list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda one: one.noise):
         formats.setdefault(candidate.unit, []).append(candidate)
-    whole = sum(found[0].amount for found in formats.values()) or 1
     ranking = sorted(formats, key=lambda unit: formats[unit][0].noise / max(formats[unit][0].amount, 1))
     amounts = {unit: found[0].amount for unit, found in formats.items()}
     least_noise = {unit: found[0].dtype for unit, found in formats.items()}
     trials: list[Trial] = []
 
     def attempt(choice: Choice, what: str) -> bool:
-        """Whether a choice is within the budget; no more is, once all evaluations are spent."""
+        """Whether a choice is within the budget; none is that may not be evaluated any more."""
         known = next((trial for trial in trials if trial.choice == choice), None)
         if known is None:
-            if len(trials) >= max_evaluations:
+            drop, share = drop_of(choice), sum(amounts[unit] for unit in choice) / (whole or 1)
+            if drop is None:
                 return False
-            drop, share = drop_of(choice), sum(amounts[unit] for unit in choice) / whole
             known = Trial(choice=choice, drop=drop, share=share, within=within(drop, max_drop), what=what)
             trials.append(known)
         return known.within
@@ -95,7 +94,7 @@ def search(
     if attempt(first(len(ranking)), "everything"):
         return trials
     good, bad = 0, len(ranking)
-    while bad - good > 1 and len(trials) < max_evaluations:
+    while bad - good > 1:
         middle = (good + bad) // 2
         if attempt(first(middle), f"all but the worst {len(ranking) - middle}"):
             good = middle
@@ -106,7 +105,7 @@ def search(
     def add(units: Sequence[str]) -> None:
         """Quantize as many of these units as well, halving what does not fit."""
         nonlocal current
-        if not units or len(trials) >= max_evaluations:
+        if not units:
             return
         larger = {**current, **{unit: least_noise[unit] for unit in units}}
         if attempt(larger, f"{len(units)} more"):

@@ -72,7 +72,11 @@ class AccuracySpec:
     """How much accuracy quantization may cost."""
 
     max_drop: float = option(
-        REQUIRED, "Largest loss of the metric that is accepted, in its unit: 0.005 is half a point", example=0.005
+        REQUIRED,
+        "Largest loss of the metric that is accepted, as a part of 1: 0.005 is half a point",
+        minimum=0,
+        maximum=1,
+        example=0.005,
     )
     metric: str = option("auto", "Figure of evaluate that counts; auto is its first: val_acc_1, val_mAP")
     action: str = option(
@@ -84,9 +88,13 @@ class AccuracySpec:
         "macs", "What search quantizes most of: multiply-accumulates, or bytes of weights", options=MAXIMIZE
     )
     dtypes: list[str] = option(
-        list, "Formats that search may choose from for each layer; without it those of the rules", example=["int8"]
+        list,
+        "Formats that search may choose from for each layer; without it those of the rules",
+        options=DTYPES[:-1],
+        aliases=DTYPE_ALIASES,
+        example=["int8"],
     )
-    max_evaluations: int = option(20, "Evaluations of a quantized model that search may spend", minimum=1)
+    max_evaluations: int = option(20, "Plans that search may evaluate; what comes out is evaluated besides", minimum=1)
     analysis: str = option("", "analysis.json of the analyze action; without it search makes one")
 
 

@@ -49,8 +49,8 @@ class Batches(Protocol):
         """Number of images."""
 
     @property
-    def paths(self) -> Sequence[Path]:
-        """The image files, in order."""
+    def key(self) -> str:
+        """A digest of all that the batches depend on: the files, their order, how they are read, their targets."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -65,6 +65,10 @@ class Metric(Protocol):
     @property
     def num_samples(self) -> int:
         """Number of images that a resample draws from."""
+
+    @property
+    def key(self) -> str:
+        """A digest of all that the figures depend on besides the batches: settings, annotations; known before any."""
 
     def update(self, outputs: Outputs, targets: Any) -> None:
         """Add one batch."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from taoq.errors import Fault, TaoqError
+from taoq.files import digest
 from taoq.tasks.base import Batch
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,12 @@ class ImageBatches:
     def num_samples(self) -> int:
         """Number of images."""
         return len(self.paths)
+
+    @property
+    def key(self) -> str:
+        """A digest of all that the batches depend on; files count by their size and time."""
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        return digest([stats, self.transform, self.targets, self.batch_size])
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches.

@@ -52,7 +52,9 @@ class BenchmarkSpec(RunSpec):
     warmup: int = option(3, "Runs of each model before it is measured", minimum=0)
     runs: int = option(30, "Measured runs of each model", minimum=1)
     compile: bool = option(False, "Measure torch models through torch.compile as well")
-    min_speedup: float | None = option(None, "Exit code 4 where the quantized model is not this many times as fast")
+    min_speedup: float | None = option(
+        None, "Exit code 4 where the quantized model is not this many times as fast, at any batch size", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

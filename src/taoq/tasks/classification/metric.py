@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from taoq.errors import Fault, SpecError
+from taoq.files import digest
 from taoq.tasks.base import Outputs
 from taoq.tasks.classification.data import class_names
 from taoq.tasks.classification.spec import ClassificationSpec
@@ -45,6 +46,11 @@ class AccuracyMetric:
     def num_samples(self) -> int:
         """Number of images so far."""
         return sum(map(len, next(iter(self._right.values()))))
+
+    @property
+    def key(self) -> str:
+        """Classes in their order, and the k."""
+        return digest([self._names, list(self._topk)])
 
     def update(self, outputs: Outputs, targets: Tensor) -> None:
         """Add logits [N, classes] and class indices [N]."""

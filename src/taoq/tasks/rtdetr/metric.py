@@ -19,8 +19,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from taoq.errors import Fault, SpecError
+from taoq.files import digest
 from taoq.tasks.base import Outputs
 from taoq.tasks.rtdetr.data import Targets, evaluation_source
+from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.predict import Detections, detections
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
@@ -74,6 +76,14 @@ class CocoMetric:
     def num_samples(self) -> int:
         """Number of images that the json names."""
         return len(self._images)
+
+    @property
+    def key(self) -> str:
+        """The annotations, the classes that count, and which detections do."""
+        spec = self._spec
+        aspect = spec.dataset.augmentation.preserve_aspect_ratio
+        chosen = [spec.model.num_select, spec.evaluate.conf_threshold, input_size(spec), aspect]
+        return digest([self._coco.data, self._coco.category_ids, self._classes, chosen])
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
