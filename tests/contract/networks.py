@@ -205,3 +205,8 @@ def same(first: Tensor, second: Tensor) -> bool:
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return first.contiguous().view(-1).view(torch.uint8).equal(second.contiguous().view(-1).view(torch.uint8))
+
+
+def correct_biases(library: Any, reference: Any, model: Any, names: list[str], feed: Iterable[Any]) -> Any:
+    """As quantize does it."""
+    return library.add_to_biases(model, library.bias_shifts(reference, model, names, feed, device="cpu"))

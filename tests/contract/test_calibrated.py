@@ -66,3 +66,40 @@ def test_parts_of_an_onnx_plan(backend: str, dtype: str) -> None:
         found = onnx_networks.run(ready.with_only(only(whole, names)), pictures(seed=1))
         alone = onnx_networks.quantize(backend, branches(), [rules[layer] for layer in part], feed)
         np.testing.assert_array_equal(found, onnx_networks.run(alone, pictures(seed=1)))
+
+
+@pytest.mark.parametrize("backend", ["torchao", "modelopt.pytorch"])
+def test_a_part_of_a_torch_plan_with_corrected_biases(backend: str) -> None:
+    library, feed = backend_of(backend), networks.feed(images(1), images(2))
+    whole = networks.plan_of(backend, networks.bare(), networks.rules(backend, "int8", "*"))
+    names = [item.layer.name for item in whole.quantized]
+    ready = library.calibrate(networks.bare(), whole, feed, {}, device="cpu", cache=None)
+    shifts = library.bias_shifts(networks.bare(), ready.with_only(whole.quantized), names, feed, device="cpu")
+    assert set(shifts) == set(names)
+    for part in (names[-1:], names, names[:1], []):
+        mine = {name: shifts[name] for name in part}
+        found = networks.run(ready.with_only(only(whole, part), mine), images())
+        alone = networks.bare()
+        if part:
+            alone = networks.quantize(backend, alone, networks.rules(backend, "int8", *part), feed)
+            networks.correct_biases(library, networks.bare(), alone, part, feed)
+        # the shifts of layers with other dtypes in their sums: the images ran in one order there
+        torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(networks.run(ready.with_only([]), images()), networks.run(networks.bare(), images()))
+
+
+@pytest.mark.parametrize("backend", ["modelopt.onnx", "onnxruntime"])
+def test_a_part_of_an_onnx_plan_with_corrected_biases(backend: str) -> None:
+    library, feed = backend_of(backend), onnx_networks.feed(pictures())
+    rules = {layer: onnx_networks.rule(layer) for layer in ("left", "tokens", "head")}
+    whole = onnx_networks.plan_of(backend, branches(), list(rules.values()))
+    ready = library.calibrate(branches(), whole, feed, {}, device="cpu", cache=None)
+    names = [item.layer.name for item in whole.quantized]
+    shifts = library.bias_shifts(branches(), ready.with_only(whole.quantized), names, feed, device="cpu")
+    for layer, rule in rules.items():
+        (name,) = [item.layer.name for item in whole.quantized if layer in item.layer.name]
+        found = ready.with_only(only(whole, [name]), {name: shifts[name]})
+        alone = onnx_networks.quantize(backend, branches(), [rule], feed)
+        networks.correct_biases(library, branches(), alone, [name], feed)
+        mine, theirs = (onnx_networks.run(model, pictures(seed=1)) for model in (found, alone))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -142,7 +142,7 @@ def test_a_reloaded_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
     outputs = {}
     for (backend, network), (build, model) in models.items():
         library, name = backend_of(backend), f"{backend} {network}"
-        library.correct_biases(build(), model, list(library.applied(model)), batches(), device="cpu")
+        networks.correct_biases(library, build(), model, list(library.applied(model)), batches())
         library.save(model, tmp_path / f"{name}.pth", {})
         outputs[name] = networks.run(model, images())
     words = [sys.executable, "-c", RELOAD, str(tmp_path)]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from taoq.actions.results import replace_text
 from taoq.actions.trials import EVALUATION, Trials
 from taoq.bootstrap import difference
 from taoq.errors import Fault, SpecError
-from taoq.quantization.plan import LayerPlan
+from taoq.quantization.plan import LayerPlan, described
 from taoq.status import steps
 from taoq.tasks.base import Metric
 
@@ -125,11 +125,6 @@ def noises(trials: Trials, notes: Notes) -> dict[tuple[str, str], float]:
 def noise(trials: Trials, notes: Notes, items: Sequence[LayerPlan]) -> float:
     """Noise power over signal power of the outputs with these layers quantized."""
     return notes.get(f"{_NOISE}{_short(items)}", lambda: trials.noise(items))
-
-
-def described(items: Iterable[LayerPlan]) -> str:
-    """Layers and their formats in one line: equal for equal choices."""
-    return "; ".join(f"{item.layer.name}: {item.weights} / {item.activations}" for item in items) or "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,6 @@ def run(task: Task[Any], source: SpecSource) -> None:
     section: AnalyzeSpec = spec.analyze
     backend, warnings, directory = choose_backend(task, spec, "analyze")
     figure = figure_of(task, spec, section.metric, "analyze.metric")
-    if spec.quantize.bias_correction:
-        log.warning("quantize.bias_correction: layers are ranked without it; quantize does it")
     with run_status(directory, task.name, "analyze") as status:
         started = time.monotonic()
         trials = calibrate(task, spec, backend, warnings, num_samples=section.num_samples, groups=section.groups)

@@ -94,7 +94,7 @@ def _quantize_best(
 ) -> None:
     """Quantize what a search finds. The artifact has the last word: it may lose more than the trial of its plan.
 
-    A trial has no corrected biases, and other float arithmetic: where one value of millions is rounded the other way,
+    A trial has other float arithmetic: where one value of millions is rounded the other way,
     a figure may change in its third digit.
 
     Raises:
@@ -161,7 +161,8 @@ def quantize(
     names = [item.layer.name for item in plan.quantized]
     reference = reopen_float(task, spec, backend)
     if section.bias_correction:
-        model = backend.correct_biases(reference, model, names, Feed(batches, "correcting biases"), device=device)
+        feed = Feed(batches, "correcting biases")
+        model = backend.add_to_biases(model, backend.bias_shifts(reference, model, names, feed, device=device))
     verify(plan, backend.applied(model))
     if backend.format == "torch":
         _check_runs(TorchRuntime(model, task.outputs(spec), "cpu"), task.example_inputs(spec))

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from taoq.actions.analysis import FILE, Evaluations, described, given_notes, noises, open_notes
+from taoq.actions.analysis import FILE, Evaluations, given_notes, noises, open_notes
 from taoq.actions.measure import figure_of
 from taoq.actions.results import exact_patterns, replace_text
 from taoq.actions.trials import Trials, Unit, calibrate
 from taoq.console import show
 from taoq.errors import Fault, RequirementNotMet, SpecError, did_you_mean
 from taoq.quantization.backends.base import Backend
-from taoq.quantization.plan import LayerPlan
+from taoq.quantization.plan import LayerPlan, described
 from taoq.quantization.search import Candidate, Choice, Trial, best
 from taoq.quantization.search import search as find
 from taoq.quantization.spec import AccuracySpec, LayerSpec, QuantizeSpec
@@ -85,8 +85,6 @@ def search(
         for (name, dtype), value in noise.items()
     ]
     before = evaluations.of(())
-    if section.bias_correction:
-        log.warning("quantize.bias_correction: the plans are tried without it; the artifact gets it, and may lose less")
     log.info("searching: %s of the float model is %.4f, %g less is accepted", figure, before, asked.max_drop)
 
     def drop_of(choice: Choice) -> float | None:
@@ -110,8 +108,6 @@ def search(
             f" {nearest.drop:.4f} with {len(nearest.choice)} of {len(units)} layers or groups quantized"
         )
         hint = "accept more, raise quantize.accuracy.max_evaluations, or give other formats in quantize.accuracy.dtypes"
-        if section.bias_correction:
-            hint += "; the plans were tried without bias correction, action: check measures it"
         raise RequirementNotMet(Fault(f"{where}.max_drop", what, hint))
     tuned = tuned_spec(spec, trials, units, chosen.choice)
     replace_text(directory / TUNED, yaml.safe_dump(spec_to_dict(tuned), sort_keys=False))

@@ -23,12 +23,13 @@ from taoq.actions.float_model import (
     plan_layers,
     quantization_device,
     range_cache,
+    reopen_float,
     runtime_of,
 )
 from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.quantization.backends.base import Backend, Calibrated, Inputs
-from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, check, leave_out, matches
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, check, described, leave_out, matches
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
 from taoq.runtime import Runtime
 from taoq.spec import spec_to_dict
@@ -73,6 +74,7 @@ class Trials:
         plan: Of the rules as they are written.
         units: What is switched, in model order.
         ready: The calibrated model.
+        shifts: What is added to the biases of a quantized layer, by what `described` says of it; empty corrects none.
         device: Where it runs.
         sample: Some images, in memory.
         key: What an analysis of it depends on.
@@ -86,6 +88,7 @@ class Trials:
     plan: QuantizationPlan
     units: tuple[Unit, ...]
     ready: Calibrated[Any]
+    shifts: Mapping[str, Any]
     device: str
     sample: Sequence[Inputs]
     key: Mapping[str, str]
@@ -94,7 +97,11 @@ class Trials:
 
     def runtime(self, items: Iterable[LayerPlan], folder: Path) -> Runtime:
         """The model with these layers quantized, good until the next; ONNX needs a folder for the file."""
-        model, path = self.ready.with_only(items), folder / "model.onnx"
+        chosen = list(items)
+        shifts = {
+            item.layer.name: self.shifts[described([item])] for item in chosen if described([item]) in self.shifts
+        }
+        model, path = self.ready.with_only(chosen, shifts), folder / "model.onnx"
         if self.backend.format == "onnx":
             self.backend.save(model, path, {})
         return runtime_of(self.task, self.spec, self.backend, model, path, self.device)
@@ -167,12 +174,21 @@ def calibrate(
             plans[dtype] = plan_layers(task, changed, backend, model, warnings)
     device = quantization_device(section, backend)
     source = hashed(section.model_path)
-    batches = task.calibration_batches(spec) if plan.needs_calibration else None
+    batches = task.calibration_batches(spec) if plan.needs_calibration or section.bias_correction else None
     cache = range_cache(spec, backend, batches, source)
     first = next(iter(plans.values()))
     ready = backend.calibrate(model, first, Feed(batches), section.backend_kwargs, device=device, cache=cache)
     plans = {dtype: _settled(one, ready, section) for dtype, one in plans.items()}
     plan = plans.get("", plan)
+    shifts: dict[str, Any] = {}
+    if section.bias_correction:
+        reference = reopen_float(task, spec, backend)
+        for settled in plans.values():
+            items = {item.layer.name: item for item in settled.quantized}
+            feed = Feed(batches, "measuring biases")
+            model = ready.with_only(items.values())
+            found = backend.bias_shifts(reference, model, list(items), feed, device=device)
+            shifts |= {described([items[name]]): shift for name, shift in found.items()}
     evaluated = task.evaluation_batches(spec)
     seen = batches or evaluated  # weight-only has no calibration images
     return Trials(
@@ -182,12 +198,14 @@ def calibrate(
         plan=plan,
         units=_units(plans, groups, macs),
         ready=ready,
+        shifts=shifts,
         device=device,
         sample=list(Feed(seen, "reading the sample", num_samples)),
         key=calibration_key(spec, backend, seen, source.result())
         | {
             "device": device,
             "num_samples": str(num_samples),
+            "bias correction": str(section.bias_correction),
             "model section": digest(spec_to_dict(spec.model)),
             EVALUATION: digest([evaluated.key, task.metric(spec).key]),
         },

@@ -293,6 +293,11 @@ def leave_out(plan: QuantizationPlan, reasons: Mapping[str, str], *, strict: boo
     return left
 
 
+def described(items: Iterable[LayerPlan]) -> str:
+    """Layers and their formats in one line: equal for equal choices."""
+    return "; ".join(f"{item.layer.name}: {item.weights} / {item.activations}" for item in items) or "nothing"
+
+
 def matches(pattern: str, layer: Layer) -> bool:
     """Whether a pattern names a layer: its qualified name, with or without a leading slash, its alias, or its type."""
     if fnmatchcase(layer.name.removeprefix("/"), pattern.removeprefix("/")):

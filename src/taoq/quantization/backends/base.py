@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
 
 from taoq.errors import Fault, TaoqError, some
@@ -58,16 +59,20 @@ class LayerError:
 _library = logging.getLogger("taoq.library")
 
 
+NO_SHIFTS: Mapping[str, Any] = MappingProxyType({})
+
+
 class Calibrated(Protocol[M_co]):
     """A float model with the ranges of all layers of a plan: any part of it can be tried without calibrating again."""
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
         """Why the library leaves layers of a plan float, by name."""
 
-    def with_only(self, layers: Iterable[LayerPlan]) -> M_co:
+    def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> M_co:
         """The model with these layers quantized and all others float; with none, the float model.
 
         It may be the model of the last call, changed. A format may differ from that of the calibrated plan.
+        `shifts` is added to the biases of layers, by name.
         """
 
     def quantize(self, plan: QuantizationPlan) -> tuple[M_co, Mapping[str, str]]:
@@ -124,17 +129,17 @@ class Backend(Protocol[M]):
     ) -> Mapping[str, LayerError]:
         """Errors of the quantized layers `names` of `model`, each on the inputs that the float model gives it."""
 
-    def correct_biases(
+    def bias_shifts(
         self, reference: M, model: M, names: Sequence[str], batches: Iterable[Inputs], *, device: str
-    ) -> M:
-        """Add to the biases of the quantized layers `names` what quantization shifts their mean output by.
+    ) -> Mapping[str, Any]:
+        """What quantization shifts the mean output of the quantized layers `names` by, one number per channel.
 
-        Each layer is given the input that the float model gives it, as in `layer_errors`. A layer without a bias gets
-        one.
-
-        Returns:
-            The model, changed.
+        Each layer is given the input that the float model gives it, as in `layer_errors`: the shift of a layer does
+        not depend on which others are quantized.
         """
+
+    def add_to_biases(self, model: M, shifts: Mapping[str, Any]) -> M:
+        """Add to the biases of layers, by name; a layer without a bias gets one. Returns the model, changed."""
 
     def macs(self, model: M, inputs: Inputs) -> Mapping[str, int]:
         """Multiply-accumulates of the layers of a float model, for one sample."""

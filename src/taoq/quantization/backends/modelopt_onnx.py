@@ -26,8 +26,8 @@ from onnxruntime.quantization import calibrate as ort_calibrate
 
 from taoq.errors import Fault, TaoqError, did_you_mean
 from taoq.onnx_file import byte_size, image_input, read_onnx, write_onnx
-from taoq.quantization.backends import onnx_layers, onnx_measures, qdq
-from taoq.quantization.backends.base import Inputs, Scales, library_output
+from taoq.quantization.backends import onnx_biases, onnx_layers, onnx_measures, qdq
+from taoq.quantization.backends.base import NO_SHIFTS, Inputs, Scales, library_output
 from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support
@@ -161,13 +161,13 @@ class Calibrated:
         ]
         return dict.fromkeys(missing, "ModelOpt found no range for its input") | _left_out(self._model, plan)
 
-    def with_only(self, layers: Iterable[LayerPlan]) -> onnx.ModelProto:
+    def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> onnx.ModelProto:
         """A copy of the graph with the nodes of these layers."""
         planned = list(layers)
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         qdq.insert(model, planned, {item.layer.name: _scales(item, self._inputs, self._ranges) for item in planned})
-        return model
+        return add_to_biases(model, shifts)
 
     def quantize(self, plan: QuantizationPlan) -> tuple[onnx.ModelProto, Mapping[str, str]]:
         """A copy with the plan's nodes, its float part in the precision of `high_precision_dtype`."""
@@ -181,8 +181,8 @@ class Calibrated:
 
 
 applied, ranges = qdq.read, qdq.ranges
-layer_errors, macs, correct_biases = onnx_measures.layer_errors, onnx_measures.macs, onnx_measures.correct_biases
-save, load = onnx_layers.save, onnx_layers.load
+layer_errors, macs, bias_shifts = onnx_measures.layer_errors, onnx_measures.macs, onnx_measures.bias_shifts
+save, load, add_to_biases = onnx_layers.save, onnx_layers.load, onnx_biases.add
 
 
 def _check_types(where: str, types: Sequence[Any]) -> list[Fault]:

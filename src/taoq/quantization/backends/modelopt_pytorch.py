@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
-from taoq.quantization.backends import torch_measures
-from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
+from taoq.quantization.backends import torch_layers, torch_measures
+from taoq.quantization.backends.base import NO_SHIFTS, Applied, Inputs, Scales, library_output
 from taoq.quantization.backends.torch_layers import (
     TYPES,
+    ShiftedBiases,
     accept_biases,
     check_weights,
     is_finite,
@@ -182,12 +183,13 @@ class Calibrated:
         self._model = model.eval().requires_grad_(False)
         self._unsmoothed = unsmoothed
         self._names = [item.layer.name for item in plan.quantized]
+        self._biases = ShiftedBiases(self._model)
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
         """ModelOpt leaves nothing out in torch."""
         return {}
 
-    def with_only(self, layers: Iterable[LayerPlan]) -> nn.Module:
+    def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> nn.Module:
         """The same model, with the quantizers of these layers on."""
         on = {item.layer.name: item for item in layers}
         for name_ in self._names:
@@ -196,6 +198,7 @@ class Calibrated:
             _switch(layer.input_quantizer, item.activations if item else None)
             if name_ in self._unsmoothed:
                 _smooth(layer, self._unsmoothed[name_], on=item is not None)
+        self._biases.set(shifts)
         return self._model
 
     def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
@@ -292,7 +295,8 @@ def plain_weight(layer: Any) -> Tensor:
     return weight.clone() if smoothing is None else weight * smoothing
 
 
-correct_biases, macs = torch_measures.correct_biases, torch_measures.macs
+bias_shifts, macs = torch_measures.bias_shifts, torch_measures.macs
+add_to_biases = torch_layers.add_to_biases
 layer_errors = functools.partial(torch_measures.layer_errors, plain_weight=plain_weight)
 
 

@@ -37,7 +37,7 @@ def changes(reference: onnx.ModelProto, model: onnx.ModelProto, layers: Sequence
     return found
 
 
-def add(model: onnx.ModelProto, shifts: Mapping[str, Any], *, integers: bool) -> None:
+def add(model: onnx.ModelProto, shifts: Mapping[str, Any], *, integers: bool = False) -> onnx.ModelProto:
     """Add to the outputs of layers, in place: to the bias that they have, else to one that they get.
 
     Args:
@@ -51,6 +51,7 @@ def add(model: onnx.ModelProto, shifts: Mapping[str, Any], *, integers: bool) ->
         if not (node.op_type != "MatMul" and graph.add_to_bias(node, shift, integers=integers)):
             graph.add_behind(node, shift)
     graph.close()
+    return model
 
 
 class _Graph:

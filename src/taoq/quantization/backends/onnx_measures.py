@@ -68,16 +68,15 @@ def layer_errors(
     return {name: LayerError(weights=weights[name], outputs=outputs.get(name)) for name in names}
 
 
-def correct_biases(
+def bias_shifts(
     reference: onnx.ModelProto,
     model: onnx.ModelProto,
     names: Sequence[str],
     batches: Iterable[Inputs],
     *,
     device: str,  # noqa: ARG001 (so small a job is done on the CPU)
-    integers: bool = False,
-) -> onnx.ModelProto:
-    """Add to the biases of layers what quantization shifts their mean output by, for each channel; in place.
+) -> dict[str, Any]:
+    """What quantization shifts the mean output of layers by, for each channel: float minus quantized, float64.
 
     Each layer gets the input that the float graph gives it (Nagel et al., "Data-Free Quantization Through Weight
     Equalization and Bias Correction", 2019: the empirical correction).
@@ -85,10 +84,9 @@ def correct_biases(
     Args:
         reference: The float graph, prepared.
         model: The quantized graph.
-        names: Its quantized layers. One without a bias gets one.
+        names: Its quantized layers.
         batches: Inputs; gone through once.
         device: Not used.
-        integers: Whether a new bias is stored as int32 where input and weight are quantized.
 
     Raises:
         TaoqError: There are no inputs, a mean is not finite, or the graph computes in float16.
@@ -100,8 +98,7 @@ def correct_biases(
     sums, images = _totals(_with_copies(reference, model, names, _sum_channels), batches)
     shifts = {name: sums[_SHIFT + name] / (sums[_SIZE + name] / len(sums[_SHIFT + name])) for name in names}
     check_shifts(images, [name for name, shift in shifts.items() if not np.isfinite(shift).all()])
-    onnx_biases.add(model, shifts, integers=integers)
-    return model
+    return shifts
 
 
 def macs(model: onnx.ModelProto, inputs: Inputs) -> dict[str, int]:

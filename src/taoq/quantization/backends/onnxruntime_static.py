@@ -23,8 +23,8 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from taoq.errors import Fault, did_you_mean
 from taoq.onnx_file import byte_size, image_input, write_onnx
-from taoq.quantization.backends import onnx_layers, onnx_measures, qdq
-from taoq.quantization.backends.base import Inputs, library_output
+from taoq.quantization.backends import onnx_biases, onnx_layers, onnx_measures, qdq
+from taoq.quantization.backends.base import NO_SHIFTS, Inputs, library_output
 from taoq.quantization.backends.onnx_calibration import ENTROPY_BINS, check_ranges, feeds, lean_sessions
 from taoq.quantization.backends.onnx_layers import check_weights, list_layers, own_weights
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support
@@ -118,7 +118,7 @@ class Calibrated:
         """Onnxruntime leaves nothing out."""
         return {}
 
-    def with_only(self, layers: Iterable[LayerPlan]) -> onnx.ModelProto:
+    def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> onnx.ModelProto:
         """A copy of the graph; layers whose activations stay float get their weights alone."""
         planned = list(layers)
         model = onnx.ModelProto()
@@ -147,7 +147,7 @@ class Calibrated:
                 model = quantizer.model.model
                 _keep_float(model, set(whole))
         qdq.insert(model, [item for item in planned if not item.activations], {})
-        return model
+        return add_to_biases(model, shifts)
 
     def quantize(self, plan: QuantizationPlan) -> tuple[onnx.ModelProto, Mapping[str, str]]:
         """A copy of the graph as the plan says."""
@@ -155,9 +155,9 @@ class Calibrated:
 
 
 applied, ranges = qdq.read, qdq.ranges
-layer_errors, macs = onnx_measures.layer_errors, onnx_measures.macs
+layer_errors, macs, bias_shifts = onnx_measures.layer_errors, onnx_measures.macs, onnx_measures.bias_shifts
 # its kernels take a bias as int32: a layer with another one would be computed in float
-correct_biases = functools.partial(onnx_measures.correct_biases, integers=True)
+add_to_biases = functools.partial(onnx_biases.add, integers=True)
 save, load = onnx_layers.save, onnx_layers.load
 
 

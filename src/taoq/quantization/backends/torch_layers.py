@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
@@ -88,6 +88,39 @@ def give_bias(layer: nn.Module) -> None:
         weight = cast(Tensor, layer.weight)
         bias = torch.zeros(cast(int, channels), device=weight.device)
         layer.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+
+
+def add_to_biases(model: nn.Module, shifts: Mapping[str, Tensor]) -> nn.Module:
+    """Add to the biases of layers, in place; one without a bias gets one.
+
+    Args:
+        model: The network.
+        shifts: One number per output channel, by layer.
+    """
+    with torch.no_grad():
+        for name, shift in shifts.items():
+            layer = model.get_submodule(name)
+            give_bias(layer)
+            bias = layer.get_parameter("bias")
+            bias.add_(shift.to(bias))
+    return model
+
+
+class ShiftedBiases:
+    """Biases of a network that are shifted, and put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._float: dict[str, Tensor] = {}  # of the layers that are shifted now
+
+    def set(self, shifts: Mapping[str, Tensor]) -> None:
+        """Shift the biases of these layers; all others are as they were."""
+        for name, bias in self._float.items():
+            self._model.get_submodule(name).get_parameter("bias").data.copy_(bias)
+        for name in shifts:
+            give_bias(self._model.get_submodule(name))
+        self._float = {name: self._model.get_parameter(f"{name}.bias").detach().clone() for name in shifts}
+        add_to_biases(self._model, shifts)
 
 
 def accept_biases(model: nn.Module, stored: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taoq.quantization.backends.base import Inputs, LayerError, check_shifts
-from taoq.quantization.backends.torch_layers import give_bias, is_finite, is_transposed
+from taoq.quantization.backends.torch_layers import is_finite, is_transposed
 from taoq.quantization.sqnr import sqnr
 
 
@@ -51,10 +51,10 @@ def layer_errors(
     return errors
 
 
-def correct_biases(
+def bias_shifts(
     reference: nn.Module, model: nn.Module, names: Sequence[str], batches: Iterable[Inputs], *, device: str
-) -> nn.Module:
-    """Add to the biases of layers what quantization shifts their mean output by, for each channel; in place.
+) -> dict[str, Tensor]:
+    """What quantization shifts the mean output of layers by, for each channel: float minus quantized, float64.
 
     Each layer gets the input that the float model gives it (Nagel et al., "Data-Free Quantization Through Weight
     Equalization and Bias Correction", 2019: the empirical correction).
@@ -62,7 +62,7 @@ def correct_biases(
     Args:
         reference: The float model.
         model: The quantized model.
-        names: Its quantized layers. One that no image reaches keeps its bias, one without a bias gets one.
+        names: Its quantized layers. One that no image reaches is not in what is returned.
         batches: Inputs; gone through once.
         device: Where to run.
 
@@ -80,13 +80,7 @@ def correct_biases(
 
     images = _run_both(reference, model, names, batches, add, device=device)
     check_shifts(images, [name for name, shift in shifts.items() if not is_finite(shift)])
-    with torch.no_grad():
-        for name, shift in shifts.items():
-            layer = model.get_submodule(name)
-            give_bias(layer)
-            bias = layer.get_parameter("bias")
-            bias.add_((shift / positions[name]).to(bias))
-    return model
+    return {name: shift / positions[name] for name, shift in shifts.items()}
 
 
 def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:

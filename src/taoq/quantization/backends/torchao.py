@@ -14,9 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from taoq.errors import Fault, did_you_mean
-from taoq.quantization.backends import torch_measures
-from taoq.quantization.backends.base import Applied, Inputs, Scales, library_output
-from taoq.quantization.backends.torch_layers import accept_biases, check_weights, list_layers, save_state, saved_size
+from taoq.quantization.backends import torch_layers, torch_measures
+from taoq.quantization.backends.base import NO_SHIFTS, Applied, Inputs, Scales, library_output
+from taoq.quantization.backends.torch_layers import (
+    ShiftedBiases,
+    accept_biases,
+    check_weights,
+    list_layers,
+    save_state,
+    saved_size,
+)
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, Support, TensorScheme
 from taoq.quantization.ranges import RangeCache
 
@@ -103,13 +110,14 @@ class Calibrated:
 
     def __init__(self, model: nn.Module, options: Mapping[str, Any]) -> None:
         self._model, self._options = model, options
+        self._biases = ShiftedBiases(model)
         self._float: dict[str, tuple[LayerPlan, nn.Parameter]] = {}  # of the layers that are quantized now
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
         """Torchao leaves nothing out."""
         return {}
 
-    def with_only(self, layers: Iterable[LayerPlan]) -> nn.Module:
+    def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> nn.Module:
         """The same model, with the weights of these layers quantized."""
         wanted = {item.layer.name: item for item in layers if item.weights}
         for name_, (item, weight) in list(self._float.items()):
@@ -120,6 +128,7 @@ class Calibrated:
         for item in new:
             self._float[item.layer.name] = (item, cast(nn.Parameter, self._model.get_submodule(item.layer.name).weight))
         self._convert(new)
+        self._biases.set(shifts)
         return self._model
 
     def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
@@ -181,7 +190,8 @@ def ranges(model: nn.Module) -> dict[str, tuple[float, float]]:  # noqa: ARG001 
     return {}
 
 
-correct_biases, macs = torch_measures.correct_biases, torch_measures.macs
+bias_shifts, macs = torch_measures.bias_shifts, torch_measures.macs
+add_to_biases = torch_layers.add_to_biases
 layer_errors = functools.partial(torch_measures.layer_errors, plain_weight=plain_weight)
 
 
