@@ -34,6 +34,7 @@ DATASET_FIELDS = (
     "dataset, root_dir, classes_file, num_classes, img_size, batch_size, workers, val_dataset, test_dataset,"
     " quant_calibration_dataset, augmentation"
 )
+MAX_DROP = "hint: the field is: Largest loss of the metric that is accepted, as a part of 1: 0.005 is half a point"
 MAX_ARGUMENTS = (
     "moe_calib_experts_ratio, layerwise, shared_states, distributed_sync, sync_expert_weight_amax,"
     " skip_forward_without_activation_calib"
@@ -139,6 +140,39 @@ def test_the_good_spec_is_good(taoq: Taoq, work: Path) -> None:
             "results_dir: missing: neither results_dir nor quantize.results_dir is set\n"
             "hint: name a folder for the results\n",
             id="no results_dir",
+        ),
+        pytest.param(
+            {"backend_kwargs: {}": "accuracy: {max_drop: .nan}"},
+            f"spec.yaml:35: quantize.accuracy.max_drop: nan is not a finite number\n{MAX_DROP}\n",
+            id="budget that is no number",
+        ),
+        pytest.param(
+            {"backend_kwargs: {}": "accuracy: {max_drop: -0.1}"},
+            f"spec.yaml:35: quantize.accuracy.max_drop: -0.1 is less than 0\n{MAX_DROP}\n",
+            id="budget below nothing",
+        ),
+        pytest.param(
+            {"backend_kwargs: {}": "accuracy: {max_drop: 1.5}"},
+            f"spec.yaml:35: quantize.accuracy.max_drop: 1.5 is more than 1\n{MAX_DROP}\n",
+            id="budget above everything",
+        ),
+        pytest.param(
+            {"backend_kwargs: {}": "accuracy: {max_drop: 0.1, dtypes: [float8_e4m3fn, int4]}"},
+            "spec.yaml:35: quantize.accuracy.dtypes[1]: unknown value 'int4'\nhint: did you mean 'int8'?\n",
+            id="format of a search",
+        ),
+        pytest.param(
+            {"evaluate:\n": "benchmark: {min_speedup: .nan}\nevaluate:\n"},
+            "spec.yaml:36: benchmark.min_speedup: nan is not a finite number\n"
+            "hint: the field is: Exit code 4 where the quantized model is not this many times as fast,"
+            " at any batch size\n",
+            id="speed-up that is no number",
+        ),
+        pytest.param(
+            {"num_classes: 10": "num_classes: 10\n  augmentation: {mean: [0.5, .inf, 0.5]}"},
+            "spec.yaml:12: dataset.augmentation.mean[1]: inf is not a finite number\n"
+            "hint: the field is: Subtracted from each channel (red, green, blue) of an image in 0..1\n",
+            id="infinite number of a list",
         ),
     ],
 )

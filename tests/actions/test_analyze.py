@@ -12,6 +12,7 @@ import yaml
 from html_pages import check_page
 
 from taoq.actions.analysis import Evaluations, given_notes
+from taoq.actions.analyze import advice
 from taoq.artifact import read_manifest
 from taoq.quantization.plan import LayerPlan
 from taoq.tasks.base import Metric
@@ -54,6 +55,85 @@ def test_analyze_ranks_confirms_and_resumes(taoq: Taoq, digits_words: Words, tmp
     assert code == 0
     assert f"{directory / 'analysis.json'}: {len(first['found'])} measurements are taken from it" in err
     assert read(directory / "analysis.json")["units"] == first["units"]
+
+
+def test_what_cannot_change_an_analysis_does_not_discard_it(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    words = digits_words("analyze", "resnet_18", *STATIC, *FEW[:1], 'analyze.groups=["*"]', "analyze.confirm=0")
+    file = tmp_path / "results" / "analyze" / "analysis.json"
+    assert taoq(*words)[0] == 0
+    first = read(file)
+    others = ["dataset.workers=1", f"dataset.test_dataset.images_dir={tmp_path}", "evaluate.checkpoint=other.pth"]
+    code, _, err = taoq(*words, *others)
+    assert code == 0
+    assert f"{file}: {len(first['found'])} measurements are taken from it" in err
+    assert "is of another" not in err
+    code, _, err = taoq(*words, "model.head.topk=[1, 3]")
+    assert f"{file}: is of another model section, evaluation: everything is measured again" in err
+    classes = tmp_path / "classes.txt"  # in another order: the figures are others
+    classes.write_text("\n".join(map(str, reversed(range(10)))), encoding="utf-8")
+    code, _, err = taoq(*words, f"dataset.classes_file={classes}")
+    assert code == 0, err
+    assert f"{file}: is of another model section, evaluation: everything is measured again" in err
+    assert read(file)["float"] < 0.5 < first["float"]
+    code, _, err = taoq(*words)
+    assert f"{file}: is of another evaluation: all but the ranking is measured again" in err
+    assert f"{file}: 1 measurements are taken from it" in err
+    assert read(file)["float"] == first["float"]
+    assert read(file)["key"] == first["key"]
+
+
+def test_layers_that_the_library_leaves_out_are_named(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    file = tmp_path / "float.onnx"
+    model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
+    words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
+    assert taoq(*digits_words("export", "resnet_18", *words))[0] == 0
+    words = [*STATIC, "quantize.backend=modelopt.onnx", f"quantize.model_path={file}", *FEW[:1], "analyze.confirm=0"]
+    words[2] = words[2].replace("int8", "fp8_e4m3fn")
+    code, out, err = taoq(*digits_words("analyze", "resnet_18", *words, 'analyze.groups=["*"]'))
+    assert code == 0, err
+    assert "layer(s) stay float (" in err
+    assert "ModelOpt leaves it out: TensorRT has no fast fp8 kernel for its shape" in err
+    analysis = read(tmp_path / "results" / "analyze" / "analysis.json")
+    assert f"{analysis['layers']} of 22 quantizable layers are quantized" in out
+    assert analysis["layers"] < 22
+
+
+def test_a_search_tries_what_the_artifact_will_be_with_corrected_biases(
+    taoq: Taoq, digits_words: Words, tmp_path: Path
+) -> None:
+    budget = "quantize.accuracy={max_drop: 0.006, action: search, max_evaluations: 1}"
+    words = [*STATIC, *FEW[:1], 'analyze.groups=["*"]', "quantize.algorithm=entropy", "quantize.bias_correction=true"]
+    words += ["quantize.calibration.num_samples=200"]
+    code, _, err = taoq(*digits_words("quantize", "mobilenetv3_small", *words, budget))
+    assert code == 0, err
+    report = read(tmp_path / "results" / "quantize" / "quantization_report.json")
+    (trial,) = report["search"]["evaluations"]
+    assert trial["drop"] == pytest.approx(report["accuracy"]["drop"], abs=0.002)
+    assert report["search"]["share"] == pytest.approx(report["macs_quantized"])
+    assert report["macs_quantized"] < 1.0  # the classifier has a forward of its own
+    assert report["command"].startswith("taoq classification_pyt quantize -e ")
+
+
+def test_what_is_for_a_search_has_no_effect_on_a_check(taoq: Taoq, digits_words: Words) -> None:
+    budget = "quantize.accuracy={max_drop: 1, maximize: bytes, max_evaluations: 3}"
+    code, _, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, budget))
+    assert code == 0
+    for name in ("maximize", "max_evaluations"):
+        assert f"quantize.accuracy.{name}: has no effect: it is for action: search\n" in err
+    assert "accuracy.dtypes" not in err
+
+
+@pytest.mark.parametrize(
+    ("left_out", "certain", "words"),
+    [
+        (0, False, "no layer has to be left out: no loss is certain"),
+        (2, False, "without them the loss is not certain"),
+        (2, True, "the best of what was tried: without them the loss is still certain"),
+        (0, True, "the loss is certain, and leaving layers out did not make it smaller"),
+    ],
+)
+def test_what_the_curve_advises(left_out: int, certain: bool, words: str) -> None:
+    assert advice(left_out, certain=certain) == words
 
 
 def test_a_group_that_fits_nothing(taoq: Taoq, digits_words: Words) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from taoq.actions.timing import in_turns
+from taoq.artifact import read_manifest
 from taoq.cli import main
 
 Taoq = Callable[..., tuple[int, str, str]]
@@ -23,7 +24,7 @@ FEW = ["benchmark.device=cpu", "benchmark.batch_sizes=[1, 2]", "benchmark.runs=3
 class Named:
     """A model that writes its name down."""
 
-    device = "cpu"
+    device, fixed_batch = "cpu", None
 
     def __init__(self, name: str, log: list[str]) -> None:
         self._name, self._log = name, log
@@ -87,6 +88,35 @@ def test_a_speed_that_is_not_reached_is_exit_code_4(taoq: Taoq, digits_words: Wo
     assert " times as fast as float32, 1000 is asked\nhint: quantized / float32 in speed: " in err
 
 
+def test_a_batch_size_in_the_wrong_field_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
+    words = [f"benchmark.checkpoint={onnx_artifact}", "benchmark.batch_size=4"]
+    code, _, err = taoq(*digits_words("benchmark", "resnet_18", *words))
+    assert (code, err) == (
+        2,
+        "override benchmark.batch_size=4: benchmark.batch_size: has no meaning here: a benchmark takes a list\n"
+        "hint: write benchmark.batch_sizes: [4]\n",
+    )
+
+
+def test_a_contradiction_of_the_flag_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
+    words = [f"benchmark.checkpoint={onnx_artifact}", *FEW, "benchmark.is_quantized=false"]
+    code, _, err = taoq(*digits_words("benchmark", "resnet_18", *words))
+    assert code == 2
+    assert f"benchmark.is_quantized: is false, but {onnx_artifact} is a quantized artifact\n" in err
+
+
+def test_a_file_with_a_fixed_batch_says_what_it_runs(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+    file = tmp_path / "fixed.onnx"
+    model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
+    words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.batch_size=2"]
+    assert taoq(*digits_words("export", "resnet_18", *words, "export.on_cpu=true"))[0] == 0
+    words = [f"benchmark.checkpoint={file}", f"benchmark.baseline={file}", *FEW, "benchmark.batch_sizes=[2, 3]"]
+    code, _, err = taoq(*digits_words("benchmark", "resnet_18", *words))
+    assert code == 0
+    assert "benchmark.batch_sizes: float32 takes 2 images at once: for 3 it runs 2 time(s), on 4 images\n" in err
+    assert "for 2 it runs" not in err
+
+
 def test_a_float_model_that_is_gone_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
     source = onnx_artifact.parent / "float.onnx"
     moved = source.rename(onnx_artifact.parent / "moved.onnx")
@@ -108,6 +138,31 @@ def test_a_torch_artifact_is_measured_too(taoq: Taoq, digits_words: Words, tmp_p
     kind = ["quantize.backend=torchao", "quantize.mode=weight_only_ptq", f"quantize.results_dir={tmp_path / 'q'}"]
     assert taoq(*digits_words("quantize", "vit_tiny", rules, *kind))[0] == 0
     words = [f"benchmark.checkpoint={tmp_path / 'q'}", "benchmark.device=cpu", "benchmark.runs=2"]
-    code, out, _ = taoq(*digits_words("benchmark", "vit_tiny", *words, "benchmark.batch_sizes=[1]"))
-    assert code == 0
-    assert "quantized" in out
+    words += ["benchmark.compile=true", "benchmark.warmup=0"]
+    code, out, err = taoq(*digits_words("benchmark", "vit_tiny", *words, "benchmark.batch_sizes=[1]"))
+    assert code == 0, err
+    results = json.loads((tmp_path / "results" / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    rows = {row["model"]: row for row in results["rows"]}
+    assert list(rows) == ["float32", "quantized", "float32, compiled", "quantized, compiled"]
+    assert rows["float32, compiled"]["speedup"] == 1.0
+    one, other = (rows[name]["speedup"] for name in ("quantized", "quantized, compiled"))
+    assert f"quantized / float32 in speed: {one:.2f} at batch 1; compiled: {other:.2f} at batch 1" in out
+    assert results["command"].startswith("taoq classification_pyt benchmark -e ")
+    manifest = read_manifest(tmp_path / "q")
+    assert [model["size"] for model in results["models"]] == [manifest.float_size, manifest.size]
+
+
+def test_a_model_that_torch_compile_fails_on_is_measured_without_it(
+    taoq: Taoq, digits_words: Words, tmp_path: Path
+) -> None:
+    """ModelOpt's modules are such; every backend's own kind of failure is a RuntimeError of torch."""
+    kind = ["quantize.backend=modelopt.pytorch", RULES, f"quantize.results_dir={tmp_path / 'q'}"]
+    kind += ["quantize.calibration.num_samples=8"]
+    assert taoq(*digits_words("quantize", "vit_tiny", *kind))[0] == 0
+    words = [f"benchmark.checkpoint={tmp_path / 'q'}", *FEW, "benchmark.compile=true", "benchmark.batch_sizes=[1]"]
+    code, out, err = taoq(*digits_words("benchmark", "vit_tiny", *words))
+    assert code == 0, err
+    assert "benchmark.compile: torch.compile fails on the quantized model, which is measured without it: " in err
+    results = json.loads((tmp_path / "results" / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in results["rows"]] == ["float32", "quantized", "float32, compiled"]
+    assert "; compiled: " not in out

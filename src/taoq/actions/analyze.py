@@ -108,13 +108,18 @@ def analyze(trials: Trials, evaluations: Evaluations, status: Status) -> dict[st
         "macs": sum(trials.macs.values()),
         "units": rows,
         "curve": curve,
-        "advice": _advice(skipped, certain),
+        "advice": advice(skipped, certain=certain),
         "skip_names": exact_patterns(name for unit in ranking[:skipped] for name in unit.layers),
     }
 
 
-def _advice(left_out: int, certain: bool) -> str:
-    """What the curve says of the layers to leave out."""
+def advice(left_out: int, *, certain: bool) -> str:
+    """What the curve says of the layers to leave out.
+
+    Args:
+        left_out: How many there are.
+        certain: Whether a loss is certain without them.
+    """
     if not certain:
         return "without them the loss is not certain" if left_out else "no layer has to be left out: no loss is certain"
     if left_out:

@@ -406,3 +406,33 @@ def test_a_class_without_annotations_has_no_precision(tmp_path: Path) -> None:
     assert written["classes"] == {"traffic light": None, "car": pytest.approx(1)}
     assert (figures["val_mAP"], figures["AP_large"]) == (pytest.approx(1), pytest.approx(1))
     assert (written["coco"]["AP_small"], "AP_small" in figures) == (None, False)
+
+
+def test_keys_change_with_all_that_figures_depend_on_and_nothing_else(tmp_path: Path) -> None:
+    def keys(**changed: Any) -> tuple[str, str, str]:
+        made = spec(tmp_path, **changed)
+        return calibration_batches(made).key, evaluation_batches(made).key, CocoMetric(made).key
+
+    image, box = {"id": 1, "file_name": "a.png"}, {"id": 1, "image_id": 1, "bbox": [1, 2, 30, 20]}
+    pictures(tmp_path / "images", "a.png")
+    write_coco(tmp_path, [image], [box | {"category_id": 3}])
+    first = keys()
+    assert keys(dataset={"workers": 2}) == first
+    assert keys(dataset={"infer_data_sources": {"classmap": "no.txt"}}, evaluate={"checkpoint": "other"}) == first
+    for metric_alone in (
+        {"num_select": 2},
+        {"evaluate": {"conf_threshold": 0.5}},
+        {"dataset": {"eval_class_ids": [3]}},
+    ):
+        assert keys(**metric_alone)[:2] == first[:2]
+        assert keys(**metric_alone)[2] != first[2]
+    assert all(
+        a != b for a, b in zip(keys(dataset={"augmentation": {"eval_spatial_size": [96, 96]}}), first, strict=True)
+    )
+    write_coco(tmp_path, [image], [box | {"category_id": 7}])
+    assert keys()[:2] == first[:2]
+    assert keys()[2] != first[2]
+    write_coco(tmp_path, [image], [box | {"category_id": 3}])
+    assert keys() == first
+    Image.new("RGB", (31, 31)).save(tmp_path / "images" / "a.png")
+    assert (keys()[0] != first[0], keys()[1] != first[1], keys()[2] == first[2]) == (True, True, True)
