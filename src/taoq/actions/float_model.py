@@ -118,13 +118,13 @@ def runtime_of(task: Task[Any], spec: Any, backend: Backend[Any], model: Any, fi
         task: The task.
         spec: Its spec.
         backend: The backend.
-        model: A torch model; ONNX models are run from their file.
+        model: The model; of ONNX it is not used any more.
         file: The file of an ONNX model.
         device: What `quantization_device` says; of torch models.
     """
     if backend.format == "torch":
         return TorchRuntime(model, task.outputs(spec), device)
-    return open_onnx(task, spec, file, spec.quantize.device, where="quantize.device")
+    return open_onnx(task, spec, file, spec.quantize.device, where="quantize.device", model=model)
 
 
 def hashed(path: str) -> Future[str]:

@@ -118,20 +118,29 @@ class Calibrated:
         """Onnxruntime leaves nothing out."""
         return {}
 
+    @functools.cached_property
+    def _shaped(self) -> onnx.ModelProto:
+        """The graph with the shapes of its tensors, as the quantizer wants it; its weights would be there twice."""
+        with tempfile.TemporaryDirectory() as folder, library_output():
+            source = Path(folder, "model.onnx")
+            write_onnx(self._model, source)
+            model: onnx.ModelProto = load_model_with_shape_infer(source)
+        del model.graph.initializer[:]
+        return model
+
     def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> onnx.ModelProto:
         """A copy of the graph; layers whose activations stay float get their weights alone."""
         planned = list(layers)
         model = onnx.ModelProto()
-        model.CopyFrom(self._model)
         whole = [item.layer.name for item in planned if item.activations]
+        model.CopyFrom(self._shaped if whole else self._model)
         if whole:
+            model.graph.initializer.extend(self._model.graph.initializer)
             own_weights(model, [item.layer.name for item in planned])  # the quantizer changes them for all readers
             fused = _fused(model, whole)
-            with tempfile.TemporaryDirectory() as folder, library_output():
-                source = Path(folder, "model.onnx")
-                write_onnx(model, source)
+            with library_output():
                 quantizer = QDQQuantizer(
-                    load_model_with_shape_infer(source),
+                    model,
                     True,  # one scale per output channel
                     self._options.get("reduce_range", False),
                     QuantType.QInt8,
