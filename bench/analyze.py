@@ -32,8 +32,9 @@ class Case:
         float_file: The float model, in the folder of the run.
         parts: Measures, by hand, the seconds of one forward pass over the images, of one calibration, and of one
             session build: of (float model, folder of the images).
-        target: Quantizers that are off still cost ModelOpt's network 4 % here, and one layer's are on. An ONNX file is
-            written for each layer, and its Q/DQ nodes stand between operators that onnxruntime would run as one.
+        target: Quantizers that are off still cost ModelOpt's network 4 % here, and one layer's are on. For each layer
+            onnxruntime's quantizer makes a graph, which is not in the other side, and its Q/DQ nodes stand between
+            operators that would run as one.
     """
 
     backend: str
@@ -56,7 +57,7 @@ def main() -> int:
         measure.in_child(measure.make_onnx, NETWORK, folder / "float.pth", images, folder / "float.onnx")
         for case in (
             Case("modelopt.pytorch", "Conv2d", "float.pth", _modelopt, 1.10),
-            Case("onnxruntime", "Conv", "float.onnx", _onnxruntime, 1.20),
+            Case("onnxruntime", "Conv", "float.onnx", _onnxruntime, 1.30),
         ):
             rows.append(_compare(case, folder, images, few, images_of, rounds))
     return measure.report("taoq analyze / its parts by hand", "taoq", "by hand", rows, gate=not options.no_gate)
