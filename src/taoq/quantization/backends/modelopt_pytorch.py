@@ -177,12 +177,13 @@ def calibrate(
 
 
 class Calibrated:
-    """A model with quantizers that are switched on and off; its weights are float."""
+    """A model with quantizers that are switched on and off."""
 
     def __init__(self, model: nn.Module, plan: QuantizationPlan, unsmoothed: Mapping[str, Tensor]) -> None:
         self._model = model.eval().requires_grad_(False)
-        self._unsmoothed = unsmoothed
         self._names = [item.layer.name for item in plan.quantized]
+        self._smoothed = frozenset(unsmoothed)
+        self._float = dict(unsmoothed)  # weights as they were, of layers whose weights are others now
         self._biases = ShiftedBiases(self._model)
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
@@ -190,36 +191,64 @@ class Calibrated:
         return {}
 
     def with_only(self, layers: Iterable[LayerPlan], shifts: Mapping[str, Any] = NO_SHIFTS) -> nn.Module:
-        """The same model, with the quantizers of these layers on."""
+        """The same model, with these layers as `quantize` makes them.
+
+        Their weights are rounded here. ModelOpt's quantizer multiplies by what `compress` divides by: a few of a
+        million weights come out one step apart, and the roundings behind them are other ones from there on.
+        """
         on = {item.layer.name: item for item in layers}
         for name_ in self._names:
             layer, item = cast(Any, self._model.get_submodule(name_)), on.get(name_)
-            _switch(layer.weight_quantizer, item.weights if item else None)
             _switch(layer.input_quantizer, item.activations if item else None)
-            if name_ in self._unsmoothed:
-                _smooth(layer, self._unsmoothed[name_], on=item is not None)
+            layer.weight_quantizer.disable()
+            if item or name_ in self._float:
+                weight = self._float.setdefault(name_, layer.weight.detach().clone())
+                if name_ in self._smoothed:
+                    weight = _smooth(layer, weight, on=item is not None)
+                if item and item.weights:
+                    weight = _rounded(weight, layer.weight_quantizer.amax, item.weights.dtype)
+                layer.weight.data.copy_(weight)
         self._biases.set(shifts)
         return self._model
 
     def quantize(self, plan: QuantizationPlan) -> tuple[nn.Module, Mapping[str, str]]:
         """The same model, with its weights stored quantized."""
-        model = self.with_only(plan.quantized)
+        model = self.with_only(())
+        for item in plan.quantized:
+            layer = cast(Any, model.get_submodule(item.layer.name))
+            _switch(layer.weight_quantizer, item.weights)
+            _switch(layer.input_quantizer, item.activations)
+            if item.layer.name in self._smoothed:
+                layer.weight.data.copy_(_smooth(layer, layer.weight, on=True))
+        self._float.clear()
         with library_output():
             mtq.compress(model)
         # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
         return model.to("cpu").eval().requires_grad_(False), self.left_out(plan)
 
 
-def _smooth(layer: Any, weight: Tensor, *, on: bool) -> None:
+def _smooth(layer: Any, weight: Tensor, *, on: bool) -> Tensor:
     """Switch SmoothQuant: a quantizer that is off scales its input all the same.
 
     Args:
         layer: A layer that is smoothed.
         weight: What its weight was before.
         on: Whether it is smoothed.
+
+    Returns:
+        What its weight is then.
     """
     layer.input_quantizer._enable_pre_quant_scale = on
-    layer.weight.data.copy_(weight * (1.0 / layer.input_quantizer.pre_quant_scale) if on else weight)
+    return weight * (1.0 / layer.input_quantizer.pre_quant_scale) if on else weight
+
+
+def _rounded(weight: Tensor, amax: Tensor, dtype: str) -> Tensor:
+    """A weight with the values that `compress` stores, as ModelOpt's INT8QTensor and FP8QTensor compute them."""
+    if dtype == "int8":
+        scale = amax / 127.0
+        return (weight / scale).round().clamp(-128, 127) * scale
+    scale = amax / 448.0
+    return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
 
 
 def _switch(quantizer: Any, scheme: TensorScheme | None) -> None:
@@ -423,15 +452,20 @@ def _calibrate_entropy(
     }
     if not quantizers:
         return
+    weights = [
+        cast(Any, model.get_submodule(f"{item.layer.name}.weight_quantizer")) for item in plan.quantized if item.weights
+    ]
     for quantizer in quantizers.values():
         # on the instance: a calibrator named in the config would be named in the artifact, too
         quantizer._calibrator = _Histogram()
-        quantizer.disable_quant()
         quantizer.enable_calib()
+    for quantizer in (*quantizers.values(), *weights):  # ranges of the float network, whatever else is planned
+        quantizer.disable_quant()
     feed(model)
+    for quantizer in (*quantizers.values(), *weights):
+        quantizer.enable_quant()
     for quantizer in quantizers.values():
         quantizer.disable_calib()
-        quantizer.enable_quant()
         if quantizer._calibrator.seen:
             quantizer.load_calib_amax("entropy", **options)
         quantizer._calibrator = MaxCalibrator(num_bits=8, axis=None)
