@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import taoq
@@ -134,8 +135,9 @@ def _parse_action(task: str, action: str, words: list[str]) -> _Request:
         return _Request(help=parser.format_help().rstrip())
     spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
     if compares:
-        parsed["artifacts"] = [word for word in overrides if "=" not in word]
-        overrides = [word for word in overrides if "=" in word]
+        # a folder of a sweep may be called lr=0.1
+        parsed["artifacts"] = [word for word in overrides if "=" not in word or Path(word).exists()]
+        overrides = [word for word in overrides if word not in parsed["artifacts"]]
     if not spec and not compares and action != "default_specs":
         raise SpecError(Fault(name, "no spec is given", "add -e spec.yaml"))
     return _Request(task=task, action=action, spec=spec, overrides=overrides, flags=parsed)

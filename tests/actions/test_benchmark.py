@@ -110,11 +110,34 @@ def test_a_file_with_a_fixed_batch_says_what_it_runs(taoq: Taoq, digits_words: W
     model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
     words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.batch_size=2"]
     assert taoq(*digits_words("export", "resnet_18", *words, "export.on_cpu=true"))[0] == 0
-    words = [f"benchmark.checkpoint={file}", f"benchmark.baseline={file}", *FEW, "benchmark.batch_sizes=[2, 3]"]
+    quantize = ["quantize.backend=onnxruntime", RULES, f"quantize.model_path={file}"]
+    quantize += [f"quantize.results_dir={tmp_path / 'q'}", "quantize.calibration.num_samples=8"]
+    assert taoq(*digits_words("quantize", "resnet_18", *quantize))[0] == 0
+    words = [f"benchmark.checkpoint={tmp_path / 'q'}", *FEW, "benchmark.batch_sizes=[2, 3]", "benchmark.compile=true"]
     code, _, err = taoq(*digits_words("benchmark", "resnet_18", *words))
     assert code == 0
     assert "benchmark.batch_sizes: float32 takes 2 images at once: for 3 it runs 2 time(s), on 4 images\n" in err
     assert "for 2 it runs" not in err
+    assert "benchmark.compile: has no effect on ONNX files\n" in err
+
+
+def test_what_is_not_what_it_is_called_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
+    source, payload = onnx_artifact.parent / "float.onnx", onnx_artifact / "quantized_model.onnx"
+    name_quantized, name_float = "name an artifact, or a quantized ONNX file", "name the float checkpoint or ONNX file"
+    for checkpoint, baseline, message in (
+        (
+            source,
+            source,
+            f"checkpoint: {source} is not quantized: its speed is that of its float model\n{name_quantized}",
+        ),
+        ("nothing", source, f"checkpoint: there is no nothing\n{name_quantized}"),
+        (onnx_artifact, onnx_artifact, f"baseline: {onnx_artifact} is quantized\n{name_float}"),
+        (payload, payload, f"baseline: {payload} is quantized\n{name_float}"),
+    ):
+        words = [f"benchmark.checkpoint={checkpoint}", f"benchmark.baseline={baseline}"]
+        code, _, err = taoq(*digits_words("benchmark", "resnet_18", *words))
+        assert code == 2
+        assert err.replace("hint: ", "").endswith(f": benchmark.{message}\n")
 
 
 def test_a_float_model_that_is_gone_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:

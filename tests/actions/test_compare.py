@@ -146,6 +146,19 @@ def test_one_artifact_is_compared_with_float_alone(compare: Taoq, pair: tuple[Pa
     check_page(tmp_path / "results" / "compare" / "compare.html")
 
 
+def test_folders_of_a_sweep_one_in_the_other_and_options_without_effect(
+    compare: Taoq, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    outer = pair[0].rename(tmp_path / "lr=0.1")
+    inner = shutil.copytree(pair[1], outer / "inner")
+    code, _, err = compare(str(outer), str(inner), "benchmark.min_speedup=100", "benchmark.compile=true")
+    assert code == 0, err
+    assert "benchmark.min_speedup: has no effect on compare\n" in err
+    assert "benchmark.compile: has no effect on compare\n" in err
+    models = read(tmp_path / "results" / "compare" / "results.json")["models"]
+    assert [model["model"] for model in models[1:]] == ["lr=0.1", "lr=0.1/inner"]
+
+
 def bad(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[list[str], str]]:
     """Arguments, and the two lines that they get."""
     yield (
@@ -166,7 +179,11 @@ def bad(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[list[str], st
     )
     yield (
         [str(pair[0]), "benchmark.batch_sizes=[0]"],
-        "benchmark.batch_sizes: empty, or not above 0\nhint: write for example [1, 8]\n",
+        "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]\n",
+    )
+    yield (
+        [str(pair[0]), "benchmark.batch_sizes=[2, 2]"],
+        "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]\n",
     )
 
 

@@ -283,3 +283,19 @@ def test_options_that_the_library_has_are_taken(backend: str, algorithm: str, op
     layers = rules(backend, "int8", "fc1")
     model = quantize(backend, tiny_net(), layers, feed(images()), options, algorithm=algorithm)
     assert list(backend_of(backend).applied(model)) == ["fc1"]
+
+
+def test_the_state_in_a_file_has_one_order(tmp_path: Path) -> None:
+    """ModelOpt has sets in it, whose order is another one in each process: the file would be, too."""
+
+    def check(state: Any) -> None:
+        if isinstance(state, dict):
+            assert list(state) == sorted(state)
+            state = list(state.values())
+        if isinstance(state, list | tuple):
+            for part in state:
+                check(part)
+
+    model = quantize("modelopt.pytorch", tiny_net(), rules("modelopt.pytorch", "int8", "*"), feed(images()))
+    backend_of("modelopt.pytorch").save(model, tmp_path / "payload.pth", {})
+    check(torch.load(tmp_path / "payload.pth", weights_only=True)["modelopt_state"])

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from taoq.actions.measure import measure
 from taoq.actions.results import replace_text
@@ -30,10 +31,10 @@ _RESAMPLES = 200  # enough to say on which side of zero an interval is
 
 @dataclass(frozen=True)
 class Notes:
-    """What was found so far, and the file that keeps it: an interrupted run goes on where it was.
+    """What was found so far. A file beside the analysis keeps it: an interrupted run goes on where it was.
 
     Attributes:
-        path: The file.
+        path: The file of the finished analysis.
         key: What the findings depend on.
         found: The findings, by what was asked.
     """
@@ -43,25 +44,40 @@ class Notes:
     found: dict[str, float] = field(default_factory=dict)
 
     def get(self, asked: str, find: Callable[[], float]) -> float:
-        """A finding: of the file, or found now and written down."""
+        """A finding: known, or found now and written down."""
         if asked not in self.found:
             self.found[asked] = find()
-            replace_text(self.path, json.dumps({"key": dict(self.key), "found": self.found}, indent=1) + "\n")
+            replace_text(_unfinished(self.path), self._text({}))
         return self.found[asked]
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write the analysis: the findings, and what was made of them."""
+        replace_text(self.path, self._text(results))
+        _unfinished(self.path).unlink(missing_ok=True)
+
+    def _text(self, results: Mapping[str, Any]) -> str:
+        return json.dumps({"key": dict(self.key), "found": self.found, **results}, indent=1) + "\n"
 
 
 def open_notes(path: Path, key: Mapping[str, str]) -> Notes:
-    """The notes of an earlier run, as far as they are of the same."""
-    kept = _read(path) if path.is_file() else None
-    if kept is None:
-        return Notes(path, key)
-    found, differing = _fitting(kept, key)
-    if differing:
-        what = "all but the ranking" if found else "everything"
-        log.info("%s: is of another %s: %s is measured again", path, ", ".join(differing), what)
-    if found:
-        log.info("%s: %d measurements are taken from it", path, len(found))
-    return Notes(path, key, dict(found))
+    """The notes of earlier runs, finished or not, as far as they are of the same."""
+    notes = Notes(path, key)
+    for file in (path, _unfinished(path)):
+        kept = _read(file) if file.is_file() else None
+        if kept is None:
+            continue
+        found, differing = _fitting(kept, key)
+        if differing:
+            what = "all but the ranking" if found else "everything"
+            log.info("%s: is of another %s: %s is measured again", file, ", ".join(differing), what)
+        if found:
+            log.info("%s: %d measurements are taken from it", file, len(found))
+        notes.found.update(found)
+    return notes
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_suffix(f".unfinished{path.suffix}")
 
 
 def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from taoq.actions import others
 from taoq.actions.analysis import FILE, Evaluations, noise, noises, open_notes
 from taoq.actions.float_model import choose_backend, show_plan
 from taoq.actions.measure import figure_of
-from taoq.actions.results import exact_patterns, replace_text, write_experiment
+from taoq.actions.results import exact_patterns, staged, write_experiment
 from taoq.actions.trials import Trials, Unit, calibrate
 from taoq.artifact import versions
 from taoq.console import show
@@ -47,10 +47,10 @@ def run(task: Task[Any], source: SpecSource) -> None:
             "command": source.command,
             "versions": versions((*backend.libraries, *task.libraries)),
         }
-        kept = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        replace_text(directory / FILE, json.dumps(kept | results, indent=1) + "\n")
-        replace_text(directory / "analysis.html", page("analyze", results))
-        write_experiment(directory / "experiment.yaml", spec)
+        with staged(directory) as stage:
+            (stage / "analysis.html").write_text(page("analyze", results), encoding="utf-8")
+            write_experiment(stage / "experiment.yaml", spec)
+        notes.finish(results)
     _show(results)
     print(f"results: {directory / FILE}, {directory / 'analysis.html'}")
 

@@ -19,7 +19,7 @@ from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.actions.timing import SPEEDUP, check_batch_sizes, in_turns, latency, say_fixed_batches
-from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
+from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, sha256, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.files import total_size
@@ -35,6 +35,8 @@ from taoq.tasks.sections import BenchmarkSpec
 log = logging.getLogger(__name__)
 
 FLOAT, QUANTIZED = "float32", "quantized"
+_NAME_QUANTIZED = "name an artifact, or a quantized ONNX file"
+_NAME_FLOAT = "name the float checkpoint or ONNX file"
 _COMPILED = ", compiled"  # after the name of a model
 
 
@@ -47,7 +49,12 @@ def run(task: Task[Any], source: SpecSource) -> None:
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("benchmark"))
     section: BenchmarkSpec = spec.benchmark
     if not section.checkpoint:
-        raise SpecError(Fault("benchmark.checkpoint", "missing", "name an artifact or an ONNX file"))
+        raise SpecError(Fault("benchmark.checkpoint", "missing", _NAME_QUANTIZED))
+    if not Path(section.checkpoint).exists():
+        raise SpecError(Fault("benchmark.checkpoint", f"there is no {section.checkpoint}", _NAME_QUANTIZED))
+    if not _is_quantized(section.checkpoint):
+        what = f"{section.checkpoint} is not quantized: its speed is that of its float model"
+        raise SpecError(Fault("benchmark.checkpoint", what, _NAME_QUANTIZED))
     check_batch_sizes(section)
     if section.batch_size > 0:
         what = "has no meaning here: a benchmark takes a list"
@@ -97,14 +104,25 @@ def run(task: Task[Any], source: SpecSource) -> None:
 def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
     """The float model: named, or the one that the artifact was made from."""
     if section.baseline:
+        if _is_quantized(section.baseline):
+            raise SpecError(Fault("benchmark.baseline", f"{section.baseline} is quantized", _NAME_FLOAT))
         return section.baseline
     if manifest is None:
         what = f"missing: {section.checkpoint} is no artifact that names what it was made from"
-        raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
+        raise SpecError(Fault("benchmark.baseline", what, _NAME_FLOAT))
     if not is_there(manifest.source):
         what = f"missing: {manifest.source['path'] or 'what the artifact was made from'} is not there as it was"
-        raise SpecError(Fault("benchmark.baseline", what, "name the float checkpoint or ONNX file"))
+        raise SpecError(Fault("benchmark.baseline", what, _NAME_FLOAT))
     return manifest.source["path"]
+
+
+def _is_quantized(file: str) -> bool:
+    """Whether it is an artifact, or an ONNX file with quantized layers."""
+    if find_artifact(file) or not file.endswith(".onnx"):
+        return find_artifact(file) is not None
+    from taoq.onnx_file import is_quantized, read_onnx
+
+    return is_quantized(read_onnx(Path(file)))
 
 
 def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str, str]) -> dict[str, Runtime]:
@@ -114,6 +132,8 @@ def _open(task: Task[Any], spec: Any, section: BenchmarkSpec, files: Mapping[str
         one = dataclasses.replace(section, checkpoint=file, is_quantized=of_it)
         models[name] = open_runtime(task, spec, one, "benchmark")
     kinds = {type(model) for model in models.values()}
+    if section.compile and TorchRuntime not in kinds:
+        log.warning("benchmark.compile: has no effect on ONNX files")
     if len(kinds) > 1:
         what = "one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization"
         raise SpecError(Fault("benchmark.baseline", what, "name a float model of the same kind"))
@@ -145,7 +165,9 @@ def _reference(name: str, models: Mapping[str, Runtime]) -> str:
 
 def _float_size(file: str, manifest: Manifest | None) -> int:
     """Bytes of the float model as float32, where the artifact knows; a checkpoint may have half of that."""
-    return manifest.float_size if manifest and file == manifest.source["path"] else total_size(Path(file))
+    path = Path(file)
+    same = manifest is not None and sha256(path) == manifest.source["sha256"]
+    return manifest.float_size if manifest and same else total_size(path)
 
 
 def _size(file: str) -> int:

@@ -34,6 +34,7 @@ from taoq.tasks.sections import BenchmarkSpec
 
 log = logging.getLogger(__name__)
 
+_NOT_USED = ("batch_size", "compile", "min_speedup")  # of the section benchmark; models are those of the command line
 _SHOWN = 20  # differing layers on the screen; the page has all
 
 
@@ -88,6 +89,9 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others())
     section: BenchmarkSpec = spec.benchmark
     check_batch_sizes(section)
+    for name in _NOT_USED:
+        if getattr(section, name) != getattr(BenchmarkSpec(), name):
+            log.warning("benchmark.%s: has no effect on compare", name)
     compared = _read(task, spec, artifacts)
     floats = {one.source: one.source_path for one in compared}
     if len({_origin(one) for one in compared}) > 1:
@@ -164,7 +168,7 @@ def _read(task: Task[Any], spec: Any, artifacts: Sequence[str]) -> list[_Compare
 
 def _names(artifacts: Sequence[str], sources: Iterable[str]) -> dict[str, str]:
     """Short names by path: of artifacts what their paths do not share, of float models the file's; else the paths."""
-    shared = os.path.commonpath([Path(path).absolute() for path in artifacts])
+    shared = os.path.commonpath([Path(path).absolute().parent for path in artifacts])
     short = {path: os.path.relpath(Path(path).absolute(), shared) for path in artifacts} if len(artifacts) > 1 else {}
     short = {path: path for path in artifacts} | short | {path: Path(path).name for path in sources}
     return short if len(set(short.values())) == len(short) else {path: path for path in short}
@@ -297,7 +301,7 @@ def _show(results: Mapping[str, Any]) -> None:
 
 def _show_differences(results: Mapping[str, Any], names: Sequence[str]) -> None:
     settings, layers = results["settings"], results["layers"]
-    table = Table(title=f"{len(settings)} settings and {len(layers)} layers differ")
+    table = Table(title=f"{len(settings)} setting(s) and {len(layers)} layer(s) differ")
     table.add_column("what", overflow="fold")
     for name in names:
         table.add_column(name, overflow="fold")

@@ -29,7 +29,7 @@ from taoq.actions.measure import figure_of, measure
 from taoq.actions.open_model import open_onnx
 from taoq.actions.results import staged, write_experiment, write_json
 from taoq.actions.search import search
-from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, read_manifest, sha256, versions
+from taoq.artifact import MANIFEST, SCHEMA_VERSION, Manifest, sha256, versions
 from taoq.bootstrap import difference
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, TaoqError
@@ -53,6 +53,7 @@ _OF_THE_MANIFEST = (
 """What the report repeats."""
 _OF_THE_SEARCH = ("maximize", "dtypes", "max_evaluations", "analysis")
 """Fields of the budget that a check does not need."""
+_TUNED = "tuned.yaml"
 _CHANCES = 3  # plans of a search that become artifacts, until one is within the budget
 _ERROR_IMAGES = 16  # of MobileNetV3, 16 differ from 64 by 0.3 dB on average and 1.7 dB at most; 4 differ by up to 24 dB
 
@@ -107,11 +108,23 @@ def _quantize_best(
         try:
             quantize(task, tuned, backend, warnings, directory, status, command, searched)
             return
-        except RequirementNotMet:
+        except _PlanTooBad as error:
             if not chances:
                 raise
-            known[searched["plan"]] = read_manifest(directory).accuracy["quantized"]
+            known[searched["plan"]] = error.figure
             log.info("the artifact loses more than the trial of its plan did: searching on")
+
+
+class _PlanTooBad(RequirementNotMet):
+    """The artifact of a plan that a search found loses too much: it is not written.
+
+    Attributes:
+        figure: Its metric.
+    """
+
+    def __init__(self, fault: Fault, figure: float) -> None:
+        super().__init__(fault)
+        self.figure = figure
 
 
 def quantize(
@@ -137,7 +150,7 @@ def quantize(
         searched: What a search says of the plan, for the report.
 
     Raises:
-        RequirementNotMet: It loses more than `quantize.accuracy` accepts.
+        RequirementNotMet: It loses more than `quantize.accuracy` accepts; what a search found is not written then.
     """
     section: QuantizeSpec = spec.quantize
     figure = _figure(task, spec)
@@ -183,6 +196,9 @@ def quantize(
             models = [runtime_of(task, spec, backend, one, file, device) for one, file in pairs]
             evaluation = _evaluate(task, spec, models, figure)
         accuracy = _judge(section.accuracy, figure, evaluation) if section.accuracy and evaluation else None
+        if searched and accuracy and not accuracy["met"]:
+            fault = _too_bad(accuracy, "nothing was written: accept more, or give other formats")
+            raise _PlanTooBad(fault, accuracy["quantized"])
         chance = _chance(accuracy, evaluation) if accuracy and evaluation else []
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -224,15 +240,15 @@ def quantize(
         write_json(stage / "quantization_report.json", found)
         (stage / "quantization_report.html").write_text(page("quantize", found), encoding="utf-8")
         write_experiment(stage / "experiment.yaml", spec)
+        if searched:
+            write_experiment(stage / _TUNED, spec)
         write_json(stage / MANIFEST, dataclasses.asdict(manifest))
     _tell(found, directory, status)
+    if searched:
+        print(f"plan: {directory / _TUNED}; quantize runs it as it is")
     if accuracy and not accuracy["met"]:
-        what = (
-            f"{accuracy['metric']} falls from {accuracy['float']:.4f} to {accuracy['quantized']:.4f}, by"
-            f" {accuracy['drop']:.4f}; {accuracy['max_drop']:g} is accepted"
-        )
         hint = "the artifact is kept and marked; accuracy.action: search looks for the layers to leave float"
-        raise RequirementNotMet(Fault("quantize.accuracy.max_drop", what, hint))
+        raise RequirementNotMet(_too_bad(accuracy, hint))
 
 
 def _say_unused(asked: AccuracySpec | None) -> None:
@@ -305,6 +321,14 @@ def _judge(asked: AccuracySpec, figure: str, evaluation: Mapping[str, Any]) -> d
         "max_drop": asked.max_drop,
         "met": within(before - after, asked.max_drop),
     }
+
+
+def _too_bad(accuracy: Mapping[str, Any], hint: str) -> Fault:
+    what = (
+        f"{accuracy['metric']} falls from {accuracy['float']:.4f} to {accuracy['quantized']:.4f}, by"
+        f" {accuracy['drop']:.4f}; {accuracy['max_drop']:g} is accepted"
+    )
+    return Fault("quantize.accuracy.max_drop", what, hint)
 
 
 def _chance(accuracy: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from taoq.actions.analysis import FILE, Evaluations, given_notes, noises, open_notes
 from taoq.actions.measure import figure_of
-from taoq.actions.results import exact_patterns, replace_text
+from taoq.actions.results import exact_patterns
 from taoq.actions.trials import Trials, Unit, calibrate
 from taoq.console import show
 from taoq.errors import Fault, RequirementNotMet, SpecError, did_you_mean
@@ -24,12 +23,9 @@ from taoq.quantization.plan import LayerPlan, described
 from taoq.quantization.search import Candidate, Choice, Trial, best
 from taoq.quantization.search import search as find
 from taoq.quantization.spec import AccuracySpec, LayerSpec, QuantizeSpec
-from taoq.spec import spec_to_dict
 from taoq.tasks.base import Task
 
 log = logging.getLogger(__name__)
-
-TUNED = "tuned.yaml"
 
 
 def search(
@@ -41,14 +37,14 @@ def search(
     known: Mapping[str, float],
     tried: set[str],
 ) -> tuple[Any, dict[str, Any]]:
-    """Find the best plan; write it as `tuned.yaml`.
+    """Find the best plan.
 
     Args:
         task: The task.
         spec: Its spec; its rules name what may be quantized.
         backend: Its backend.
         warnings: Of the spec.
-        directory: Gets analysis.json and tuned.yaml.
+        directory: Gets analysis.json.
         known: Figures of artifacts, by what `described` says of their layers: they count, not those of the trials.
         tried: What `described` says of the plans that were evaluated before; gets those that are evaluated now.
 
@@ -99,6 +95,7 @@ def search(
 
     whole = sum(getattr(trials, asked.maximize).values())
     found = find(candidates, drop_of, max_drop=asked.max_drop, whole=whole)
+    notes.finish({})
     chosen = best(found)
     _show(found, asked, units)
     if chosen is None:
@@ -109,10 +106,7 @@ def search(
         )
         hint = "accept more, raise quantize.accuracy.max_evaluations, or give other formats in quantize.accuracy.dtypes"
         raise RequirementNotMet(Fault(f"{where}.max_drop", what, hint))
-    tuned = tuned_spec(spec, trials, units, chosen.choice)
-    replace_text(directory / TUNED, yaml.safe_dump(spec_to_dict(tuned), sort_keys=False))
-    log.info("%s: the plan that was found; quantize runs it as it is", directory / TUNED)
-    return tuned, {
+    return tuned_spec(spec, trials, units, chosen.choice), {
         "maximize": asked.maximize,
         "max_drop": asked.max_drop,
         "metric": figure,
@@ -129,7 +123,6 @@ def search(
         ],
         "share": chosen.share,
         "plan": described(items_of(units, chosen.choice)),
-        "tuned": TUNED,
     }
 
 

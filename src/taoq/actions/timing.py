@@ -24,10 +24,12 @@ def check_batch_sizes(section: BenchmarkSpec) -> None:
     """Refuse what cannot be run.
 
     Raises:
-        SpecError: There is no batch size, or one is not above 0.
+        SpecError: There is no batch size, one is not above 0, or is named twice.
     """
-    if not section.batch_sizes or min(section.batch_sizes) < 1:
-        raise SpecError(Fault("benchmark.batch_sizes", "empty, or not above 0", "write for example [1, 8]"))
+    sizes = section.batch_sizes
+    if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        what = "empty, not above 0, or has a size twice"
+        raise SpecError(Fault("benchmark.batch_sizes", what, "write for example [1, 8]"))
 
 
 def say_fixed_batches(models: Mapping[str, Runtime], batch: int) -> None:

@@ -32,7 +32,6 @@ from taoq.quantization.backends.base import Backend, Calibrated, Inputs
 from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, check, described, leave_out, matches
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
 from taoq.runtime import Runtime
-from taoq.spec import spec_to_dict
 from taoq.tasks.base import Outputs, Task
 
 log = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ def calibrate(
             "device": device,
             "num_samples": str(num_samples),
             "bias correction": str(section.bias_correction),
-            "model section": digest(spec_to_dict(spec.model)),
+            "network": digest(task.network(spec)),
             EVALUATION: digest([evaluated.key, task.metric(spec).key]),
         },
         macs=macs,

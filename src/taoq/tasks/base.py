@@ -158,6 +158,7 @@ class Task(Generic[S]):
         unused: Fields of TAO's spec that it accepts and does not use, as patterns, with the reason.
         libraries: Distributions that its networks are from; their versions go into the manifest.
         outputs: The model's outputs, in order: name, and size of the last axis.
+        network: The part of a spec that says which network it is, besides the checkpoint.
         build_model: The float model of a spec, with the weights of a checkpoint, or initialised if it is None.
         example_inputs: Inputs of one sample, of the right shape.
         calibration_batches: Images for calibration: seeded, capped, without labels.
@@ -176,6 +177,7 @@ class Task(Generic[S]):
     unused: Mapping[str, str]
     libraries: tuple[str, ...]
     outputs: Callable[[S], Mapping[str, int]]
+    network: Callable[[S], Any]
     build_model: Callable[[S, str | None], nn.Module]
     example_inputs: Callable[[S], Inputs]
     calibration_batches: Callable[[S], Batches]

@@ -54,7 +54,7 @@ class ImageBatches:
     @property
     def key(self) -> str:
         """A digest of all that the batches depend on; files count by their size and time."""
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
         return digest([stats, self.transform, self.targets, self.batch_size])
 
     def __iter__(self) -> Iterator[Batch]:

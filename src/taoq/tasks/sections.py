@@ -87,7 +87,9 @@ class ExportSpec:
     batch_size: int = option(-1, "Images per batch; -1 is a dynamic batch", minimum=-1)
     overwrite: bool = option(False, "Replace the file also where it was made from something else")
     check_images: int = option(8, "Images on which the file must agree with the torch model", minimum=1)
-    tolerance: float = option(1e-3, "Largest difference between both that is accepted, as a part of the largest output")
+    tolerance: float = option(
+        1e-3, "Largest difference between both that is accepted, as a part of the largest output", minimum=0
+    )
     dequantize: bool = option(False, "Write the weights of an artifact as plain float32, without its quantization")
     on_cpu: bool = option(False, "Export on the CPU")
     gpu_id: int = option(0, "Index of the GPU to export on", minimum=0)

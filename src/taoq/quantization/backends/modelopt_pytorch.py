@@ -273,7 +273,15 @@ def applied(model: nn.Module) -> Applied:
 def save(model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:  # noqa: ARG001 (one way to write)
     """Write ModelOpt's state and the state dict, as `mto.save` does (and TAO's artifact has it)."""
     with library_output():
-        save_state({"modelopt_state": mto.modelopt_state(model), "model_state_dict": model.state_dict()}, path)
+        state = _in_order(mto.modelopt_state(model))
+        save_state({"modelopt_state": state, "model_state_dict": model.state_dict()}, path)
+
+
+def _in_order(state: Any) -> Any:
+    """ModelOpt's state with its keys sorted: some come from a set, in another order in each process."""
+    if isinstance(state, dict):
+        return {key: _in_order(state[key]) for key in sorted(state)}
+    return type(state)(map(_in_order, state)) if type(state) in (list, tuple) else state
 
 
 def load(path: Path, build_model: Callable[[], nn.Module]) -> nn.Module:

@@ -162,12 +162,9 @@ def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
     augmentation, size = spec.dataset.augmentation, spec.dataset.img_size
     for name, values in (("mean", augmentation.mean), ("std", augmentation.std)):
         if len(values) != 3 or (name == "std" and 0.0 in values):
+            what = "three numbers for red, green, blue" + (" that are not 0" if name == "std" else "")
             raise SpecError(
-                Fault(
-                    f"dataset.augmentation.{name}",
-                    f"{values} is not three numbers for red, green, blue",
-                    "std has no zeros",
-                )
+                Fault(f"dataset.augmentation.{name}", f"{values} is not {what}", "for example [0.5, 0.5, 0.5]")
             )
     return transforms.Compose(
         [

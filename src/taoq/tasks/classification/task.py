@@ -35,6 +35,7 @@ TASK = Task(
     unused=UNUSED,
     libraries=("timm", "torchvision"),
     outputs=lambda spec: {"output": spec.dataset.num_classes},
+    network=lambda spec: spec.model.backbone,
     build_model=build_model,
     example_inputs=example_inputs,
     calibration_batches=calibration_batches,

@@ -83,7 +83,8 @@ class CocoMetric:
         spec = self._spec
         aspect = spec.dataset.augmentation.preserve_aspect_ratio
         chosen = [spec.model.num_select, spec.evaluate.conf_threshold, input_size(spec), aspect]
-        return digest([self._coco.data, self._coco.category_ids, self._classes, chosen])
+        truth = [self._coco.data[part] for part in ("images", "annotations", "categories")]
+        return digest([truth, self._coco.category_ids, self._classes, chosen])
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, found, with_size
@@ -35,6 +37,7 @@ TASK = Task(
     unused=UNUSED,
     libraries=("transformers",),
     outputs=lambda spec: {"pred_logits": spec.dataset.num_classes, "pred_boxes": 4},
+    network=lambda spec: dataclasses.replace(spec.model, num_select=1),  # which detections count is of the metric
     build_model=build_model,
     example_inputs=example_inputs,
     calibration_batches=calibration_batches,
