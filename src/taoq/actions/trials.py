@@ -97,9 +97,8 @@ class Trials:
     def runtime(self, items: Iterable[LayerPlan], folder: Path) -> Runtime:
         """The model with these layers quantized, good until the next; ONNX needs a folder for the file."""
         chosen = list(items)
-        shifts = {
-            item.layer.name: self.shifts[described([item])] for item in chosen if described([item]) in self.shifts
-        }
+        named = {item.layer.name: described([item]) for item in chosen}
+        shifts = {layer: self.shifts[name] for layer, name in named.items() if name in self.shifts}
         model, path = self.ready.with_only(chosen, shifts), folder / "model.onnx"
         if self.backend.format == "onnx":
             self.backend.save(model, path, {})
@@ -181,13 +180,9 @@ def calibrate(
     plan = plans.get("", plan)
     shifts: dict[str, Any] = {}
     if section.bias_correction:
-        reference = reopen_float(task, spec, backend)
-        for settled in plans.values():
-            items = {item.layer.name: item for item in settled.quantized}
-            feed = Feed(batches, "measuring biases")
-            model = ready.with_only(items.values())
-            found = backend.bias_shifts(reference, model, list(items), feed, device=device)
-            shifts |= {described([items[name]]): shift for name, shift in found.items()}
+        reference, feed = reopen_float(task, spec, backend), Feed(batches, "measuring biases")
+        for one in plans.values():
+            shifts |= _shifts(backend, reference, ready, one, feed, device)
     evaluated = task.evaluation_batches(spec)
     seen = batches or evaluated  # weight-only has no calibration images
     return Trials(
@@ -219,6 +214,21 @@ def _settled(plan: QuantizationPlan, ready: Calibrated[Any], section: QuantizeSp
     for warning in settled.warnings[len(plan.warnings) :]:
         log.warning(warning)
     return settled
+
+
+def _shifts(
+    backend: Backend[Any],
+    reference: Any,
+    ready: Calibrated[Any],
+    plan: QuantizationPlan,
+    feed: Feed,
+    device: str,
+) -> dict[str, Any]:
+    """What corrects the biases of the layers of a plan, by what `described` says of each."""
+    items = {item.layer.name: item for item in plan.quantized}
+    model = ready.with_only(items.values())
+    found = backend.bias_shifts(reference, model, list(items), feed, device=device)
+    return {described([items[name]]): shift for name, shift in found.items()}
 
 
 def _bytes(layer: Layer) -> int:

@@ -202,7 +202,8 @@ class Calibrated:
             _switch(layer.input_quantizer, item.activations if item else None)
             layer.weight_quantizer.disable()
             if item or name_ in self._float:
-                weight = self._float.setdefault(name_, layer.weight.detach().clone())
+                # the model may be on another device than it was
+                weight = self._float.setdefault(name_, layer.weight.detach().clone()).to(layer.weight.device)
                 if name_ in self._smoothed:
                     weight = _smooth(layer, weight, on=item is not None)
                 if item and item.weights:
