@@ -48,17 +48,7 @@ def run(task: Task[Any], source: SpecSource) -> None:
     """
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("benchmark"))
     section: BenchmarkSpec = spec.benchmark
-    if not section.checkpoint:
-        raise SpecError(Fault("benchmark.checkpoint", "missing", _NAME_QUANTIZED))
-    if not Path(section.checkpoint).exists():
-        raise SpecError(Fault("benchmark.checkpoint", f"there is no {section.checkpoint}", _NAME_QUANTIZED))
-    if not _is_quantized(section.checkpoint):
-        what = f"{section.checkpoint} is not quantized: its speed is that of its float model"
-        raise SpecError(Fault("benchmark.checkpoint", what, _NAME_QUANTIZED))
-    check_batch_sizes(section)
-    if section.batch_size > 0:
-        what = "has no meaning here: a benchmark takes a list"
-        raise SpecError(Fault("benchmark.batch_size", what, f"write benchmark.batch_sizes: [{section.batch_size}]"))
+    _check(section)
     directory = results_dir(spec, "benchmark")
     with run_status(directory, task.name, "benchmark") as status:
         artifact = find_artifact(section.checkpoint)
@@ -99,6 +89,20 @@ def run(task: Task[Any], source: SpecSource) -> None:
         if section.min_speedup is not None and slowest < section.min_speedup:
             what = f"{QUANTIZED} is {slowest:.2f} times as fast as {FLOAT}, {section.min_speedup:g} is asked"
             raise RequirementNotMet(Fault("benchmark.min_speedup", what, words))
+
+
+def _check(section: BenchmarkSpec) -> None:
+    if not section.checkpoint:
+        raise SpecError(Fault("benchmark.checkpoint", "missing", _NAME_QUANTIZED))
+    if not Path(section.checkpoint).exists():
+        raise SpecError(Fault("benchmark.checkpoint", f"there is no {section.checkpoint}", _NAME_QUANTIZED))
+    if not _is_quantized(section.checkpoint):
+        what = f"{section.checkpoint} is not quantized: its speed is that of its float model"
+        raise SpecError(Fault("benchmark.checkpoint", what, _NAME_QUANTIZED))
+    check_batch_sizes(section)
+    if section.batch_size > 0:
+        what = "has no meaning here: a benchmark takes a list"
+        raise SpecError(Fault("benchmark.batch_size", what, f"write benchmark.batch_sizes: [{section.batch_size}]"))
 
 
 def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
