@@ -54,7 +54,7 @@ class MissingDependency(TaoqError):
 
 
 class RequirementNotMet(TaoqError):
-    """The work is done and kept; its result is not what the spec asks for."""
+    """The work is done; its result is not what the spec asks for."""
 
     exit_code = 4
 

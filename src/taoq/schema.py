@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from taoq.spec import without_none
+from taoq.spec import default_value, without_none
 
 _KINDS = {str: "string", int: "int", float: "float", bool: "bool"}
 
@@ -80,16 +80,16 @@ def _yaml(schema: Any, indent: str) -> Iterator[str]:
             yield from _yaml(kind, f"{indent}  ")
         else:
             # JSON is YAML, and one line
-            yield f"{indent}{field.name}: {json.dumps(example if example is not None else _default_value(field))}"
+            yield f"{indent}{field.name}: {json.dumps(example if example is not None else default_value(field))}"
 
 
 def _list_item(schema: Any, indent: str) -> Iterator[str]:
     """One example entry: its required fields, and its first optional section with the first option."""
-    required = [field for field, _ in _fields(schema) if _default_value(field) == MISSING]
+    required = [field for field, _ in _fields(schema) if default_value(field) == MISSING]
     yield f"{indent}- " + f"\n{indent}  ".join(f"{f.name}: {json.dumps(f.metadata['example'])}" for f in required)
     for field, kind in _fields(schema):
         if dataclasses.is_dataclass(kind):
-            inner = [f for f, _ in _fields(kind) if _default_value(f) == MISSING]
+            inner = [f for f, _ in _fields(kind) if default_value(f) == MISSING]
             values = ", ".join(f"{f.name}: {f.metadata['options'][0]}" for f in inner)
             yield f"{indent}  {field.name}: {{{values}}}"
             return
@@ -110,12 +110,6 @@ def _value_type(kind: Any) -> str:
     return "list" if origin is list else "dict" if origin is dict else _KINDS[kind]
 
 
-def _default_value(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 def _default(field: dataclasses.Field[Any]) -> str:
-    value = _default_value(field)
+    value = default_value(field)
     return "required" if value == MISSING else "" if value in ("", None) else json.dumps(value).strip('"')

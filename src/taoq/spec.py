@@ -233,6 +233,17 @@ def spec_to_dict(spec: Any) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
+def default_value(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field of a schema; `REQUIRED` if there is none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def changed(section: Any, names: Sequence[str]) -> list[str]:
+    """The fields of these names that are not at their defaults."""
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    return [name for name in names if getattr(section, name) != default_value(fields[name])]
+
+
 def _reasons(present: Iterable[str], unused: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Each present field with the reason of the pattern that it matched."""
     for field in present:

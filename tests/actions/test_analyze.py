@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from exporting import export_words
 from html_pages import check_page
 
 from taoq.actions.analysis import Evaluations, given_notes
@@ -92,9 +93,7 @@ def test_what_cannot_change_an_analysis_does_not_discard_it(taoq: Taoq, digits_w
 
 def test_layers_that_the_library_leaves_out_are_named(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
     file = tmp_path / "float.onnx"
-    model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
-    words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
-    assert taoq(*digits_words("export", "resnet_18", *words))[0] == 0
+    assert taoq(*export_words(digits_words, "resnet_18", file))[0] == 0
     words = [*STATIC, "quantize.backend=modelopt.onnx", f"quantize.model_path={file}", *FEW[:1], "analyze.confirm=0"]
     words[2] = words[2].replace("int8", "fp8_e4m3fn")
     code, out, err = taoq(*digits_words("analyze", "resnet_18", *words, 'analyze.groups=["*"]'))
@@ -129,6 +128,7 @@ def test_what_is_for_a_search_has_no_effect_on_a_check(taoq: Taoq, digits_words:
     for name in ("maximize", "max_evaluations"):
         assert f"quantize.accuracy.{name}: has no effect: it is for action: search\n" in err
     assert "accuracy.dtypes" not in err
+    assert "from chance" not in err
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,7 @@ def test_a_figure_that_the_task_lacks(taoq: Taoq, digits_words: Words, name: str
 
 def test_evaluate_of_an_onnx_backend_measures_both_files(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
     file = tmp_path / "float.onnx"
-    model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
-    words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
-    assert taoq(*digits_words("export", "resnet_18", *words))[0] == 0
+    assert taoq(*export_words(digits_words, "resnet_18", file))[0] == 0
     words = [*STATIC, "quantize.backend=onnxruntime", f"quantize.model_path={file}", "quantize.evaluate=true"]
     code, _, err = taoq(*digits_words("quantize", "resnet_18", *words))
     assert code == 0, err

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from exporting import export_words
 
 from taoq.actions.timing import in_turns
 from taoq.artifact import read_manifest
@@ -47,9 +48,7 @@ def onnx_artifact(digits_words_into: Callable[[Path], Words], tmp_path_factory: 
     """An artifact of the ONNX file `float.onnx` beside it."""
     folder = tmp_path_factory.mktemp("artifact")
     words, file = digits_words_into(folder / "results"), folder / "float.onnx"
-    checkpoint = next(word for word in words("export", "resnet_18") if word.startswith("quantize.model_path="))
-    export = [f"export.checkpoint={checkpoint.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
-    assert main(words("export", "resnet_18", *export)) == 0
+    assert main(export_words(words, "resnet_18", file)) == 0
     quantize = [
         "quantize.backend=onnxruntime",
         RULES,
@@ -107,9 +106,7 @@ def test_a_contradiction_of_the_flag_is_refused(taoq: Taoq, digits_words: Words,
 
 def test_a_file_with_a_fixed_batch_says_what_it_runs(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
     file = tmp_path / "fixed.onnx"
-    model = next(word for word in digits_words("export", "resnet_18") if word.startswith("quantize.model_path="))
-    words = [f"export.checkpoint={model.partition('=')[2]}", f"export.onnx_file={file}", "export.batch_size=2"]
-    assert taoq(*digits_words("export", "resnet_18", *words, "export.on_cpu=true"))[0] == 0
+    assert taoq(*export_words(digits_words, "resnet_18", file, "export.batch_size=2"))[0] == 0
     quantize = ["quantize.backend=onnxruntime", RULES, f"quantize.model_path={file}"]
     quantize += [f"quantize.results_dir={tmp_path / 'q'}", "quantize.calibration.num_samples=8"]
     assert taoq(*digits_words("quantize", "resnet_18", *quantize))[0] == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exporting import export_words
 from html_pages import check_page
 from safetensors.torch import load_file, save_file
 
@@ -42,8 +43,7 @@ def made(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.Te
     source = next(word for word in words("quantize") if word.startswith("quantize.model_path="))
     other = source.replace("/checkpoints/", "/checkpoints/../checkpoints/")
     file = folder / "float.onnx"
-    export = [f"export.checkpoint={source.partition('=')[2]}", f"export.onnx_file={file}", "export.on_cpu=true"]
-    assert main(words("export", "vit_tiny", *export)) == 0
+    assert main(export_words(words, "vit_tiny", file)) == 0
     everything = RULES.replace("Linear", "*")
     graph = ["quantize.backend=onnxruntime", everything, f"quantize.model_path={file}", STATIC[2]]
     for name, overrides in (("static", STATIC), ("weights", [*WEIGHTS, other]), ("graph", graph)):

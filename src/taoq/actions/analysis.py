@@ -63,7 +63,7 @@ def open_notes(path: Path, key: Mapping[str, str]) -> Notes:
     """The notes of earlier runs, finished or not, as far as they are of the same."""
     notes = Notes(path, key)
     for file in (path, _unfinished(path)):
-        kept = _read(file) if file.is_file() else None
+        kept = _read(file)
         if kept is None:
             continue
         found, differing = _fitting(kept, key)
@@ -91,7 +91,7 @@ def given_notes(path: Path, key: Mapping[str, str], where: str) -> Mapping[str, 
     Raises:
         SpecError: There is no such file, it is something else, or of another model.
     """
-    kept = _read(path) if path.is_file() else None
+    kept = _read(path)
     if kept is None:
         hint = "name the analysis.json of taoq <task> analyze, or leave it out"
         raise SpecError(Fault(where, f"{path} is no analysis", hint))
@@ -119,7 +119,7 @@ def _fitting(
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], Mapping[str, float]] | None:
-    """Key and findings of a file; None if it is something else."""
+    """Key and findings of a file; None if there is none, or it is something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         key = {str(name): str(value) for name, value in data["key"].items()}

@@ -19,7 +19,7 @@ from taoq.actions import others
 from taoq.actions.open_model import open_runtime
 from taoq.actions.results import results_dir, staged, write_experiment, write_json
 from taoq.actions.timing import SPEEDUP, check_batch_sizes, in_turns, latency, say_fixed_batches
-from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, sha256, versions
+from taoq.artifact import Manifest, find_artifact, is_there, read_manifest, versions
 from taoq.console import show, size
 from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.files import total_size
@@ -63,7 +63,10 @@ def run(task: Task[Any], source: SpecSource) -> None:
             rows += [latency(name, batch, found, seconds[_reference(name, models)]) for name, found in seconds.items()]
         largest = max(section.batch_sizes)
         memory = {name: _peak(task, spec, section, file, largest) for name, file in files.items()}
-        sizes = {FLOAT: _float_size(files[FLOAT], manifest), QUANTIZED: _size(section.checkpoint)}
+        sizes = {
+            FLOAT: _float_size(section, files[FLOAT], manifest),
+            QUANTIZED: manifest.size if manifest else total_size(Path(section.checkpoint)),
+        }
         words = _verdict(manifest, rows)
         results = {
             "device": models[FLOAT].device,
@@ -122,8 +125,10 @@ def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
 
 def _is_quantized(file: str) -> bool:
     """Whether it is an artifact, or an ONNX file with quantized layers."""
-    if find_artifact(file) or not file.endswith(".onnx"):
-        return find_artifact(file) is not None
+    if find_artifact(file):
+        return True
+    if not file.endswith(".onnx"):
+        return False
     from taoq.onnx_file import is_quantized, read_onnx
 
     return is_quantized(read_onnx(Path(file)))
@@ -167,16 +172,11 @@ def _reference(name: str, models: Mapping[str, Runtime]) -> str:
     return compiled if name.endswith(_COMPILED) and compiled in models else FLOAT
 
 
-def _float_size(file: str, manifest: Manifest | None) -> int:
+def _float_size(section: BenchmarkSpec, file: str, manifest: Manifest | None) -> int:
     """Bytes of the float model as float32, where the artifact knows; a checkpoint may have half of that."""
-    path = Path(file)
-    same = manifest is not None and sha256(path) == manifest.source["sha256"]
-    return manifest.float_size if manifest and same else total_size(path)
-
-
-def _size(file: str) -> int:
-    directory = find_artifact(file)
-    return read_manifest(directory).size if directory else total_size(Path(file))
+    if manifest and (not section.baseline or is_there({**manifest.source, "path": file})):
+        return manifest.float_size
+    return total_size(Path(file))
 
 
 def _peak(task: Task[Any], spec: Any, section: BenchmarkSpec, file: str, batch: int) -> int | None:

@@ -27,7 +27,7 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.pages import page
 from taoq.quantization.backends import load_backend
 from taoq.runtime import Runtime, noise
-from taoq.spec import SpecSource, load_spec, spec_from_dict, spec_to_dict
+from taoq.spec import SpecSource, changed, load_spec, spec_from_dict, spec_to_dict
 from taoq.status import run_status
 from taoq.tasks.base import Task
 from taoq.tasks.sections import BenchmarkSpec
@@ -89,9 +89,8 @@ def run(task: Task[Any], source: SpecSource, *, artifacts: Sequence[str]) -> Non
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others())
     section: BenchmarkSpec = spec.benchmark
     check_batch_sizes(section)
-    for name in _NOT_USED:
-        if getattr(section, name) != getattr(BenchmarkSpec(), name):
-            log.warning("benchmark.%s: has no effect on compare", name)
+    for name in changed(section, _NOT_USED):
+        log.warning("benchmark.%s: has no effect on compare", name)
     compared = _read(task, spec, artifacts)
     floats = {one.source: one.source_path for one in compared}
     if len({_origin(one) for one in compared}) > 1:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,7 +21,7 @@ from taoq.errors import Fault, SpecError
 from taoq.quantization import report
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, Inputs
-from taoq.quantization.plan import Layer, QuantizationPlan, check, resolve
+from taoq.quantization.plan import Layer, QuantizationPlan, check, leave_out, resolve
 from taoq.quantization.ranges import RangeCache
 from taoq.quantization.spec import QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime, torch_device
@@ -84,6 +84,18 @@ def plan_layers(
     """
     layers = [named(layer, task) for layer in backend.layers(model, section.backend_kwargs)]
     return resolve(section, layers, backend.support, warnings)
+
+
+def settled(plan: QuantizationPlan, left_out: Mapping[str, str], section: QuantizeSpec) -> QuantizationPlan:
+    """A plan without the layers that the library leaves float, by name with the reason; it is said.
+
+    Raises:
+        TaoqError: `quantize.strict` forbids it, or nothing else was quantized.
+    """
+    left = leave_out(plan, left_out, strict=section.strict)
+    for warning in left.warnings[len(plan.warnings) :]:
+        log.warning(warning)
+    return left
 
 
 def show_plan(plan: QuantizationPlan, section: QuantizeSpec, backend: Backend[Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from taoq.actions.float_model import (
     range_cache,
     reopen_float,
     runtime_of,
+    settled,
     show_plan,
 )
 from taoq.actions.measure import figure_of, measure
@@ -37,11 +39,10 @@ from taoq.files import total_size
 from taoq.pages import page
 from taoq.quantization import report
 from taoq.quantization.backends.base import Backend, Inputs, verify
-from taoq.quantization.plan import leave_out
 from taoq.quantization.search import within
 from taoq.quantization.spec import AccuracySpec, QuantizeSpec
 from taoq.runtime import Runtime, TorchRuntime
-from taoq.spec import SpecSource, load_spec, spec_to_dict
+from taoq.spec import SpecSource, changed, load_spec, spec_to_dict
 from taoq.status import Status, run_status
 from taoq.tasks.base import Task
 
@@ -67,7 +68,7 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
         dry_run: Print the plan, touch no data and write nothing.
 
     Raises:
-        RequirementNotMet: It loses more than `quantize.accuracy` accepts; the artifact is kept, and says so.
+        RequirementNotMet: It loses more than `quantize.accuracy` accepts. A check keeps the artifact, which says so.
     """
     spec = load_spec(source, task.spec, unused=task.unused, not_needed=others("quantize"))
     section: QuantizeSpec = spec.quantize
@@ -78,25 +79,24 @@ def run(task: Task[Any], source: SpecSource, *, dry_run: bool = False) -> None:
         log.info("dry run: nothing was calibrated, nothing was written")
         return
     with run_status(directory, task.name, "quantize") as status:
+        make = functools.partial(
+            quantize, task, backend=backend, warnings=warnings, directory=directory, status=status,
+            command=source.command,
+        )  # fmt: skip
         if section.accuracy and section.accuracy.action == "search":
-            _quantize_best(task, spec, backend, warnings, directory, status, source.command)
+            _quantize_best(functools.partial(search, task, spec, backend, warnings, directory), make)
         else:
-            quantize(task, spec, backend, warnings, directory, status, source.command)
+            make(spec)
 
 
-def _quantize_best(
-    task: Task[Any],
-    spec: Any,
-    backend: Backend[Any],
-    warnings: tuple[str, ...],
-    directory: Path,
-    status: Status,
-    command: str,
-) -> None:
+def _quantize_best(find: Callable[..., tuple[Any, Mapping[str, Any]]], make: Callable[..., None]) -> None:
     """Quantize what a search finds. The artifact has the last word: it may lose more than the trial of its plan.
 
-    A trial has other float arithmetic: where one value of millions is rounded the other way,
-    a figure may change in its third digit.
+    It does not where both compute the same; a float16 graph, which is tried in float32, may.
+
+    Args:
+        find: `search` of what is known and of what was tried.
+        make: `quantize` of a spec and of what a search says of it.
 
     Raises:
         RequirementNotMet: No plan was found whose artifact is within the budget.
@@ -104,9 +104,9 @@ def _quantize_best(
     known: dict[str, float] = {}
     tried: set[str] = set()
     for chances in reversed(range(_CHANCES)):
-        tuned, searched = search(task, spec, backend, warnings, directory, known, tried)
+        tuned, searched = find(known, tried)
         try:
-            quantize(task, tuned, backend, warnings, directory, status, command, searched)
+            make(tuned, searched=searched)
             return
         except _PlanTooBad as error:
             if not chances:
@@ -130,6 +130,7 @@ class _PlanTooBad(RequirementNotMet):
 def quantize(
     task: Task[Any],
     spec: Any,
+    *,
     backend: Backend[Any],
     warnings: tuple[str, ...],
     directory: Path,
@@ -167,10 +168,7 @@ def quantize(
     ready = backend.calibrate(model, plan, Feed(batches), section.backend_kwargs, device=device, cache=cache)
     model, left_out = ready.quantize(plan)
     seconds = time.monotonic() - started
-    settled = leave_out(plan, left_out, strict=section.strict)
-    for warning in settled.warnings[len(plan.warnings) :]:
-        log.warning(warning)
-    plan = settled
+    plan = settled(plan, left_out, section)
     names = [item.layer.name for item in plan.quantized]
     reference = reopen_float(task, spec, backend)
     if section.bias_correction:
@@ -253,11 +251,8 @@ def quantize(
 
 def _say_unused(asked: AccuracySpec | None) -> None:
     """Warn of what is set for a search where none is asked for."""
-    if asked is None or asked.action == "search":
-        return
-    blank = AccuracySpec(max_drop=asked.max_drop)
-    for name in _OF_THE_SEARCH:
-        if getattr(asked, name) != getattr(blank, name):
+    if asked and asked.action != "search":
+        for name in changed(asked, _OF_THE_SEARCH):
             log.warning("quantize.accuracy.%s: has no effect: it is for action: search", name)
 
 

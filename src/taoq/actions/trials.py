@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,16 +24,15 @@ from taoq.actions.float_model import (
     range_cache,
     reopen_float,
     runtime_of,
+    settled,
 )
 from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.quantization.backends.base import Backend, Calibrated, Inputs
-from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, check, described, leave_out, matches
+from taoq.quantization.plan import Layer, LayerPlan, QuantizationPlan, check, described, matches
 from taoq.quantization.spec import NATIVE, LayerSpec, QuantizeSpec, TensorSpec
 from taoq.runtime import Runtime
 from taoq.tasks.base import Outputs, Task
-
-log = logging.getLogger(__name__)
 
 EVALUATION = "evaluation"
 """The part of a key that says what the true metric was measured on, and how."""
@@ -176,7 +174,7 @@ def calibrate(
     cache = range_cache(spec, backend, batches, source)
     first = next(iter(plans.values()))
     ready = backend.calibrate(model, first, Feed(batches), section.backend_kwargs, device=device, cache=cache)
-    plans = {dtype: _settled(one, ready, section) for dtype, one in plans.items()}
+    plans = {dtype: settled(one, ready.left_out(one), section) for dtype, one in plans.items()}
     plan = plans.get("", plan)
     shifts: dict[str, Any] = {}
     if section.bias_correction:
@@ -206,14 +204,6 @@ def calibrate(
         macs=macs,
         bytes={item.layer.name: _bytes(item.layer) for item in plan.layers},
     )
-
-
-def _settled(plan: QuantizationPlan, ready: Calibrated[Any], section: QuantizeSpec) -> QuantizationPlan:
-    """A plan without what the library leaves float, which is said."""
-    settled = leave_out(plan, ready.left_out(plan), strict=section.strict)
-    for warning in settled.warnings[len(plan.warnings) :]:
-        log.warning(warning)
-    return settled
 
 
 def _shifts(

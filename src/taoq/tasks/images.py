@@ -54,8 +54,9 @@ class ImageBatches:
     @property
     def key(self) -> str:
         """A digest of all that the batches depend on; files count by their size and time."""
-        stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
-        return digest([stats, self.transform, self.targets, self.batch_size])
+        stats = [(path, path.stat()) for path in self.paths]
+        files = [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return digest([files, self.transform, self.targets, self.batch_size])
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches.

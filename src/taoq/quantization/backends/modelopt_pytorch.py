@@ -183,8 +183,11 @@ class Calibrated:
         self._model = model.eval().requires_grad_(False)
         self._names = [item.layer.name for item in plan.quantized]
         self._smoothed = frozenset(unsmoothed)
-        self._float = dict(unsmoothed)  # weights as they were, of layers whose weights are others now
+        self._float: dict[str, tuple[LayerPlan, Tensor]] = {}  # of the layers that are on: the weight as it was
         self._biases = ShiftedBiases(self._model)
+        for name_, weight in unsmoothed.items():
+            layer = cast(Any, self._model.get_submodule(name_))
+            layer.weight.data.copy_(_smooth(layer, weight, on=False))
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:  # noqa: ARG002 (one face for all backends)
         """ModelOpt leaves nothing out in torch."""
@@ -201,14 +204,18 @@ class Calibrated:
             layer, item = cast(Any, self._model.get_submodule(name_)), on.get(name_)
             _switch(layer.input_quantizer, item.activations if item else None)
             layer.weight_quantizer.disable()
-            if item or name_ in self._float:
-                # the model may be on another device than it was
-                weight = self._float.setdefault(name_, layer.weight.detach().clone()).to(layer.weight.device)
-                if name_ in self._smoothed:
-                    weight = _smooth(layer, weight, on=item is not None)
-                if item and item.weights:
-                    weight = _rounded(weight, layer.weight_quantizer.amax, item.weights.dtype)
+            before, weight = self._float.get(name_, (None, layer.weight))
+            if before == item:
+                continue
+            if before:
                 layer.weight.data.copy_(weight)
+                del self._float[name_]
+            if item:
+                self._float[name_] = (item, layer.weight.detach().clone())
+            changed = _smooth(layer, layer.weight, on=item is not None) if name_ in self._smoothed else layer.weight
+            if item and item.weights:
+                changed = _rounded(changed, layer.weight_quantizer.amax, item.weights.dtype)
+            layer.weight.data.copy_(changed)
         self._biases.set(shifts)
         return self._model
 
@@ -221,7 +228,6 @@ class Calibrated:
             _switch(layer.input_quantizer, item.activations)
             if item.layer.name in self._smoothed:
                 layer.weight.data.copy_(_smooth(layer, layer.weight, on=True))
-        self._float.clear()
         with library_output():
             mtq.compress(model)
         # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
