@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taoq.errors import Fault, TaoqError, some
+from taoq.errors import Fault, Notice, TaoqError, abbreviated, first_line
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,8 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
     outside = sorted(key for key in state if not key.startswith(prefix))
     load_state(model, inside, checkpoint, "check model.backbone.type, model.backbone.args and dataset.num_classes")
     if outside:
-        log.info(
-            "%s: %d tensors outside of '%s*' are not of this network: %s",
-            checkpoint,
-            len(outside),
-            prefix,
-            some(outside),
-        )
+        what = f"{len(outside)} tensors outside of '{prefix}*' are not of this network: {abbreviated(outside)}"
+        log.info(Notice(checkpoint, what))
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
@@ -127,7 +122,7 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (safetensors.SafetensorError, OSError) as error:
-            what = f"is not a whole safetensors file: {str(error).splitlines()[0]}"
+            what = f"is not a whole safetensors file: {first_line(error)}"
             raise TaoqError(Fault(checkpoint, what, "copy the file again")) from None
     with path.open("rb") as file:
         head = file.read(len(_OLD_TORCH))
@@ -200,9 +195,9 @@ def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoin
         return
     parts = []
     if shapes:
-        parts.append(f"{len(shapes)} of another shape ({some(shapes)})")
+        parts.append(f"{len(shapes)} of another shape ({abbreviated(shapes)})")
     if missing:
-        parts.append(f"{len(missing)} missing ({some(missing)})")
+        parts.append(f"{len(missing)} missing ({abbreviated(missing)})")
     if unknown:
-        parts.append(f"{len(unknown)} unknown ({some(unknown)})")
+        parts.append(f"{len(unknown)} unknown ({abbreviated(unknown)})")
     raise TaoqError(Fault(checkpoint, "does not fit the network: tensors " + ", ".join(parts), hint))

@@ -19,9 +19,11 @@ from typing import Any, NoReturn
 
 import taoq
 from taoq.actions import ACTIONS
-from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
-from taoq.spec import read_spec
-from taoq.tasks import TASKS, load_task
+from taoq.errors import Fault, Notice, SpecError, TaoqError, did_you_mean
+from taoq.plugins import BACKENDS, RUNTIMES, TASKS, Table
+from taoq.spec.source import read_spec
+from taoq.status import progress_bars
+from taoq.tasks import load_task
 
 INTERRUPTED = 130
 _COMPARE = "compare"  # the one action whose arguments know their task
@@ -44,6 +46,7 @@ def rtdetr() -> int:
 
 
 def _guarded(words: list[str]) -> int:
+    """Run a command line; whatever goes wrong that is not a bug becomes an exit code."""
     stderr = _log_to_stderr()
     terminate = signal.signal(signal.SIGTERM, _terminated)
     locate: Callable[[str], str] = str
@@ -53,14 +56,13 @@ def _guarded(words: list[str]) -> int:
             print(request.help)
             return 0
         action = importlib.import_module(ACTIONS[request.action].module)
-        if request.action == _COMPARE:
-            found, path = action.routed(request.flags["artifacts"], request.spec)
-            request = dataclasses.replace(request, task=request.task or found, spec=path)
+        request = _with_task(request)
         source = read_spec(request.spec, request.overrides, command=shlex.join(["taoq", *words]))
         task = load_task(request.task)
         locate = functools.partial(source.locate, schema=task.spec)
         stderr.setFormatter(_Formatter(locate))
-        action.run(task, source, **request.flags)
+        with progress_bars():
+            action.run(task, source, _screen(), **request.flags)
     except TaoqError as error:
         for fault in error.faults:
             print(f"{locate(fault.where)}: {fault.what}\nhint: {fault.hint}", file=sys.stderr)
@@ -78,9 +80,16 @@ def _guarded(words: list[str]) -> int:
     return 0
 
 
+def _screen() -> Callable[[Any], None]:
+    """Where results are printed; imported late, as rich is not needed for help."""
+    from taoq.views.tables import to_screen
+
+    return to_screen
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """A parsed command line; only `help` is set where a help text is asked for."""
+    """A parsed command line; only `help` is set if a help text is asked for."""
 
     help: str = ""
     task: str = ""
@@ -88,6 +97,16 @@ class _Request:
     spec: str | None = None
     overrides: Sequence[str] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _with_task(request: _Request) -> _Request:
+    """The request with the task and the spec of the first artifact, for the action that may leave them out."""
+    if request.action != _COMPARE:
+        return request
+    from taoq.pipeline.compare import task_and_spec
+
+    task, spec = task_and_spec(request.flags["artifacts"], request.spec)
+    return dataclasses.replace(request, task=request.task or task, spec=spec)
 
 
 def _parse(words: list[str]) -> _Request:
@@ -103,18 +122,16 @@ def _parse(words: list[str]) -> _Request:
     task = words[0]
     if task == _COMPARE:
         return _parse_action("", _COMPARE, words[1:])
-    if task not in TASKS:
-        raise SpecError(
-            Fault(
-                task, "there is no such task", did_you_mean(task, (*TASKS, _COMPARE), "tasks are " + ", ".join(TASKS))
-            )
-        )
+    if task not in TASKS.rows():
+        tasks = TASKS.names()
+        hint = did_you_mean(task, (*tasks, _COMPARE), "tasks are " + ", ".join(tasks))
+        raise SpecError(Fault(task, "there is no such task", hint))
     if len(words) == 1 or words[1] in _HELP:
         return _Request(help=_help_task(task))
     action = words[1]
     if action not in ACTIONS:
-        otherwise = "actions are " + ", ".join(ACTIONS)
-        raise SpecError(Fault(f"{task} {action}", "there is no such action", did_you_mean(action, ACTIONS, otherwise)))
+        hint = did_you_mean(action, ACTIONS, "actions are " + ", ".join(ACTIONS))
+        raise SpecError(Fault(f"{task} {action}", "there is no such action", hint))
     return _parse_action(task, action, words[2:])
 
 
@@ -151,17 +168,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(logging.Formatter):
-    """`warning: spec.yaml:7: field: text`: a message that opens with a field of the spec gets its line."""
+    """`warning: spec.yaml:7: field: text`: a notice about a field of the spec gets its line."""
 
     def __init__(self, locate: Callable[[str], str]) -> None:
         super().__init__()
         self._locate = locate
 
     def format(self, record: logging.LogRecord) -> str:
-        where, colon, text = record.getMessage().partition(": ")
-        if colon:
-            where = self._locate(where)
-        return ("warning: " if record.levelno >= logging.WARNING else "") + where + colon + text
+        message: object = record.msg
+        where = f"{self._locate(message.where)}: " if isinstance(message, Notice) else ""
+        text = message.what if isinstance(message, Notice) else record.getMessage()
+        return ("warning: " if record.levelno >= logging.WARNING else "") + where + text
 
 
 class _Once(logging.Filter):
@@ -195,19 +212,24 @@ def _terminated(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 (a sign
 
 
 def _help_taoq() -> str:
-    rows = "\n".join(f"  {name:<20} {info.summary}" for name, info in TASKS.items())
     return (
         "usage: taoq <task> <action> -e spec.yaml [key=value ...]\n"
         "       taoq compare ARTIFACT ... [key=value ...]\n\n"
         "Quantize vision models from one YAML spec, and know what it cost.\n\n"
-        f"tasks:\n{rows}\n\n{_help_actions()}\n\n"
+        f"{_help_table(TASKS)}\n\n{_help_actions()}\n\n{_help_table(BACKENDS)}\n\n{_help_table(RUNTIMES)}\n\n"
         "taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ..."
     )
 
 
 def _help_task(task: str) -> str:
-    return f"usage: taoq {task} <action> -e spec.yaml [key=value ...]\n\n{TASKS[task].summary}\n\n{_help_actions()}"
+    row = TASKS.rows()[task]
+    return f"usage: taoq {task} <action> -e spec.yaml [key=value ...]\n\n{row.summary}{row.origin}\n\n{_help_actions()}"
 
 
 def _help_actions() -> str:
     return "actions:\n" + "\n".join(f"  {name:<20} {info.summary}" for name, info in ACTIONS.items())
+
+
+def _help_table(table: Table) -> str:
+    rows = "\n".join(f"  {row.name:<20} {row.summary}{row.origin}" for row in table.rows().values())
+    return f"{table.kind}s:\n{rows}"

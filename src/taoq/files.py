@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a checkpoint is made of, how a file is replaced, and digests."""
+"""Files on disk: the files that make up a checkpoint, atomic replacement, digests."""
 
 from __future__ import annotations
 
@@ -9,38 +9,61 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from taoq.errors import Fault, TaoqError
+
+_WITH_EXTERNAL_WEIGHTS = (".onnx",)
+"""Suffixes of files that may keep their weights in a second file."""
 
 
 def weights_beside(file: Path) -> Path:
-    """Where the weights of an ONNX file are that does not have them itself, as ModelOpt and onnxruntime name it."""
+    """Path of the external weights of an ONNX file, as ModelOpt and onnxruntime name it."""
     return file.with_name(f"{file.name}_data")
 
 
 def parts(checkpoint: Path) -> list[Path]:
-    """A file, and for an ONNX file that of its weights if there is one; of a folder the files in it, sorted."""
+    """All files of a checkpoint: the file and its external weights; of a folder the files in it, sorted."""
     if checkpoint.is_dir():
         return sorted(file for file in checkpoint.iterdir() if file.is_file())
     beside = weights_beside(checkpoint)
-    return [checkpoint, beside] if checkpoint.suffix == ".onnx" and beside.is_file() else [checkpoint]
+    return [checkpoint, beside] if checkpoint.suffix in _WITH_EXTERNAL_WEIGHTS and beside.is_file() else [checkpoint]
 
 
 def total_size(checkpoint: Path) -> int:
-    """Bytes of all its files."""
+    """Total size of a checkpoint's files, bytes."""
     return sum(file.stat().st_size for file in parts(checkpoint))
 
 
-def digest(value: Any) -> str:
-    """The sha256 of plain data; what else is in it counts by its repr."""
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; of a folder, the SHA-256 of a list of its files with their digests.
+
+    An ONNX file with external weights counts as a folder of two files.
+    """
+    files = parts(path)
+    if files == [path]:
+        return _digest_of_file(path)
+    listed = "".join(f"{_digest_of_file(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: object) -> str:
+    """SHA-256 of plain data as JSON; objects that JSON does not have count by their repr."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file that takes the place of another at the end; made first, so that no work is lost where it cannot be.
+    """Write to a temporary file and rename it over `path` on success.
+
+    The temporary file is created first, so that an unwritable target fails before the work.
 
     Raises:
-        OSError: It cannot be written; what was there is there.
+        OSError: The file cannot be written; `path` is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -51,3 +74,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        TaoqError: The file cannot be written; `path` is unchanged.
+    """
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TaoqError(cannot_write(path, error)) from error
+
+
+def cannot_write(path: Path, error: OSError) -> Fault:
+    """The fault of a file or folder that cannot be written."""
+    return Fault(str(path), f"cannot be written: {error.strerror}", "free some space, or name another folder")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run: status.json (JSON lines, TAO's fields), log.txt, and progress on a terminal."""
+"""The log of a run: status.json (JSON lines, TAO's fields) and log.txt; progress bars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,9 +17,12 @@ from taoq.errors import Fault, TaoqError
 
 T = TypeVar("T")
 
+_bars: ContextVar[bool] = ContextVar("bars", default=False)
+"""Whether progress bars are shown. The command line turns them on; a Python caller's stderr is its own."""
+
 
 class Status:
-    """Appends lines to `<results_dir>/status.json`, as TAO's watchers read it."""
+    """Appends lines to `<results_dir>/status.json`, in the form that TAO's watchers read."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "status.json"
@@ -38,12 +42,16 @@ class Status:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def running(self, message: str, kpi: Mapping[str, float] | None = None) -> None:
+        """Append a RUNNING line."""
+        self.write("RUNNING", message, kpi)
+
 
 @contextlib.contextmanager
 def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
     """Make the results folder and keep its status.json and log.txt while an action runs.
 
-    Whatever ends the action, the last line is SUCCESS or FAILURE: an error, a bug, Ctrl-C, SIGTERM.
+    Whatever ends the action (an error, a bug, Ctrl-C, SIGTERM), the last line is SUCCESS or FAILURE.
 
     Raises:
         TaoqError: The folder cannot be made or written.
@@ -63,10 +71,7 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
     try:
         yield status
     except BaseException as error:
-        message = str(error).replace("\nhint:", " hint:") or type(error).__name__
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            message = "interrupted"
-        status.write("FAILURE", f"{action.capitalize()} failed: {message}")
+        status.write("FAILURE", f"{action.capitalize()} failed: {_one_paragraph(error)}")
         raise
     else:
         status.write("SUCCESS", f"{action.capitalize()} finished successfully.")
@@ -75,50 +80,47 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
         handler.close()
 
 
-def track(items: Iterable[T], total: int, what: str, count: str = "paths") -> Iterator[T]:
-    """Go through batches with a progress bar on stderr: rate and remaining time, nothing off a terminal.
+def _one_paragraph(error: BaseException) -> str:
+    if isinstance(error, TaoqError):
+        return "\n".join(f"{fault.where}: {fault.what} hint: {fault.hint}" for fault in error.faults)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    return str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[None]:
+    """Show progress bars on stderr inside this context, if stderr is a terminal."""
+    token = _bars.set(sys.stderr.isatty())
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+def track(items: Iterable[T], total: int, what: str, count: Callable[[T], int] | None = None) -> Iterator[T]:
+    """Iterate over `items`; inside `progress_bars`, draw a bar with the remaining time.
 
     Args:
-        items: Batches.
-        total: Number of images in all of them.
+        items: What to iterate over.
+        total: Number of items; of images where `count` is given.
         what: What is going on, for the bar.
-        count: Attribute of a batch with one entry per image.
+        count: Number of images of an item; the bar then shows images/s.
     """
-    if not sys.stderr.isatty():
+    if not _bars.get():
         yield from items
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} images/s"),
-        TimeRemainingColumn(),
-    )
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    if count:
+        columns.insert(3, TextColumn("{task.fields[rate]:.1f} images/s"))
     started = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(what, total=total, rate=0.0)
         done = 0
         for item in items:
             yield item
-            done += len(getattr(item, count))
+            done += count(item) if count else 1
             progress.update(bar, completed=done, rate=done / max(time.monotonic() - started, 1e-9))
-
-
-def steps(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Go through things that take long with a progress bar on stderr: remaining time, nothing off a terminal.
-
-    Args:
-        items: The things.
-        total: How many there are.
-        what: What is going on, for the bar.
-    """
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    yield from bar(items, what, total, console=Console(stderr=True), transient=True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of actions. Importing it loads none of them.
 
-An action is a module with `run(task, source, **flags)`; it knows no task by name.
+An action is a module with `run(task, source, show)`: it loads the spec, calls the pipeline, shows the result and
+returns it. It knows no task by name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 
 class ActionInfo(NamedTuple):
-    """A row of the table: where the action is, and what the help says of it."""
+    """A row of the table: where the action is, and what the help says about it."""
 
     module: str
     summary: str
@@ -26,8 +27,3 @@ ACTIONS = {
     "compare": ActionInfo("taoq.actions.compare", "set artifacts side by side: accuracy, size, speed, layers"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }
-
-
-def others(*needed: str) -> tuple[str, ...]:
-    """The actions whose sections of a spec are not needed."""
-    return tuple(name for name in ACTIONS if name not in needed)

@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from taoq.actions.results import staged
+from taoq.actions.base import Show, load
 from taoq.errors import Fault, TaoqError
-from taoq.schema import commented_yaml
-from taoq.spec import SpecSource, load_spec
-from taoq.tasks.base import Task
+from taoq.pipeline.staging import staged
+from taoq.spec.schema import commented_yaml
+from taoq.spec.source import SpecSource
+from taoq.tasks.base import S, Task
 
 
-def run(task: Task[Any], source: SpecSource) -> None:
-    """Print the spec, or write it as `<results_dir>/experiment.yaml` where results_dir=... is given, as in TAO."""
+def run(task: Task[S], source: SpecSource, show: Show) -> str:
+    """Show the spec, or write it as `<results_dir>/experiment.yaml` if results_dir=... is given, as in TAO."""
     text = commented_yaml(task.spec)
-    spec = load_spec(source, task.spec, unused=task.unused)
-    if not spec.results_dir:
-        print(text, end="")
-        return
-    path = Path(spec.results_dir, "experiment.yaml")
+    results = load(task, source).results_dir
+    if not results:
+        show(text.rstrip("\n"))
+        return text
+    path = Path(results, "experiment.yaml")
     if path.exists():
         raise TaoqError(Fault(str(path), "is there already", "name another results_dir, or move the file away"))
     with staged(path.parent) as stage:
-        (stage / path.name).write_text(text, encoding="utf-8")
-    print(path)
+        stage.write_text(path.name, text)
+        stage.commit()
+    show(str(path))
+    return text

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from taoq.errors import Fault, TaoqError
+from taoq.errors import Fault, Notice, TaoqError
 from taoq.files import replacing
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _WHERE = "quantize.calibration.cache"
 
 @dataclass(frozen=True)
 class RangeCache:
-    """A file of ranges that is good for one model, one set of images and one way of calibrating.
+    """A file of ranges, valid for one model, one set of images and one way of calibrating.
 
     Attributes:
         path: The file.
@@ -35,11 +35,11 @@ class RangeCache:
     key: Mapping[str, str]
 
 
-def calibrated(cache: RangeCache | None, tensors: Iterable[str], calibrate: Callable[[], Ranges]) -> Ranges:
-    """The ranges of a cache where it is good for this run, else those of a calibration, which it then keeps.
+def cached_ranges(cache: RangeCache | None, tensors: Iterable[str], calibrate: Callable[[], Ranges]) -> Ranges:
+    """The ranges of a cache that is valid for this run; else calibrate, and keep the ranges there.
 
     Args:
-        cache: Where to look and to keep; None does neither.
+        cache: The cache; None always calibrates.
         tensors: Tensors whose ranges are needed.
         calibrate: Finds the ranges.
 
@@ -50,17 +50,18 @@ def calibrated(cache: RangeCache | None, tensors: Iterable[str], calibrate: Call
         return calibrate()
     kept = _read(cache.path)
     if kept is not None:
-        key, found = kept
+        key, ranges = kept
         changed = [name for name in {**key, **cache.key} if key.get(name) != cache.key.get(name)]
-        if not changed and set(tensors) <= set(found):
-            log.info("%s: ranges of %d tensors taken from %s; nothing was calibrated", _WHERE, len(found), cache.path)
-            return found
-        why = f"another {', '.join(changed)}" if changed else "other layers"
-        log.info("%s: %s is of %s: calibrating again", _WHERE, cache.path, why)
+        if not changed and set(tensors) <= set(ranges):
+            what = f"ranges of {len(ranges)} tensors taken from {cache.path}; nothing was calibrated"
+            log.info(Notice(_WHERE, what))
+            return ranges
+        reason = f"another {', '.join(changed)}" if changed else "other layers"
+        log.info(Notice(_WHERE, f"{cache.path} is of {reason}: calibrating again"))
     with _replacing(cache.path) as partial:
         ranges = calibrate()
-        text = json.dumps({"key": dict(cache.key), "ranges": {name: list(range_) for name, range_ in ranges.items()}})
-        partial.write_text(text, encoding="utf-8")
+        lists = {name: list(limits) for name, limits in ranges.items()}
+        partial.write_text(json.dumps({"key": dict(cache.key), "ranges": lists}), encoding="utf-8")
     return ranges
 
 
@@ -73,7 +74,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], Ranges] | None:
             raise ValueError
         return key, ranges
     except OSError:
-        return None  # there is none, or none can be there, which is an error once it is written
+        return None  # it does not exist, or cannot, which is an error once it is written
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         what = f"{path} is not a file of calibration ranges"
         raise TaoqError(Fault(_WHERE, what, "delete it, or name another file")) from None

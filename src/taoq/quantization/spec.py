@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `quantize:` section: the one vocabulary of backends, modes, dtypes and algorithms."""
+"""The `quantize:` section: the one vocabulary of backends, modes, formats and algorithms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from taoq.spec import REQUIRED, option
+from taoq.plugins import BACKENDS
+from taoq.quantization.dtypes import ALIASES, IN_RULES, NATIVE
+from taoq.spec.fields import REQUIRED, option
 
-BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx", "onnxruntime")
 MODES = ("weight_only_ptq", "static_ptq")
 ALGORITHMS = ("minmax", "max", "entropy", "smoothquant")
 ACCURACY_ACTIONS = ("check", "search")
 MAXIMIZE = ("macs", "bytes")
-NATIVE = "native"
-"""The dtype of a tensor that stays float."""
-DTYPES = ("int8", "fp8_e4m3fn", "fp8_e5m2", NATIVE)
-DTYPE_ALIASES = {"float8_e4m3fn": "fp8_e4m3fn", "float8_e5m2": "fp8_e5m2"}
+_DTYPES = (*IN_RULES, NATIVE)
 DEVICE_PATTERN = r"cuda|cpu|trt|cuda:[0-9]+"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """What a rule says of the weights or of the activations of a layer."""
+    """What a rule says about the weights or the activations of a layer."""
 
     dtype: str = option(
         REQUIRED,
         "Numeric format: int8, fp8_e4m3fn, fp8_e5m2, or native to stay float; float8_* is the same as fp8_*",
-        options=DTYPES,
-        aliases=DTYPE_ALIASES,
+        options=_DTYPES,
+        aliases=ALIASES,
     )
     quant_axis: int | None = option(
         None,
@@ -90,8 +88,8 @@ class AccuracySpec:
     dtypes: list[str] = option(
         list,
         "Formats that search may choose from for each layer; without it those of the rules",
-        options=DTYPES[:-1],
-        aliases=DTYPE_ALIASES,
+        options=IN_RULES,
+        aliases=ALIASES,
         example=["int8"],
     )
     max_evaluations: int = option(20, "Plans that search may evaluate; what comes out is evaluated besides", minimum=1)
@@ -102,7 +100,7 @@ class AccuracySpec:
 class QuantizeSpec:
     """ModelQuantizationConfig of TAO, and `calibration`, which is ours."""
 
-    backend: str = option("torchao", "The quantization backend to use", options=BACKENDS)
+    backend: str = option("torchao", "The quantization backend to use", options=BACKENDS.names())
     mode: str = option("weight_only_ptq", "The quantization mode to use", options=MODES)
     algorithm: str = option(
         "minmax",
@@ -111,13 +109,13 @@ class QuantizeSpec:
         options=ALGORITHMS,
     )
     default_layer_dtype: str | None = option(
-        None, "Deprecated, no effect: set weights.dtype in each rule", options=DTYPES, aliases=DTYPE_ALIASES
+        None, "Deprecated, no effect: set weights.dtype in each rule", options=_DTYPES, aliases=ALIASES
     )
     default_activation_dtype: str | None = option(
         None,
         "Deprecated, no effect: set activations.dtype in each rule",
-        options=DTYPES,
-        aliases=DTYPE_ALIASES,
+        options=_DTYPES,
+        aliases=ALIASES,
     )
     layers: list[LayerSpec] = option(list, "The rules: which layers are quantized, and to what")
     skip_names: list[str] = option(list, "Patterns of layers that stay float, whatever the rules say")

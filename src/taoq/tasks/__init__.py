@@ -1,30 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of tasks. Importing it loads none of them."""
+"""Tasks, by their name on the command line. Importing this package loads none of them."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, NamedTuple
+from typing import Any
 
+from taoq.errors import Fault, TaoqError
+from taoq.plugins import TASKS
 from taoq.tasks.base import Task
 
 
-class TaskInfo(NamedTuple):
-    """A row of the table: where the task is, and what the help says of it."""
-
-    module: str
-    summary: str
-
-
-TASKS = {
-    "classification_pyt": TaskInfo(
-        "taoq.tasks.classification.task", "image classification (timm and torchvision networks)"
-    ),
-    "rtdetr": TaskInfo("taoq.tasks.rtdetr.task", "object detection with RT-DETR"),
-}
-
-
 def load_task(name: str) -> Task[Any]:
-    """Import a task that is built."""
-    task: Task[Any] = importlib.import_module(TASKS[name].module).TASK
+    """Import a task.
+
+    Raises:
+        SpecError: There is no such task.
+        TaoqError: It comes from another package, and does not load.
+    """
+    task = TASKS.load(name, "the task")
+    if not isinstance(task, Task):
+        what = f"task {name}{TASKS.rows()[name].origin} is no taoq.tasks.base.Task"
+        raise TaoqError(Fault("the task", what, "let the entry point name a Task"))
     return task

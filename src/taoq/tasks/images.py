@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from taoq.errors import Fault, TaoqError
+from taoq.errors import Fault, Notice, TaoqError
 from taoq.files import digest
 from taoq.tasks.base import Batch
 
@@ -155,7 +155,8 @@ def image_files(folder: Path, where: str) -> Iterator[Path]:
 def draw(paths: Sequence[Path], num_samples: int, seed: int) -> list[Path]:
     """A seeded draw of images for calibration, in random order; all of them where there are fewer."""
     if len(paths) < num_samples:
-        log.info("quantize.calibration.num_samples is %d, there are %d images: all are used", num_samples, len(paths))
+        what = f"is {num_samples}, there are {len(paths)} images: all are used"
+        log.info(Notice("quantize.calibration.num_samples", what))
     shuffled = list(paths)
     random.Random(seed).shuffle(shuffled)
     return shuffled[:num_samples]

@@ -1,17 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections that every task's spec has beside `quantize:`."""
+"""The sections that every task's spec has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from taoq.quantization.spec import DEVICE_PATTERN
-from taoq.spec import option
+from taoq.plugins import RUNTIMES
+from taoq.quantization.spec import DEVICE_PATTERN, QuantizeSpec
+from taoq.spec.fields import option
+
+UNUSED = {
+    "model_name": "a label of TAO's",
+    "encryption_key": "taoq reads and writes plain files",
+    "wandb": "experiment tracking",
+    "train": "another job",
+    "distill": "another job",
+    "gen_trt_engine": "a job of TAO Deploy",
+    "evaluate.trt_engine": "TensorRT engines are run by TAO Deploy",
+    "inference.trt_engine": "TensorRT engines are run by TAO Deploy",
+    "evaluate.num_nodes": "one machine",
+    "inference.num_nodes": "one machine",
+    "quantize.layers[[]*].*.observer_or_fake_quant*": "no backend reads it, in TAO neither",
+}
+"""Fields of TAO's specs of any task that are accepted and not used, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What `evaluate:` and `inference:` share."""
+    """What the sections that run a model share."""
 
     checkpoint: str = option(
         "", "Artifact folder or its payload, a float checkpoint, or an ONNX file", example="results/quantize"
@@ -24,10 +41,19 @@ class RunSpec:
     )
     num_gpus: int = option(1, "Number of GPUs; only 1 is possible", minimum=0)
     gpu_ids: list[int] = option(lambda: [0], "Index of the GPU that `device: cuda` means; one entry")
+    runtime: str = option(
+        "auto",
+        "Library that runs the model; auto is taoq's own for its format",
+        options=("auto", *RUNTIMES.names()),
+        omit_default=True,
+    )
+    runtime_kwargs: dict[str, Any] = option(
+        dict, "Options of the runtime, checked against those that it has", omit_default=True
+    )
 
 
 def batch_size(section: RunSpec, of_dataset: int) -> int:
-    """Images per batch of `evaluate` or `inference`: its own, or that of the data set."""
+    """Images per batch of a section that runs a model: its own, or that of the data set."""
     return section.batch_size if section.batch_size > 0 else of_dataset
 
 
@@ -53,7 +79,7 @@ class BenchmarkSpec(RunSpec):
     runs: int = option(30, "Measured runs of each model", minimum=1)
     compile: bool = option(False, "Measure torch models through torch.compile as well")
     min_speedup: float | None = option(
-        None, "Exit code 4 where the quantized model is not this many times as fast, at any batch size", minimum=0
+        None, "Exit code 4 if the quantized model is not this many times as fast, at any batch size", minimum=0
     )
 
 
@@ -85,7 +111,7 @@ class ExportSpec:
     input_height: int | None = option(None, "Height of the input, pixels; without it the data set's", minimum=1)
     opset_version: int = option(17, "Version of the ONNX operator set", minimum=1)
     batch_size: int = option(-1, "Images per batch; -1 is a dynamic batch", minimum=-1)
-    overwrite: bool = option(False, "Replace the file also where it was made from something else")
+    overwrite: bool = option(False, "Replace the file even if it was made from something else")
     check_images: int = option(8, "Images on which the file must agree with the torch model", minimum=1)
     tolerance: float = option(
         1e-3, "Largest difference between both that is accepted, as a part of the largest output", minimum=0
@@ -93,6 +119,23 @@ class ExportSpec:
     dequantize: bool = option(False, "Write the weights of an artifact as plain float32, without its quantization")
     on_cpu: bool = option(False, "Export on the CPU")
     gpu_id: int = option(0, "Index of the GPU to export on", minimum=0)
-    verbose: bool = option(False, "Show what the exporter prints")
+    verbose: bool = option(False, "Show what torch's exporter prints; log.txt has it always")
     format: str = option("onnx", "File format; TAO's xdl has no public reader", options=("onnx",))
     serialize_nvdsinfer: bool = option(False, "Also write nvdsinfer_config.yaml and labels.txt for DeepStream")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """The spec of a task: a subclass gives `model` and `dataset` their types, and other fields where it needs more."""
+
+    results_dir: str = option(
+        "", "Folder of all results; an action without a folder of its own writes below it", example="results"
+    )
+    model: Any = option(None, "The network")
+    dataset: Any = option(None, "The data")
+    quantize: QuantizeSpec = option(QuantizeSpec, "What to quantize, and how")
+    evaluate: EvaluateSpec = option(EvaluateSpec, "What to evaluate")
+    inference: InferenceSpec = option(InferenceSpec, "What to run on new images")
+    export: ExportSpec = option(ExportSpec, "What to export to ONNX")
+    analyze: AnalyzeSpec = option(AnalyzeSpec, "How to rank the layers that quantize would quantize")
+    benchmark: BenchmarkSpec = option(BenchmarkSpec, "What to measure the speed of")

@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of backends. Importing it loads none of them."""
+"""Backends, by the value of `quantize.backend`. Importing this package loads none of them."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, cast
+from typing import Any
 
-from taoq.errors import Fault, MissingDependency, SpecError
+from taoq.errors import Fault, TaoqError
+from taoq.plugins import BACKENDS
 from taoq.quantization.backends.base import Backend
-
-BACKENDS = {
-    "torchao": "taoq.quantization.backends.torchao",
-    "modelopt.pytorch": "taoq.quantization.backends.modelopt_pytorch",
-    "modelopt.onnx": "taoq.quantization.backends.modelopt_onnx",
-    "onnxruntime": "taoq.quantization.backends.onnxruntime_static",
-}
-"""Module of each backend, by the value of `quantize.backend`."""
 
 
 def load_backend(name: str) -> Backend[Any]:
@@ -24,20 +16,10 @@ def load_backend(name: str) -> Backend[Any]:
     Raises:
         SpecError: There is no such backend.
         MissingDependency: Its library is not installed.
+        TaoqError: It comes from another package, and does not load.
     """
-    if name not in BACKENDS:
-        raise SpecError(
-            Fault("quantize.backend", f"backend {name} is not built yet", "choose one of " + ", ".join(BACKENDS))
-        )
-    try:
-        return cast(Backend[Any], importlib.import_module(BACKENDS[name]))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "taoq":
-            raise
-        raise MissingDependency(
-            Fault(
-                "quantize.backend",
-                f"backend {name} needs the package '{error.name}'",
-                "install taoq with its lock file",
-            )
-        ) from error
+    backend = BACKENDS.load(name, "quantize.backend")
+    if not isinstance(backend, Backend):
+        what = f"backend {name}{BACKENDS.rows()[name].origin} has not all of a backend's methods"
+        raise TaoqError(Fault("quantize.backend", what, "see taoq.quantization.backends.base.Backend"))
+    return backend

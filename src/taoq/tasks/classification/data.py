@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from taoq.errors import Fault, SpecError, TaoqError
-from taoq.tasks.base import Inputs
+from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError
+from taoq.network import Inputs
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 from taoq.tasks.sections import batch_size
@@ -45,7 +45,7 @@ def known_classes(spec: ClassificationSpec) -> list[str]:
     folder = Path(spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir)
     if _classes_file(spec) or (folder.is_dir() and len(_folder_names(folder)) == spec.dataset.num_classes):
         return class_names(spec, folder)
-    log.warning("dataset.classes_file: nothing names the classes, they are numbered")
+    log.warning(Notice("dataset.classes_file", "nothing names the classes, they are numbered"))
     return [str(number) for number in range(spec.dataset.num_classes)]
 
 
@@ -87,7 +87,7 @@ def calibration_batches(spec: ClassificationSpec) -> ImageBatches:
     where = "dataset.quant_calibration_dataset.images_dir"
     if not spec.dataset.quant_calibration_dataset.images_dir:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
-        raise SpecError(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
+        raise NotGiven(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
     paths = list(image_files(image_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
     chosen = draw(paths, section.num_samples, section.seed)
     return _batches(spec, chosen, [-1] * len(chosen), section.batch_size or spec.dataset.batch_size)
@@ -99,7 +99,7 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
     where = f"dataset.{name}.images_dir"
     images_dir = getattr(spec.dataset, name).images_dir
     if not images_dir:
-        raise SpecError(
+        raise NotGiven(
             Fault(
                 "dataset.val_dataset.images_dir",
                 "missing: evaluate needs labelled images",
@@ -107,7 +107,7 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
             )
         )
     if name == "test_dataset":
-        log.info("dataset.val_dataset is not given: evaluating dataset.test_dataset")
+        log.info(Notice("dataset.val_dataset", "is not given: evaluating dataset.test_dataset"))
     folder = image_folder(images_dir, where)
     found = list(image_files(folder, where))
     index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
@@ -126,7 +126,8 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
             Fault(where, f"{folder} has no folder of a known class", "labelled data has one folder per class")
         )
     for class_name, count in strange.items():
-        log.warning("%s: %d image(s) in '%s' are left out: it is no class of classes.txt", where, count, class_name)
+        what = f"{count} image(s) in '{class_name}' are left out: it is no class of classes.txt"
+        log.warning(Notice(where, what))
     return _batches(spec, paths, labels, batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
@@ -134,7 +135,7 @@ def inference_batches(spec: ClassificationSpec) -> ImageBatches:
     """All images of test_dataset, in class folders or not; a label is known where the folder is a class."""
     where = "dataset.test_dataset.images_dir"
     if not spec.dataset.test_dataset.images_dir:
-        raise SpecError(Fault(where, "missing: inference needs images", "name a folder of images"))
+        raise NotGiven(Fault(where, "missing: inference needs images", "name a folder of images"))
     folder = image_folder(spec.dataset.test_dataset.images_dir, where)
     index = {class_name: number for number, class_name in enumerate(known_classes(spec))}
     paths = list(image_files(folder, where))

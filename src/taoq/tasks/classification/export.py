@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import statistics
 
-from taoq.errors import Fault, SpecError
+from taoq.errors import Fault, Notice, SpecError
 from taoq.tasks.base import DeepStream
 from taoq.tasks.classification.data import known_classes
 from taoq.tasks.classification.spec import ClassificationSpec
@@ -31,10 +31,8 @@ def deepstream(spec: ClassificationSpec) -> DeepStream:
     """Gst-nvinfer computes scale * (pixel - offset) with one scale for all channels."""
     mean, std = spec.dataset.augmentation.mean, spec.dataset.augmentation.std
     if len(set(std)) > 1:
-        log.warning(
-            "export.serialize_nvdsinfer: DeepStream has one scale for all channels, dataset.augmentation.std has three:"
-            " their mean is written"
-        )
+        what = "DeepStream has one scale for all channels, dataset.augmentation.std has three: their mean is written"
+        log.warning(Notice("export.serialize_nvdsinfer", what))
     return DeepStream(
         {
             "network-type": 1,

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from taoq.errors import Fault, SpecError
 from taoq.files import digest
-from taoq.tasks.base import Outputs
+from taoq.network import Outputs
 from taoq.tasks.classification.data import class_names
 from taoq.tasks.classification.spec import ClassificationSpec
 

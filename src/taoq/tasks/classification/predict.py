@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from taoq.tasks.base import Batch, Outputs
+from taoq.network import Outputs
+from taoq.tasks.base import Batch
 from taoq.tasks.classification.data import known_classes
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.images import read_image

@@ -6,18 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from taoq.quantization.spec import QuantizeSpec
-from taoq.spec import option
-from taoq.tasks.sections import AnalyzeSpec, BenchmarkSpec, EvaluateSpec, ExportSpec, InferenceSpec
+from taoq.spec.fields import option
+from taoq.tasks import sections
+from taoq.tasks.sections import TaskSpec
 
 _TRAINING = "used in training only"
-UNUSED = {
-    "model_name": "a label of TAO's",
-    "encryption_key": "taoq reads and writes plain files",
-    "wandb": "experiment tracking",
-    "train": "another job",
-    "distill": "another job",
-    "gen_trt_engine": "a job of TAO Deploy",
+UNUSED = sections.UNUSED | {
     "model.backbone.pretrained_backbone_path": _TRAINING,
     "model.backbone.freeze_backbone": _TRAINING,
     "model.backbone.freeze_norm": _TRAINING,
@@ -30,12 +24,7 @@ UNUSED = {
     "dataset.augmentation.random_*": _TRAINING,
     "dataset.augmentation.with_*": _TRAINING,
     "dataset.augmentation.mixup_*": _TRAINING,
-    "evaluate.trt_engine": "TensorRT engines are run by TAO Deploy",
-    "inference.trt_engine": "TensorRT engines are run by TAO Deploy",
     "evaluate.vis_after_n_batches": "pictures are drawn by inference",
-    "evaluate.num_nodes": "one machine",
-    "inference.num_nodes": "one machine",
-    "quantize.layers[[]*].*.observer_or_fake_quant*": "no backend reads it, in TAO neither",
 }
 """Fields of TAO's spec that are accepted and not used, with the reason."""
 
@@ -114,17 +103,8 @@ class DatasetSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationSpec:
+class ClassificationSpec(TaskSpec):
     """A classification_pyt spec."""
 
-    results_dir: str = option(
-        "", "Folder of all results; an action without a folder of its own writes below it", example="results"
-    )
     model: ModelSpec = option(ModelSpec, "The network")
     dataset: DatasetSpec = option(DatasetSpec, "The data")
-    quantize: QuantizeSpec = option(QuantizeSpec, "What to quantize, and how")
-    evaluate: EvaluateSpec = option(EvaluateSpec, "What to evaluate")
-    inference: InferenceSpec = option(InferenceSpec, "What to run on new images")
-    export: ExportSpec = option(ExportSpec, "What to export to ONNX")
-    analyze: AnalyzeSpec = option(AnalyzeSpec, "How to rank the layers that quantize would quantize")
-    benchmark: BenchmarkSpec = option(BenchmarkSpec, "What to measure the speed of")

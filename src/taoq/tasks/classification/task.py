@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from taoq.network import OutputSpec
 from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.classification.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.classification.export import deepstream, with_size
@@ -34,7 +35,7 @@ TASK = Task(
     spec=ClassificationSpec,
     unused=UNUSED,
     libraries=("timm", "torchvision"),
-    outputs=lambda spec: {"output": spec.dataset.num_classes},
+    outputs=lambda spec: {"output": OutputSpec(("N", spec.dataset.num_classes))},
     network=lambda spec: spec.model.backbone,
     build_model=build_model,
     example_inputs=example_inputs,

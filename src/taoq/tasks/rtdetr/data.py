@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taoq.errors import Fault, SpecError, TaoqError
-from taoq.tasks.base import Inputs
+from taoq.errors import Fault, NotGiven, Notice, TaoqError
+from taoq.network import Inputs
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
@@ -71,11 +71,9 @@ def evaluation_source(spec: RtdetrSpec) -> tuple[str, Coco]:
     where = f"dataset.{section}"
     if not source.json_file:
         what = "missing: evaluate needs annotated images"
-        raise SpecError(
-            Fault(f"{where}.json_file", what, "name a COCO json, and the folder of its images in image_dir")
-        )
+        raise NotGiven(Fault(f"{where}.json_file", what, "name a COCO json, and the folder of its images in image_dir"))
     if section == "val_data_sources":
-        log.info("dataset.test_data_sources is not given: evaluating dataset.val_data_sources")
+        log.info(Notice("dataset.test_data_sources", "is not given: evaluating dataset.val_data_sources"))
     return where, read_coco(source.json_file, f"{where}.json_file", spec)
 
 
@@ -120,7 +118,7 @@ def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
         }
         kept.append({**annotation, **filled})
     if empty:
-        log.warning("%s: %d annotation(s) without width or height are left out", where, empty)
+        log.warning(Notice(where, f"{empty} annotation(s) without width or height are left out"))
     ids = _category_ids(sorted(categories), spec, path)
     names = tuple(categories.get(id_, f"class {index}") for index, id_ in enumerate(ids))
     return Coco(path, {**data, "annotations": kept}, ids, names)
@@ -206,7 +204,7 @@ def calibration_batches(spec: RtdetrSpec) -> ImageBatches:
     if not source.image_dir:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
         hint = "name a folder of a few hundred images like those the model will see"
-        raise SpecError(Fault(f"{where}.image_dir", what, hint))
+        raise NotGiven(Fault(f"{where}.image_dir", what, hint))
     folder = image_folder(source.image_dir, f"{where}.image_dir")
     if source.json_file:
         path = Path(source.json_file)
@@ -222,7 +220,7 @@ def evaluation_batches(spec: RtdetrSpec) -> ImageBatches:
     where, coco = evaluation_source(spec)
     image_dir = getattr(spec.dataset, where.removeprefix("dataset.")).image_dir
     if not image_dir:
-        raise SpecError(Fault(f"{where}.image_dir", "missing: where are the images?", "name the folder of the images"))
+        raise NotGiven(Fault(f"{where}.image_dir", "missing: where are the images?", "name the folder of the images"))
     paths = _paths(coco.data, image_folder(image_dir, f"{where}.image_dir"), coco.path)
     ids = [image["id"] for image in coco.data["images"]]
     return _batches(spec, paths, ids, batch_size(spec.evaluate, spec.dataset.batch_size))
@@ -232,7 +230,7 @@ def inference_batches(spec: RtdetrSpec) -> ImageBatches:
     """All images of the folders of infer_data_sources."""
     where = "dataset.infer_data_sources.image_dir"
     if not spec.dataset.infer_data_sources.image_dir:
-        raise SpecError(Fault(where, "missing: inference needs images", "name a list of folders of images"))
+        raise NotGiven(Fault(where, "missing: inference needs images", "name a list of folders of images"))
     paths = [
         path
         for image_dir in spec.dataset.infer_data_sources.image_dir
@@ -251,7 +249,7 @@ def class_names(spec: RtdetrSpec) -> tuple[str, ...]:
     if not classmap:
         if spec.dataset.test_data_sources.json_file or spec.dataset.val_data_sources.json_file:
             return evaluation_source(spec)[1].names
-        log.warning("dataset.infer_data_sources.classmap: nothing names the classes, they are numbered")
+        log.warning(Notice("dataset.infer_data_sources.classmap", "nothing names the classes, they are numbered"))
         return tuple(str(number) for number in range(classes))
     where = "dataset.infer_data_sources.classmap"
     try:

@@ -9,14 +9,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from taoq.tasks.base import DeepStream, Inputs, Outputs
+from taoq.network import Inputs, Outputs
+from taoq.tasks.base import DeepStream
 from taoq.tasks.rtdetr.data import INPUT, class_names
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
 _TIE = 1e-4
 """Scores of positions, in logits, that two runtimes may order differently."""
 
-_FOUND = 0.3
+_LEAST_SCORE = 0.3
 """Score of a detection that counts."""
 
 
@@ -58,9 +59,9 @@ def align(reference: Outputs, outputs: Outputs) -> Outputs:
     }
 
 
-def found(outputs: Outputs) -> Tensor:
+def significant(outputs: Outputs) -> Tensor:
     """Queries that found something, [N, queries]: others may be at any of many positions that score alike."""
-    return outputs["pred_logits"].sigmoid().amax(-1) > _FOUND
+    return outputs["pred_logits"].sigmoid().amax(-1) > _LEAST_SCORE
 
 
 def ambiguous(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from taoq.errors import Fault, SpecError
+from taoq.errors import Fault, Notice, SpecError
 from taoq.files import digest
-from taoq.tasks.base import Outputs
+from taoq.network import Outputs
 from taoq.tasks.rtdetr.data import Targets, evaluation_source
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.predict import Detections, detections
@@ -101,12 +101,9 @@ class CocoMetric:
     def compute(self) -> dict[str, float]:
         """COCO's twelve numbers, in 0..1; those of a size that no annotation has are left out."""
         if self._of_another_size:
-            log.warning(
-                "%s: %d image(s) are of another size than it says, first %s: are its boxes for these files?",
-                self._coco.path,
-                len(self._of_another_size),
-                self._of_another_size[0],
-            )
+            count, first = len(self._of_another_size), self._of_another_size[0]
+            what = f"{count} image(s) are of another size than it says, first {first}: are its boxes for these files?"
+            log.warning(Notice(str(self._coco.path), what))
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
         self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):

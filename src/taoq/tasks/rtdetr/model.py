@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation, load_state, read_state_dict, without_prefix
-from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError, did_you_mean
 from taoq.tasks.rtdetr.names import from_hub, from_original, is_original
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
@@ -75,7 +75,7 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
     size = input_size(spec)
     if checkpoint == "":
         hint = "write quantize.model_path, evaluate.checkpoint or inference.checkpoint: a Hugging Face folder or a file"
-        raise SpecError(Fault("model", "no checkpoint is given", hint))
+        raise NotGiven(Fault("model", "no checkpoint is given", hint))
     config = make_config(spec)
     columns_first = False
     if checkpoint is None:
@@ -242,7 +242,7 @@ def _load(model: nn.Module, checkpoint: str) -> bool:
         unused = [key for key in state if key.startswith("model.denoising_class_embed.")]
         state = {key: value for key, value in state.items() if key not in unused}
     if unused:
-        log.info("%s: not needed for inference: %s", checkpoint, ", ".join(unused))
+        log.info(Notice(checkpoint, f"not needed for inference: {', '.join(unused)}"))
     load_state(named, state, checkpoint, _HINT)
     return original
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from taoq.errors import Fault, SpecError, did_you_mean
-from taoq.tasks.base import Batch, Outputs
+from taoq.network import Outputs
+from taoq.tasks.base import Batch
 from taoq.tasks.images import read_image
 from taoq.tasks.rtdetr.data import Targets, class_names, fit
 from taoq.tasks.rtdetr.model import input_size

@@ -6,20 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from taoq.quantization.spec import QuantizeSpec
-from taoq.spec import option
-from taoq.tasks.sections import AnalyzeSpec, BenchmarkSpec, EvaluateSpec, ExportSpec, InferenceSpec
+from taoq.spec.fields import option
+from taoq.tasks import sections
+from taoq.tasks.sections import EvaluateSpec, InferenceSpec, TaskSpec
 
 BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101")
 _TRAINING = "used in training only"
 _SIZE = "taoq's input size is dataset.augmentation.eval_spatial_size"
-UNUSED = {
-    "model_name": "a label of TAO's",
-    "encryption_key": "taoq reads and writes plain files",
-    "wandb": "experiment tracking",
-    "train": "another job",
-    "distill": "another job",
-    "gen_trt_engine": "a job of TAO Deploy",
+UNUSED = sections.UNUSED | {
     "model.pretrained_backbone_path": _TRAINING,
     "model.train_backbone": _TRAINING,
     "model.dropout_ratio": _TRAINING,
@@ -41,16 +35,11 @@ UNUSED = {
     "dataset.augmentation.multi_scales": _TRAINING,
     "dataset.augmentation.distortion_prob": _TRAINING,
     "dataset.augmentation.iou_crop_prob": _TRAINING,
-    "evaluate.trt_engine": "TensorRT engines are run by TAO Deploy",
-    "inference.trt_engine": "TensorRT engines are run by TAO Deploy",
-    "evaluate.num_nodes": "one machine",
-    "inference.num_nodes": "one machine",
     "evaluate.input_width": _SIZE,
     "evaluate.input_height": _SIZE,
     "inference.input_width": _SIZE,
     "inference.input_height": _SIZE,
     "inference.is_internal": "a layout of folders inside NVIDIA",
-    "quantize.layers[[]*].*.observer_or_fake_quant*": "no backend reads it, in TAO neither",
 }
 """Fields of TAO's spec that are accepted and not used, with the reason."""
 
@@ -164,17 +153,10 @@ class DetectionInferenceSpec(InferenceSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RtdetrSpec:
+class RtdetrSpec(TaskSpec):
     """An rtdetr spec."""
 
-    results_dir: str = option(
-        "", "Folder of all results; an action without a folder of its own writes below it", example="results"
-    )
     model: ModelSpec = option(ModelSpec, "The network")
     dataset: DatasetSpec = option(DatasetSpec, "The data")
-    quantize: QuantizeSpec = option(QuantizeSpec, "What to quantize, and how")
     evaluate: DetectionEvaluateSpec = option(DetectionEvaluateSpec, "What to evaluate")
     inference: DetectionInferenceSpec = option(DetectionInferenceSpec, "What to run on new images")
-    export: ExportSpec = option(ExportSpec, "What to export to ONNX")
-    analyze: AnalyzeSpec = option(AnalyzeSpec, "How to rank the layers that quantize would quantize")
-    benchmark: BenchmarkSpec = option(BenchmarkSpec, "What to measure the speed of")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from taoq.network import OutputSpec
 from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
-from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, found, with_size
+from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, significant, with_size
 from taoq.tasks.rtdetr.metric import CocoMetric
 from taoq.tasks.rtdetr.model import build_model
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
@@ -36,7 +37,10 @@ TASK = Task(
     spec=RtdetrSpec,
     unused=UNUSED,
     libraries=("transformers",),
-    outputs=lambda spec: {"pred_logits": spec.dataset.num_classes, "pred_boxes": 4},
+    outputs=lambda spec: {
+        "pred_logits": OutputSpec(("N", "queries", spec.dataset.num_classes)),
+        "pred_boxes": OutputSpec(("N", "queries", 4)),
+    },
     network=lambda spec: dataclasses.replace(spec.model, num_select=1),  # which detections count is of the metric
     build_model=build_model,
     example_inputs=example_inputs,
@@ -46,7 +50,9 @@ TASK = Task(
     metric=CocoMetric,
     predictions=DetectionPredictions,
     check_same_model=check_same_model,
-    export=Export(with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous, found=found),
+    export=Export(
+        with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous, significant=significant
+    ),
     alias=original_name,
     sensitive=SENSITIVE,
 )

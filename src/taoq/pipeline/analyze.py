@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""analyze: which layers hurt. All are ranked by what they do to the outputs; the true metric confirms the worst."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic
+
+from taoq.network import batch_size
+from taoq.pipeline.artifacts import versions
+from taoq.pipeline.evaluate import measure
+from taoq.pipeline.findings import FILE, Finding, Findings, digest_of, open_findings
+from taoq.pipeline.intervals import difference
+from taoq.pipeline.prepare import Checked
+from taoq.pipeline.sensitivity import Trials, Unit, calibrate
+from taoq.pipeline.staging import staged
+from taoq.quantization.backends.base import M
+from taoq.quantization.plan import exact_patterns
+from taoq.quantization.sqnr import sqnr
+from taoq.quantization.types import LayerPlan, QuantizationPlan, share_of
+from taoq.status import track
+from taoq.tasks.base import Metric
+from taoq.views.pages import as_html, page
+
+PAGE = "analysis.html"
+_RESAMPLES = 200  # enough to say on which side of zero an interval is
+
+Progress = Callable[[str, Mapping[str, float]], None]
+"""Gets a line for each part of a long job that is done, with its figures."""
+
+
+def silent(message: str, figures: Mapping[str, float]) -> None:
+    """Report no progress."""
+
+
+def ignore(plan: QuantizationPlan) -> None:
+    """Do nothing with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements(Generic[M]):
+    """Noise and true metric of parts of a plan, each measured once.
+
+    Attributes:
+        trials: The calibrated model.
+        findings: Where the numbers are kept.
+        figure: The figure that counts.
+    """
+
+    trials: Trials[M]
+    findings: Findings
+    figure: str
+
+    def noise(self, items: Sequence[LayerPlan]) -> float:
+        """Noise power over signal power of the outputs with these layers quantized."""
+        return self.findings.get(Finding("noise", "", digest_of(items)), lambda: self.trials.noise(items))
+
+    def noise_of_units(self) -> dict[tuple[str, str], float]:
+        """Noise of each unit alone, by unit and format."""
+        units = [(unit, dtype) for unit in self.trials.units for dtype in unit.formats]
+        return {
+            (unit.name, dtype): self.noise(unit.formats[dtype])
+            for unit, dtype in track(units, len(units), "ranking layers")
+        }
+
+    def metric(self, items: Sequence[LayerPlan]) -> float:
+        """The figure with these layers quantized."""
+        finding = self._figure_of(items)
+        if finding not in self.findings.values:
+            self.measure(items)
+        return self.findings.values[finding]
+
+    def loss_is_certain(self, items: Sequence[LayerPlan]) -> bool:
+        """Whether the 95 % interval of the difference to float is all below zero.
+
+        Of a metric that gives no intervals, whether there is any loss.
+        """
+
+        def highest() -> float:
+            found = difference(self.reference, self.measure(items), self.figure, resamples=_RESAMPLES)
+            return found.value if found.high is None else found.high
+
+        return self.findings.get(Finding("highest_difference", self.figure, digest_of(items)), highest) < 0
+
+    @functools.cached_property
+    def reference(self) -> Metric:
+        """The metric of the float model."""
+        return self.measure(())
+
+    def measure(self, items: Sequence[LayerPlan]) -> Metric:
+        """The metric with these layers quantized; its figure is written down."""
+        measured = measure(self.trials.experiment, [self.trials.runtime(items)], self.figure)
+        self.findings.get(self._figure_of(items), lambda: measured.figures[0][self.figure])
+        return measured.metrics[0]
+
+    def _figure_of(self, items: Sequence[LayerPlan]) -> Finding:
+        return Finding("figure", self.figure, digest_of(items))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedUnit:
+    """A layer or group in the ranking; metrics are None where they were not measured.
+
+    Attributes:
+        name: The layer, or the pattern of the group.
+        layers: Names of its layers.
+        dtype: Its format.
+        macs: Multiply-accumulates of its layers.
+        bytes: Size of their weights as float32.
+        sqnr: SQNR of the network's outputs with only it quantized, dB.
+        sqnr_all_but: SQNR with all except it quantized, dB.
+        metric: The figure with only it quantized.
+        metric_all_but: The figure with all except it quantized.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    dtype: str
+    macs: int
+    bytes: int
+    sqnr: float | None
+    sqnr_all_but: float | None = None
+    metric: float | None = None
+    metric_all_but: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of the report."""
+        return {**vars(self), "layers": list(self.layers)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """The network without its worst units.
+
+    Attributes:
+        left_out: Number of units that stay float.
+        layers: Number of quantized layers.
+        macs_share: The part of the multiply-accumulates that is quantized, 0..1.
+        bytes_share: The part of the weights that is quantized, 0..1.
+        metric: The figure.
+    """
+
+    left_out: int
+    layers: int
+    macs_share: float
+    bytes_share: float
+    metric: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeResult:
+    """Which layers hurt.
+
+    Attributes:
+        task: Name of the task.
+        backend: Name of the backend.
+        model: The float checkpoint.
+        metric: The figure that counts.
+        num_samples: Number of samples that outputs were compared on.
+        num_images: Number of samples that the figure was measured on.
+        float_figure: The figure of the float model.
+        all_quantized: SQNR, figure and loss with everything quantized.
+        macs: Multiply-accumulates of the network.
+        units: The ranking, worst first.
+        curve: The figure without the worst 0, 1, 2, 4, ... units.
+        advice: What the curve says.
+        skip_names: Patterns of the layers to leave float.
+        seconds: Time that it took.
+        command: The command line.
+        versions: Versions of the libraries.
+        directory: Folder of the results; None if none were written.
+    """
+
+    task: str
+    backend: str
+    model: str
+    metric: str
+    num_samples: int
+    num_images: int
+    float_figure: float
+    all_quantized: Mapping[str, float | None]
+    macs: int
+    units: tuple[RankedUnit, ...]
+    curve: tuple[CurvePoint, ...]
+    advice: str
+    skip_names: tuple[str, ...]
+    seconds: float = 0.0
+    command: str = ""
+    versions: Mapping[str, str]
+    directory: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of analysis.json besides its key and its measurements."""
+        return {
+            "task": self.task,
+            "backend": self.backend,
+            "model": self.model,
+            "metric": self.metric,
+            "num_samples": self.num_samples,
+            "num_images": self.num_images,
+            "float": self.float_figure,
+            "all": dict(self.all_quantized),
+            "layers": sum(len(unit.layers) for unit in self.units),
+            "macs": self.macs,
+            "units": [unit.to_json() for unit in self.units],
+            "curve": [vars(point) for point in self.curve],
+            "advice": self.advice,
+            "skip_names": list(self.skip_names),
+            "seconds": round(self.seconds, 3),
+            "command": self.command,
+            "versions": dict(self.versions),
+        }
+
+    def html(self) -> str:
+        """The report as one HTML file."""
+        return page("analyze", self.to_json())
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [unit.name, unit.dtype, "" if unit.sqnr is None else f"{unit.sqnr:.1f}",
+             "" if unit.metric is None else f"{unit.metric:.4f}"]
+            for unit in self.units[:20]
+        ]  # fmt: skip
+        return as_html(self.advice, ["layer or group", "format", "SQNR dB", self.metric], rows)
+
+
+def analyze(
+    checked: Checked,
+    figure: str,
+    directory: Path | None,
+    *,
+    command: str = "",
+    progress: Progress = silent,
+    observe: Callable[[QuantizationPlan], None] = ignore,
+) -> AnalyzeResult:
+    """Rank the layers that a spec would quantize.
+
+    Args:
+        checked: The experiment.
+        figure: The figure that counts.
+        directory: Gets analysis.json, with what was measured, and analysis.html; None writes nothing.
+        command: The command line, for the report.
+        progress: Gets a line for each part that is done.
+        observe: Gets the plan of the rules as they are written, before the work.
+    """
+    started = time.monotonic()
+    section = checked.experiment.spec.analyze
+    trials = calibrate(checked, num_samples=section.num_samples, groups=section.groups)
+    observe(trials.prepared.plan)
+    findings = open_findings(directory / FILE if directory else None, trials.key)
+    measurements = Measurements(trials=trials, findings=findings, figure=figure)
+    result = rank(measurements, progress)
+    result = replace(result, seconds=time.monotonic() - started, command=command, directory=directory)
+    if directory:
+        with staged(directory) as stage:
+            stage.write_text(PAGE, result.html())
+            stage.write_spec("experiment.yaml", checked.experiment.spec)
+            stage.commit()
+        findings.finish(result.to_json())
+    return result
+
+
+def rank(measurements: Measurements[M], progress: Progress) -> AnalyzeResult:
+    """What each unit does to the outputs, and what the worst of them do to the metric."""
+    trials = measurements.trials
+    experiment, backend = trials.experiment, trials.prepared.backend.capability
+    noise = measurements.noise_of_units()
+    ranking = sorted(trials.units, key=lambda unit: noise[unit.name, unit.dtype], reverse=True)
+    progress(f"Ranked {len(ranking)} layers or groups.", {})
+    curve, left_out, certain = _curve(measurements, ranking)
+    before, after = measurements.metric(()), measurements.metric(_items(ranking))
+    return AnalyzeResult(
+        task=experiment.task,
+        backend=backend.name,
+        model=experiment.spec.quantize.model_path,
+        metric=measurements.figure,
+        num_samples=sum(map(batch_size, trials.sample)),
+        num_images=experiment.evaluation().num_samples,
+        float_figure=before,
+        all_quantized={
+            "sqnr": sqnr(1.0, measurements.noise(_items(ranking))),
+            "metric": after,
+            "drop": before - after,
+        },
+        macs=sum(trials.macs.values()),
+        units=tuple(_ranked_units(measurements, ranking, noise, progress)),
+        curve=curve,
+        advice=advice(left_out, certain=certain),
+        skip_names=tuple(exact_patterns(name for unit in ranking[:left_out] for name in unit.layers)),
+        versions=versions((*backend.libraries, *experiment.libraries)) | experiment.plugins,
+    )
+
+
+def _ranked_units(
+    measurements: Measurements[M],
+    ranking: Sequence[Unit],
+    noise: Mapping[tuple[str, str], float],
+    progress: Progress,
+) -> list[RankedUnit]:
+    """The ranking; the true metric confirms the worst."""
+    confirm = measurements.trials.experiment.spec.analyze.confirm
+    rows = []
+    for position, unit in enumerate(ranking):
+        row = RankedUnit(
+            name=unit.name,
+            layers=unit.layers,
+            dtype=unit.dtype,
+            macs=unit.macs,
+            bytes=unit.bytes,
+            sqnr=sqnr(1.0, noise[unit.name, unit.dtype]),
+        )
+        if position < confirm:
+            all_but = _items([other for other in ranking if other is not unit])
+            row = replace(
+                row,
+                metric=measurements.metric(unit.items),
+                sqnr_all_but=sqnr(1.0, measurements.noise(all_but)),
+                metric_all_but=measurements.metric(all_but),
+            )
+            progress(f"Confirmed {unit.name}.", {measurements.figure: row.metric or 0.0})
+        rows.append(row)
+    return rows
+
+
+def _curve(measurements: Measurements[M], ranking: Sequence[Unit]) -> tuple[tuple[CurvePoint, ...], int, bool]:
+    """The metric without the worst 0, 1, 2, 4, 8, ... units.
+
+    Returns:
+        The points; how many units are best left out; and whether a loss is certain then. They are the fewest whose
+        absence makes the loss uncertain: its 95 % interval contains zero. If none do, those with the best metric.
+    """
+    trials = measurements.trials
+    counts = [0, *(2**power for power in range(len(ranking).bit_length()) if 2**power < len(ranking))]
+    points: list[CurvePoint] = []
+    for count in counts:
+        items = _items(ranking[count:])
+        names = [item.layer.name for item in items]
+        certain = measurements.loss_is_certain(items)
+        points.append(
+            CurvePoint(
+                left_out=count,
+                layers=len(names),
+                macs_share=share_of(names, trials.macs) or 0.0,
+                bytes_share=share_of(names, trials.bytes) or 0.0,
+                metric=measurements.metric(items),
+            )
+        )
+        if not certain:
+            return tuple(points), count, False
+    best = max(points, key=lambda point: (point.metric, -point.left_out))
+    return tuple(points), best.left_out, True
+
+
+def advice(left_out: int, *, certain: bool) -> str:
+    """What the curve says about the layers to leave out.
+
+    Args:
+        left_out: Number of units to leave out.
+        certain: Whether a loss is certain without them.
+    """
+    if not certain:
+        return "without them the loss is not certain" if left_out else "no layer has to be left out: no loss is certain"
+    if left_out:
+        return "the best of what was tried: without them the loss is still certain"
+    return "the loss is certain, and leaving layers out did not make it smaller"
+
+
+def _items(units: Sequence[Unit]) -> list[LayerPlan]:
+    return [item for unit in units for item in unit.items]

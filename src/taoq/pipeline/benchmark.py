@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmark: how fast a quantized model is beside its float model, in turns, in the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taoq.errors import Fault, Notice, SpecError, first_line
+from taoq.files import total_size
+from taoq.network import Inputs
+from taoq.pipeline.artifacts import Manifest, find_artifact, read_artifact, source_is_unchanged, versions
+from taoq.pipeline.experiment import Experiment, bind
+from taoq.pipeline.memory import peak_resident, resident
+from taoq.pipeline.models import open_runtime
+from taoq.pipeline.staging import staged
+from taoq.pipeline.timing import Latency, check_batch_sizes, latency, note_fixed_batches, run_in_turns
+from taoq.quantization.backends import load_backend
+from taoq.quantization.formats import format_of, load_format
+from taoq.runtimes import load_runtime
+from taoq.runtimes.base import Runtime, noise
+from taoq.tasks import load_task
+from taoq.tasks.sections import BenchmarkSpec, TaskSpec
+from taoq.views.pages import as_html, megabytes
+
+log = logging.getLogger(__name__)
+
+FLOAT, QUANTIZED = "float32", "quantized"
+COMPILED = ", compiled"
+"""Behind the name of a model that went through a compiler."""
+_NAME_QUANTIZED = "name an artifact, or a quantized ONNX file"
+_NAME_FLOAT = "name the float checkpoint or ONNX file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredModel:
+    """A model of a benchmark.
+
+    Attributes:
+        name: float32, or quantized.
+        file: The checkpoint, artifact or file.
+        size: Its size, bytes; of a float checkpoint of an artifact, as float32.
+        peak_memory: What opening and running it adds to a process on the CPU, bytes; None if it was not measured.
+        batch: Samples per run of that process.
+    """
+
+    name: str
+    file: str
+    size: int
+    peak_memory: int | None
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """How fast a quantized model is beside its float model.
+
+    Attributes:
+        device: Where they ran.
+        threads: Number of torch's threads.
+        runs: Measured runs of each model.
+        models: The models.
+        rows: Latencies by batch size and model.
+        verdict: The speed-ups in one line, and what the artifact is for if it is slower.
+        versions: Versions of the libraries.
+        command: The command line.
+        min_speedup: What was asked for; None if nothing was.
+        directory: Folder of the results; None if none were written.
+    """
+
+    device: str
+    threads: int
+    runs: int
+    models: tuple[MeasuredModel, ...]
+    rows: tuple[Latency, ...]
+    verdict: str
+    versions: Mapping[str, str]
+    command: str = ""
+    min_speedup: float | None = None
+    directory: Path | None = None
+
+    @property
+    def slowest(self) -> float:
+        """The least speed-up of the quantized model, compiled or not, at any batch size."""
+        return min(row.speedup for row in self.rows if _is_quantized_row(row))
+
+    @property
+    def fault(self) -> Fault | None:
+        """What is wrong if the speed-up is less than asked for."""
+        if self.min_speedup is None or self.slowest >= self.min_speedup:
+            return None
+        what = f"{QUANTIZED} is {self.slowest:.2f} times as fast as {FLOAT}, {self.min_speedup:g} is asked"
+        return Fault("benchmark.min_speedup", what, self.verdict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "runs": self.runs,
+            "models": [dataclasses.asdict(model) for model in self.models],
+            "rows": [row.to_json() for row in self.rows],
+            "verdict": self.verdict,
+            "versions": dict(self.versions),
+            "command": self.command,
+        }
+
+    def _repr_html_(self) -> str:
+        rows = [[row.model, str(row.batch), f"{row.p50_ms:.2f}", f"{row.speedup:.2f}"] for row in self.rows]
+        sizes = ", ".join(f"{model.name} {megabytes(model.size)}" for model in self.models)
+        return as_html(f"{self.verdict}; {sizes}", ["model", "batch", "p50 ms", "speed-up"], rows)
+
+
+def check_benchmark(section: BenchmarkSpec) -> None:
+    """Check a `benchmark` section before anything is opened.
+
+    Raises:
+        SpecError: A field does not fit, or the checkpoint is not quantized.
+    """
+    if not section.checkpoint:
+        raise SpecError(Fault("benchmark.checkpoint", "missing", _NAME_QUANTIZED))
+    if not Path(section.checkpoint).exists():
+        raise SpecError(Fault("benchmark.checkpoint", f"there is no {section.checkpoint}", _NAME_QUANTIZED))
+    if not _is_quantized(section.checkpoint):
+        what = f"{section.checkpoint} is not quantized: its speed is that of its float model"
+        raise SpecError(Fault("benchmark.checkpoint", what, _NAME_QUANTIZED))
+    check_batch_sizes(section.batch_sizes)
+    if section.batch_size > 0:
+        what = "has no meaning here: a benchmark takes a list"
+        raise SpecError(Fault("benchmark.batch_size", what, f"write benchmark.batch_sizes: [{section.batch_size}]"))
+
+
+def benchmark(experiment: Experiment, directory: Path | None = None, *, command: str = "") -> BenchmarkResult:
+    """Measure the checkpoint of the section `benchmark` against its float model.
+
+    Args:
+        experiment: The experiment; its section passed `check_benchmark`.
+        directory: Gets results.json; None writes nothing.
+        command: The command line, for the report.
+    """
+    section = experiment.spec.benchmark
+    artifact = find_artifact(section.checkpoint)
+    manifest = read_artifact(artifact).manifest if artifact else None
+    files = {FLOAT: _baseline(section, manifest), QUANTIZED: section.checkpoint}
+    models = _open(experiment, files)
+    largest = max(section.batch_sizes)
+    measured = tuple(
+        MeasuredModel(
+            name=name,
+            file=file,
+            size=_size(section, name, file, manifest),
+            peak_memory=_peak_memory(experiment, file, largest),
+            batch=largest,
+        )
+        for name, file in files.items()
+    )
+    result = dataclasses.replace(
+        benchmark_models(models, experiment.example(), section, target=_target(manifest)),
+        models=measured,
+        versions=versions(_libraries(section, manifest)),
+        command=command,
+        directory=directory,
+    )
+    if directory:
+        with staged(directory) as stage:
+            stage.write_json("results.json", result.to_json())
+            stage.write_spec("experiment.yaml", experiment.spec)
+            stage.commit()
+    return result
+
+
+def benchmark_models(
+    models: Mapping[str, Runtime], example: Inputs, section: BenchmarkSpec, *, target: str = ""
+) -> BenchmarkResult:
+    """Measure models that are ready to run; the names are FLOAT and QUANTIZED.
+
+    Args:
+        models: The models.
+        example: Inputs of one sample.
+        section: Batch sizes, warm-up runs, measured runs, what to add.
+        target: What the quantized model is for, if that is known.
+    """
+    timed = _with_variants(models, section, example)
+    rows: list[Latency] = []
+    for batch in section.batch_sizes:
+        inputs = noise(example, batch)
+        note_fixed_batches(timed, batch)
+        seconds = run_in_turns(timed, inputs, warmup=section.warmup, runs=section.runs)
+        rows += [latency(name, batch, own, seconds[_reference(name, timed)]) for name, own in seconds.items()]
+    return BenchmarkResult(
+        device=timed[FLOAT].device,
+        threads=torch.get_num_threads(),
+        runs=section.runs,
+        models=(),
+        rows=tuple(rows),
+        verdict=_verdict(rows, target),
+        versions={},
+        min_speedup=section.min_speedup,
+    )
+
+
+def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
+    """The float model: the one that is named, or the one that the artifact was made from."""
+    if section.baseline:
+        if _is_quantized(section.baseline):
+            raise SpecError(Fault("benchmark.baseline", f"{section.baseline} is quantized", _NAME_FLOAT))
+        return section.baseline
+    if manifest is None:
+        what = f"missing: {section.checkpoint} is no artifact that names what it was made from"
+        raise SpecError(Fault("benchmark.baseline", what, _NAME_FLOAT))
+    if not source_is_unchanged(manifest.source):
+        what = f"missing: {manifest.source['path'] or 'what the artifact was made from'} is not there as it was"
+        raise SpecError(Fault("benchmark.baseline", what, _NAME_FLOAT))
+    return manifest.source["path"]
+
+
+def _is_quantized(file: str) -> bool:
+    """Whether it is an artifact, or a file that holds a quantized network."""
+    if find_artifact(file):
+        return True
+    info = format_of(file)
+    if not info.whole:
+        return False
+    model_format = load_format(info.name)
+    return model_format.is_quantized(model_format.read(file, _no_network))
+
+
+def _no_network(checkpoint: str | None) -> torch.nn.Module:
+    raise AssertionError(f"{checkpoint} holds its network itself")
+
+
+def _open(experiment: Experiment, files: Mapping[str, str]) -> dict[str, Runtime]:
+    """The float and the quantized model, ready to run.
+
+    Raises:
+        SpecError: They are models of different formats.
+    """
+    section = experiment.spec.benchmark
+    models: dict[str, Runtime] = {}
+    for name, file in files.items():
+        flag = section.is_quantized if name == QUANTIZED else None
+        models[name] = open_runtime(
+            experiment, dataclasses.replace(section, checkpoint=file, is_quantized=flag), "benchmark"
+        )
+    if len({type(model) for model in models.values()}) > 1:
+        what = "one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization"
+        raise SpecError(Fault("benchmark.baseline", what, "name a float model of the same kind"))
+    return models
+
+
+def _with_variants(models: Mapping[str, Runtime], section: BenchmarkSpec, example: Inputs) -> dict[str, Runtime]:
+    """The models, compiled ones if the section asks for them, and the float model in float16 if its runtime has it."""
+    timed = dict(models)
+    if section.compile:
+        compiled = {name: model.compiled() for name, model in models.items()}
+        if not any(compiled.values()):
+            log.warning(Notice("benchmark.compile", "has no effect on ONNX files"))
+        for name, model in compiled.items():
+            if model is not None and _compiles(name, model, example):
+                timed[f"{name}{COMPILED}"] = model
+    half = models[FLOAT].half() if FLOAT in models else None
+    if half is not None:
+        timed["float16"] = half
+    return timed
+
+
+def _compiles(name: str, model: Runtime, example: Inputs) -> bool:
+    """Run a compiled model once; a notice says why it is left out if that fails."""
+    try:
+        model.run(example)
+    except RuntimeError as error:  # of its tracer or of its compiler
+        what = f"torch.compile fails on the {name} model, which is measured without it: {first_line(error)}"
+        log.warning(Notice("benchmark.compile", what))
+        return False
+    return True
+
+
+def _reference(name: str, models: Mapping[str, Runtime]) -> str:
+    """The float model that a model is compared with: the compiled one for a compiled model."""
+    compiled = f"{FLOAT}{COMPILED}"
+    return compiled if name.endswith(COMPILED) and compiled in models else FLOAT
+
+
+def _size(section: BenchmarkSpec, name: str, file: str, manifest: Manifest | None) -> int:
+    """Size in bytes; of a float model as float32, if the artifact knows: a checkpoint may have half of that."""
+    if manifest and name == QUANTIZED:
+        return manifest.size
+    if manifest and (not section.baseline or source_is_unchanged({**manifest.source, "path": file})):
+        return manifest.float_size
+    return total_size(Path(file))
+
+
+def _libraries(section: BenchmarkSpec, manifest: Manifest | None) -> list[str]:
+    """Distributions of the runtime that ran, and of torch, whose threads are counted."""
+    name = manifest.format if manifest else format_of(section.checkpoint).name
+    kind = load_runtime(name, section.runtime, "benchmark.runtime")
+    return list(dict.fromkeys(["torch", *kind.libraries]))
+
+
+def _peak_memory(experiment: Experiment, file: str, batch: int) -> int | None:
+    """Bytes that opening a model and running it adds to a process of its own; None if that process failed.
+
+    A network of a Python caller cannot be built in another process: None.
+    """
+    if not experiment.task:
+        return None
+    section = dataclasses.replace(experiment.spec.benchmark, checkpoint=file, is_quantized=None, device="cpu")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_measure_peak, experiment.task, experiment.spec, section, batch).result()
+        except BrokenProcessPool:
+            log.warning(Notice("benchmark", f"the process that measures the memory of {file} died"))
+            return None
+
+
+def _measure_peak(task: str, spec: TaskSpec, section: BenchmarkSpec, batch: int) -> int:
+    logging.getLogger("taoq").addHandler(logging.NullHandler())
+    experiment = bind(load_task(task), spec)
+    inputs = noise(experiment.example(), batch)
+    before = resident()
+    model = open_runtime(experiment, section, "benchmark")
+    for _ in range(2):
+        model.run(inputs)
+    return peak_resident() - before
+
+
+def _target(manifest: Manifest | None) -> str:
+    """What an artifact is for."""
+    if manifest is None:
+        return ""
+    capability = load_backend(manifest.backend).capability
+    return f"{capability.name} is for {capability.target}"
+
+
+def _is_quantized_row(row: Latency) -> bool:
+    return row.model in (QUANTIZED, f"{QUANTIZED}{COMPILED}")
+
+
+def _verdict(rows: Sequence[Latency], target: str) -> str:
+    quantized = [row for row in rows if _is_quantized_row(row)]
+    parts = []
+    for name in dict.fromkeys(row.model for row in quantized):
+        speeds = [f"{row.speedup:.2f} at batch {row.batch}" for row in quantized if row.model == name]
+        parts.append(("compiled: " if name.endswith(COMPILED) else "") + ", ".join(speeds))
+    words = f"{QUANTIZED} / {FLOAT} in speed: {'; '.join(parts)}"
+    slower = min(row.speedup for row in quantized) < 1.0
+    return f"{words}; {target}" if slower and target else words

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metric of models on the evaluation data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.network import batch_size
+from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.models import open_runtime
+from taoq.pipeline.staging import staged
+from taoq.runtimes.base import Runtime
+from taoq.status import track
+from taoq.tasks.base import Metric, Writing
+from taoq.views.pages import as_html
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What an evaluation of some models gave.
+
+    Attributes:
+        metrics: A computed metric for each model, in their order.
+        figures: Their figures.
+        num_images: Number of samples that each of them saw.
+        seconds: Time for all of them.
+    """
+
+    metrics: tuple[Metric, ...]
+    figures: tuple[Mapping[str, float], ...]
+    num_images: int
+    seconds: float
+
+
+def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "") -> Measured:
+    """Evaluate models on the same samples, reading each sample once.
+
+    Args:
+        experiment: The experiment, for its data and metric.
+        models: The models.
+        needed: A figure that must have a value.
+
+    Raises:
+        TaoqError: It has none.
+    """
+    batches = experiment.evaluation()
+    metrics = tuple(experiment.metric() for _ in models)
+    started, count = time.monotonic(), 0
+    for batch in track(batches, batches.num_samples, "evaluating", lambda batch: batch_size(batch.inputs)):
+        count += batch_size(batch.inputs)
+        for model, metric in zip(models, metrics, strict=True):
+            metric.update(model.run(batch.inputs), batch.targets)
+    seconds = time.monotonic() - started
+    figures = tuple(metric.compute() for metric in metrics)
+    if needed and not all(needed in values for values in figures):
+        what = f"{needed} has no value: nothing in these {count} image(s) defines it"
+        raise TaoqError(Fault("the evaluation data", what, "evaluate on images with something to find"))
+    return Measured(metrics=metrics, figures=figures, num_images=count, seconds=seconds)
+
+
+def figure_named(experiment: Experiment, name: str, where: str) -> str:
+    """The figure that a field names; `auto` is the metric's first.
+
+    Args:
+        experiment: The experiment.
+        name: Value of the field.
+        where: The field, for messages.
+
+    Raises:
+        SpecError: The metric has no such figure.
+    """
+    figures = experiment.metric().figures
+    if name == "auto":
+        return figures[0]
+    if name not in figures:
+        hint = did_you_mean(name, figures, "write auto, or one of " + ", ".join(figures))
+        measured_by = experiment.task or "the metric"
+        raise SpecError(Fault(where, f"{measured_by} measures no figure '{name}'", hint))
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """What `evaluate` gave.
+
+    Attributes:
+        checkpoint: What was evaluated, as the spec names it.
+        num_images: Number of samples.
+        device: Where it ran.
+        seconds: Time that it took.
+        metrics: The figures.
+        details: What the metric shows besides, such as figures per class.
+        directory: Folder of the results; None if none were written.
+    """
+
+    checkpoint: str
+    num_images: int
+    device: str
+    seconds: float
+    metrics: Mapping[str, float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    directory: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {
+            "checkpoint": self.checkpoint,
+            "num_images": self.num_images,
+            "device": self.device,
+            "seconds": round(self.seconds, 3),
+            "metrics": dict(self.metrics),
+            **self.details,
+        }
+
+    def _repr_html_(self) -> str:
+        return as_html(f"{self.checkpoint}: {self.num_images} images on {self.device}", ["metric", "value"],
+                       [[name, f"{value:.4f}"] for name, value in self.metrics.items()])  # fmt: skip
+
+
+def evaluate(experiment: Experiment, directory: Path | None = None) -> EvaluateResult:
+    """Evaluate the checkpoint of the section `evaluate`.
+
+    Args:
+        experiment: The experiment.
+        directory: Gets results.json and what the metric writes; None writes nothing.
+    """
+    section = experiment.spec.evaluate
+    experiment.evaluation()  # missing images are reported before a model is opened
+    runtime = open_runtime(experiment, section, "evaluate")
+    return evaluate_runtime(experiment, runtime, section.checkpoint, directory)
+
+
+def evaluate_runtime(
+    experiment: Experiment, runtime: Runtime, checkpoint: str, directory: Path | None
+) -> EvaluateResult:
+    """Evaluate a model that is ready to run; see `evaluate`."""
+    measured = measure(experiment, [runtime])
+    (metric,), (figures,) = measured.metrics, measured.figures
+
+    def result(details: Mapping[str, Any]) -> EvaluateResult:
+        return EvaluateResult(
+            checkpoint=checkpoint,
+            num_images=measured.num_images,
+            device=runtime.device,
+            seconds=measured.seconds,
+            metrics=figures,
+            details=details,
+            directory=directory,
+        )
+
+    if directory is None:
+        return result({})
+    with staged(directory) as stage:
+        found = result(metric.write(stage.path) if isinstance(metric, Writing) else {})
+        stage.write_json("results.json", found.to_json())
+        stage.write_spec("experiment.yaml", experiment.spec)
+        stage.commit()
+    return found

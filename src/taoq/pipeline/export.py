@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""export: a torch checkpoint or artifact as an ONNX file that gives the same outputs on real images."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import yaml
+from torch import nn
+
+import taoq
+from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
+from taoq.files import sha256, total_size
+from taoq.network import OutputSpec, format_shape
+from taoq.pipeline.artifacts import find_artifact, versions
+from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.models import OpenedModel, build_empty, fitting_artifact, open_artifact, start
+from taoq.pipeline.proof import Proof, prove
+from taoq.pipeline.staging import Stage, staged
+from taoq.quantization.backends import load_backend
+from taoq.quantization.backends.base import Exportable
+from taoq.quantization.formats import FORMATS, format_of
+from taoq.quantization.formats.onnx import qdq
+from taoq.quantization.formats.onnx.export import OPSETS, export_graph
+from taoq.quantization.formats.onnx.file import read_graph, read_properties, write_graph, write_properties
+from taoq.quantization.formats.onnx.graph import Graph, opset
+from taoq.quantization.formats.onnx.layers import OPSET, TYPES, list_layers
+from taoq.quantization.formats.torch.biases import accept_biases
+from taoq.quantization.formats.torch.call import call
+from taoq.quantization.types import Applied, LayerPlan, PerAxis, Scales, Scheme
+from taoq.runtimes.base import noise, torch_device
+from taoq.spec.load import spec_to_dict
+from taoq.tasks.sections import ExportSpec
+from taoq.views.pages import as_html, megabytes
+
+log = logging.getLogger(__name__)
+
+_ONNX = FORMATS["onnx"]
+_LIBRARIES = ("torch", "onnx", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported.
+
+    Attributes:
+        reference: The torch network as it is evaluated.
+        network: The float network that is traced: the same, or its weights dequantized.
+        layers: Its quantized layers.
+        scales: Their scales.
+    """
+
+    reference: nn.Module
+    network: nn.Module
+    layers: Applied
+    scales: Mapping[str, Scales]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """An exported file.
+
+    Attributes:
+        onnx_file: The file.
+        checkpoint: What it was made from.
+        opset_version: Version of the standard operators.
+        nodes: Number of nodes.
+        quantized_layers: Number of quantized layers.
+        size: Size of the file with its weights, bytes.
+        inputs: Shapes of its inputs.
+        proof: The comparison with the torch network.
+        versions: Versions of the libraries.
+        command: The command line.
+    """
+
+    onnx_file: Path
+    checkpoint: str
+    opset_version: int
+    nodes: int
+    quantized_layers: int
+    size: int
+    inputs: Mapping[str, OutputSpec]
+    proof: Proof
+    versions: Mapping[str, str]
+    command: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `<name>_export.json`."""
+        return {
+            "onnx_file": str(self.onnx_file),
+            "checkpoint": self.checkpoint,
+            "opset_version": self.opset_version,
+            "nodes": self.nodes,
+            "quantized_layers": self.quantized_layers,
+            "size": self.size,
+            "proof": self.proof.to_json(),
+            "versions": dict(self.versions),
+            "command": self.command,
+        }
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [name, f"{difference.largest_difference:.2g}", f"{difference.largest_value:.3g}"]
+            for name, difference in self.proof.outputs.items()
+        ]
+        title = f"{self.onnx_file}: {megabytes(self.size)}, opset {self.opset_version}, {self.nodes} nodes"
+        return as_html(title, ["output", "largest difference to torch", "largest value"], rows)
+
+
+def target_of(section: ExportSpec, directory: Path) -> Path:
+    """The file to write."""
+    return Path(section.onnx_file) if section.onnx_file else directory / f"model{_ONNX.suffixes[0]}"
+
+
+def sized(experiment: Experiment) -> Experiment:
+    """The experiment for the input size of the section `export`, which is that of the data unless it says another.
+
+    Raises:
+        SpecError: The task has no such input size.
+    """
+    section = experiment.spec.export
+    if section.input_channel != 3:
+        what = f"the input has {section.input_channel} channels, every network here has 3"
+        raise SpecError(Fault("export.input_channel", what, "leave it out"))
+    if section.input_height is None and section.input_width is None:
+        return experiment
+    images = [tensor for tensor in experiment.example().values() if tensor.ndim == 4]
+    if experiment.with_size is None or not images:
+        what = f"{experiment.task or 'this network'} has one input size"
+        raise SpecError(Fault("export.input_height", what, "leave input_height and input_width out"))
+    own_height, own_width = images[0].shape[2:]
+    height, width = section.input_height or own_height, section.input_width or own_width
+    return experiment if (height, width) == (own_height, own_width) else experiment.with_size(height, width)
+
+
+def check_export(section: ExportSpec, target: Path) -> None:
+    """Check an `export` section before anything is opened.
+
+    Raises:
+        SpecError: A field does not fit.
+        TaoqError: There is no such checkpoint.
+    """
+    checkpoint = section.checkpoint
+    if not checkpoint:
+        raise SpecError(Fault("export.checkpoint", "missing", "name a checkpoint or an artifact"))
+    if not Path(checkpoint).exists():
+        raise TaoqError(Fault("export.checkpoint", f"there is no {checkpoint}", "name a checkpoint or an artifact"))
+    if format_of(checkpoint) == _ONNX:
+        what = f"{checkpoint} is an ONNX file already"
+        raise SpecError(Fault("export.checkpoint", what, "name the checkpoint it was made from"))
+    check_target(section, target)
+
+
+def check_target(section: ExportSpec, target: Path) -> None:
+    """Check what of an `export` section does not depend on the checkpoint.
+
+    Raises:
+        SpecError: A field does not fit.
+    """
+    suffix = _ONNX.suffixes[0]
+    if target.suffix != suffix:
+        hint = f"write {target.with_suffix(suffix)}"
+        raise SpecError(Fault("export.onnx_file", f"{target} does not end in {suffix}", hint))
+    first, last = OPSETS
+    if not first <= section.opset_version <= last:
+        what = f"torch's exporter writes opset {first} to {last}, not {section.opset_version}"
+        raise SpecError(Fault("export.opset_version", what, "write 17, which every network here takes"))
+    if section.batch_size == 0:
+        raise SpecError(Fault("export.batch_size", "0 images are no batch", "write -1 for any number of images"))
+    if find_artifact(str(target)):
+        what = f"{target} is the payload of an artifact"
+        raise SpecError(Fault("export.onnx_file", what, "name another file"))
+
+
+def export(experiment: Experiment, target: Path, *, command: str = "") -> ExportResult:
+    """Export the checkpoint of the section `export`, which passed `check_export`.
+
+    Args:
+        experiment: The experiment, of the input size of the file.
+        target: The file.
+        command: The command line, for the report.
+    """
+    section = experiment.spec.export
+    origin = {"path": section.checkpoint, "sha256": sha256(Path(section.checkpoint))}
+    _refuse_replacement(section, target, origin["sha256"])
+    device = "cpu" if section.on_cpu else torch_device(f"cuda:{section.gpu_id}", "export.gpu_id")
+    return write_export(experiment, _open(experiment, section), origin, target, device, command=command)
+
+
+def write_export(
+    experiment: Experiment,
+    source: _Source,
+    origin: Mapping[str, str],
+    target: Path,
+    device: str,
+    *,
+    command: str = "",
+) -> ExportResult:
+    """Trace a network, write its file, and prove it.
+
+    Args:
+        experiment: The experiment.
+        source: The network.
+        origin: Path and sha256 of what it comes from; kept in the file.
+        target: The file.
+        device: Where it is traced.
+        command: The command line, for the report.
+    """
+    section = experiment.spec.export
+    graph = _trace(experiment, section, source, device)
+    properties = {
+        "taoq": taoq.__version__,
+        "task": experiment.task,
+        "source": dict(origin),
+        "spec": spec_to_dict(experiment.spec),
+    }
+    write_properties(graph, properties)
+    with staged(target.parent) as stage:
+        file = stage.path / target.name
+        write_graph(graph, file)
+        onnx.checker.check_model(str(file), full_check=True)
+        size = total_size(file)
+        written = OpenedModel(read_graph(file), _ONNX.name, file, bool(source.scales))
+        graph_runtime = start(experiment, written, "cpu", "export.on_cpu")
+        proof = prove(experiment, source.reference, graph_runtime, quantized=written.quantized)
+        if section.serialize_nvdsinfer:
+            _write_deepstream(experiment, target, stage)
+        result = ExportResult(
+            onnx_file=target,
+            checkpoint=section.checkpoint,
+            opset_version=opset(graph.model),
+            nodes=len(graph.proto.node),
+            quantized_layers=len(source.layers),
+            size=size,
+            inputs={
+                name: OutputSpec((section.batch_size if section.batch_size > 0 else "any", *tensor.shape[1:]))
+                for name, tensor in experiment.example().items()
+            },
+            proof=proof,
+            versions=versions((*_LIBRARIES, *experiment.libraries)) | experiment.plugins,
+            command=command,
+        )
+        stage.write_json(f"{target.stem}_export.json", result.to_json())
+        stage.commit()
+    return result
+
+
+def _refuse_replacement(section: ExportSpec, target: Path, source_sha256: str) -> None:
+    """Replace only what was made from the same checkpoint, unless asked.
+
+    Raises:
+        TaoqError: The file was made from something else.
+    """
+    if section.overwrite or not target.exists():
+        return
+    try:
+        made_from = (read_properties(read_graph(target), target) or {}).get("source", {})
+    except TaoqError:
+        made_from = {}  # not a file of taoq's
+    if made_from.get("sha256") != source_sha256:
+        what = f"{target} is there already, made from {made_from.get('path', 'something else')}"
+        raise TaoqError(Fault("export.onnx_file", what, "name another file, or set export.overwrite: true"))
+    log.info(Notice("export.onnx_file", f"{target} was made from the same checkpoint and will be replaced"))
+
+
+def _open(experiment: Experiment, section: ExportSpec) -> _Source:
+    """The network of a checkpoint or an artifact."""
+    directory = find_artifact(section.checkpoint)
+    if section.is_quantized is not None and section.is_quantized != (directory is not None):
+        what = f"is {str(section.is_quantized).lower()}, but {section.checkpoint} is"
+        what += " a quantized artifact" if directory else " no artifact"
+        raise SpecError(Fault("export.is_quantized", what, "leave the field out: the artifact knows"))
+    if directory is None:
+        return float_source(experiment.build(section.checkpoint))
+    artifact = fitting_artifact(experiment, directory)
+    manifest = artifact.manifest
+    if manifest.format == _ONNX.name:
+        what = f"{section.checkpoint} is an artifact of {manifest.backend}: its payload is an ONNX file"
+        raise SpecError(Fault("export.checkpoint", what, f"take {artifact.payload} as it is"))
+    reference = open_artifact(experiment, artifact).model
+    empty = build_empty(experiment.restore(manifest.spec)).eval()
+    return quantized_source(reference, manifest.backend, empty, dequantize=section.dequantize)
+
+
+def float_source(model: nn.Module) -> _Source:
+    """A float network to export."""
+    return _Source(model.eval(), model, {}, {})
+
+
+def quantized_source(reference: nn.Module, backend_name: str, empty: nn.Module, *, dequantize: bool) -> _Source:
+    """A quantized network to export.
+
+    Args:
+        reference: The quantized network.
+        backend_name: Its backend.
+        empty: The float network without its weights.
+        dequantize: Whether the file gets plain float weights.
+
+    Raises:
+        SpecError: ONNX has no operator for how the backend quantizes.
+    """
+    backend = load_backend(backend_name)
+    hint = "set export.dequantize: true for a float file with these weights, or quantize the float ONNX file"
+    if not isinstance(backend, Exportable):
+        raise SpecError(Fault("export.checkpoint", f"backend {backend_name} cannot be exported", hint))
+    state, scales = backend.dequantized(reference)
+    if not scales and not dequantize:
+        what = f"{backend_name} quantizes weights in a way that ONNX has no operator for"
+        raise SpecError(Fault("export.checkpoint", what, hint))
+    accept_biases(empty, state)
+    empty.load_state_dict(dict(state), assign=True)
+    if dequantize:
+        what = "the file has plain float32 weights, with the values of the quantized ones"
+        log.warning(Notice("export.dequantize", what))
+        scales = {}
+    if not scales:
+        return _Source(empty, empty, backend.applied(empty), {})
+    return _Source(reference, empty, backend.applied(reference), scales)
+
+
+def _trace(experiment: Experiment, section: ExportSpec, source: _Source, device: str) -> Graph:
+    """The graph of a network, with Q/DQ nodes if it is quantized."""
+    version = section.opset_version
+    if source.scales and version < OPSET:
+        what = f"a quantized graph needs {OPSET}; {version} is not enough"
+        log.info(Notice("export.opset_version", what))
+        version = OPSET
+    example = noise(experiment.example(), max(section.batch_size, 1))
+    inputs = {name: tensor.to(device) for name, tensor in example.items()}
+    source.network.to(device)
+    _check_runs(source.network, inputs, section)
+    graph = export_graph(
+        source.network,
+        inputs,
+        list(experiment.outputs),
+        opset=version,
+        dynamic=section.batch_size < 0,
+        fold=not source.scales,  # scales are those of the weights as they are
+        verbose=section.verbose,
+    )
+    source.network.to("cpu")
+    if source.scales:
+        _place(graph, source)
+    return graph
+
+
+def _check_runs(network: nn.Module, inputs: Mapping[str, torch.Tensor], section: ExportSpec) -> None:
+    try:
+        with torch.inference_mode():
+            call(network, inputs)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        where = "export.input_height" if section.input_height or section.input_width else "export.checkpoint"
+        shapes = ", ".join(format_shape(tensor.shape) for tensor in inputs.values())
+        what = f"the network does not run on inputs of {shapes}: {first_line(error)}"
+        raise TaoqError(Fault(where, what, "leave input_height and input_width out")) from error
+
+
+def _place(graph: Graph, source: _Source) -> None:
+    """Put the scales of the torch layers at the nodes that come from them."""
+    nodes = [layer for layer in list_layers(graph, TYPES) if layer.alias in source.layers and not layer.obstacle]
+    missing = sorted(set(source.layers) - {node.alias for node in nodes})
+    if missing:
+        what = f"{', '.join(missing[:3])}: not in the graph as one layer"
+        raise TaoqError(Fault("export.checkpoint", what, "export with export.dequantize: true"))
+    plans = []
+    for node in nodes:
+        layer = source.layers[node.alias]
+        weights, activations = layer.weights, layer.activations
+        if weights and node.type == "MatMul":
+            weights = _on_axis(weights, {0: 1, 1: 0})  # it has the transpose of nn.Linear's
+        if activations and isinstance(activations.granularity, PerAxis):
+            activations = dataclasses.replace(activations, granularity=PerAxis(node.input_axis))
+        plans.append(LayerPlan(layer=node, weights=weights, activations=activations))
+    qdq.insert(graph, plans, {node.name: source.scales[node.alias] for node in nodes})
+
+
+def _on_axis(scheme: Scheme, axes: Mapping[int, int]) -> Scheme:
+    """A scheme whose scales go along another axis."""
+    if not isinstance(scheme.granularity, PerAxis):
+        return scheme
+    return dataclasses.replace(scheme, granularity=PerAxis(axes[scheme.granularity.axis]))
+
+
+def _write_deepstream(experiment: Experiment, target: Path, stage: Stage) -> None:
+    """nvdsinfer_config.yaml and labels.txt, as Gst-nvinfer of DeepStream reads them.
+
+    Raises:
+        SpecError: The task has no such configuration.
+    """
+    if experiment.deepstream is None:
+        what = f"{experiment.task or 'this network'} has no configuration for DeepStream"
+        raise SpecError(Fault("export.serialize_nvdsinfer", what, "leave it out"))
+    needed = experiment.deepstream()
+    (images,) = experiment.example().values()
+    properties = {
+        "gpu-id": 0,
+        "model-color-format": 0,  # RGB
+        "onnx-file": target.name,
+        "labelfile-path": "labels.txt",
+        "infer-dims": ";".join(map(str, images.shape[1:])),
+        "batch-size": max(experiment.spec.export.batch_size, 1),
+        "network-mode": 2,  # FP16 where the graph says nothing else
+        **needed.properties,
+    }
+    stage.write_text("nvdsinfer_config.yaml", yaml.safe_dump({"property": properties}, sort_keys=False))
+    stage.write_text("labels.txt", needed.labels)

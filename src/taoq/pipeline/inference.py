@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inference: what a model says about images, as files and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taoq.network import batch_size
+from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.models import open_runtime
+from taoq.pipeline.staging import staged
+from taoq.status import track
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceResult:
+    """What `inference` wrote.
+
+    Attributes:
+        num_images: Number of images.
+        device: Where it ran.
+        files: Files and folders that were written.
+    """
+
+    num_images: int
+    device: str
+    files: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain data."""
+        return {"num_images": self.num_images, "device": self.device, "files": list(map(str, self.files))}
+
+
+def infer(experiment: Experiment, directory: Path) -> InferenceResult:
+    """Run the checkpoint of the section `inference` on the task's images.
+
+    Args:
+        experiment: The experiment.
+        directory: Gets the predictions.
+    """
+    batches = experiment.inference()
+    runtime = open_runtime(experiment, experiment.spec.inference, "inference")
+    with staged(directory) as stage:
+        with experiment.predictions(stage.path) as predictions:
+            for batch in track(batches, batches.num_samples, "running", lambda batch: batch_size(batch.inputs)):
+                predictions.write(runtime.run(batch.inputs), batch)
+        stage.write_spec("experiment.yaml", experiment.spec)
+        stage.commit()
+    return InferenceResult(
+        num_images=batches.num_samples,
+        device=runtime.device,
+        files=tuple(directory / name for name in predictions.files),
+    )

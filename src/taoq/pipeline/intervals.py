@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure a difference between two models is, over the samples that both were evaluated on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taoq.status import track
+from taoq.tasks.base import Metric, Resampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A difference of a figure between two models.
+
+    Attributes:
+        figure: Name of the figure.
+        value: The model's figure minus the reference's.
+        low: Lower end of its 95 % interval; None if the metric cannot be resampled.
+        high: Upper end.
+        resamples: Number of resamples that the interval is of.
+    """
+
+    figure: str
+    value: float
+    low: float | None
+    high: float | None
+    resamples: int
+
+    @property
+    def certainly_negative(self) -> bool:
+        """Whether the interval is all below zero; without an interval, whether the value is."""
+        return (self.value if self.high is None else self.high) < 0
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `not distinguishable`; empty without an interval."""
+        if self.low is None or self.high is None:
+            return ""
+        return "not distinguishable" if self.low <= 0 <= self.high else "better" if self.low > 0 else "worse"
+
+    @property
+    def interval(self) -> str:
+        """`-0.0049 .. +0.0006`; empty without an interval."""
+        return "" if self.low is None or self.high is None else f"{self.low:+.4f} .. {self.high:+.4f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As reports have it."""
+        return dataclasses.asdict(self)
+
+
+def difference(reference: Metric, metric: Metric, figure: str, *, resamples: int = 1000, seed: int = 0) -> Difference:
+    """The difference of a figure with its 95 % percentile interval, by the paired bootstrap over samples.
+
+    Samples are drawn with replacement, the same ones for both models: what makes a sample hard for both cancels
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+
+    Args:
+        reference: The reference's metric, computed.
+        metric: The model's metric over the same data, computed.
+        figure: One of their `figures`.
+        resamples: Number of resamples. Those in which nothing defines the figure are left out of the interval, and of
+            the number in the result.
+        seed: Seed of the draws.
+
+    Returns:
+        The difference; without an interval if the metric is not `Resampling`.
+
+    Raises:
+        ValueError: The metrics are of different numbers of samples, or the figure has no value, in all the samples or
+            in any resample.
+    """
+    if not (isinstance(reference, Resampling) and isinstance(metric, Resampling)):
+        value = metric.compute()[figure] - reference.compute()[figure]
+        return Difference(figure=figure, value=value, low=None, high=None, resamples=0)
+    count = metric.num_samples
+    if reference.num_samples != count:
+        raise ValueError(f"not the same images: {reference.num_samples} of the reference, {count} of the model")
+
+    def minus(counts: NDArray[np.int64]) -> float:
+        return metric.resampled(figure, counts) - reference.resampled(figure, counts)
+
+    value = minus(np.ones(count, np.int64)) if count else math.nan
+    if math.isnan(value):
+        raise ValueError(f"{figure} has no value: nothing in {count} image(s) defines it")
+    random = np.random.default_rng(seed)
+    draws = (random.multinomial(count, [1 / count] * count) for _ in range(resamples))
+    drawn = np.array([minus(counts) for counts in track(draws, resamples, "resampling")])
+    drawn = drawn[~np.isnan(drawn)]
+    if not drawn.size:
+        raise ValueError(f"{figure} has no value in any of {resamples} resample(s)")
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Difference(figure=figure, value=value, low=float(low), high=float(high), resamples=drawn.size)

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibrated model with any of its layers quantized: what analyze and search try."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from torch import Tensor
+
+from taoq.errors import Fault, SpecError
+from taoq.files import digest
+from taoq.network import Inputs, Outputs
+from taoq.pipeline.calibration import Feed, calibration_key, range_cache
+from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.findings import EVALUATION
+from taoq.pipeline.models import OpenedModel, reopen_float, start
+from taoq.pipeline.prepare import Checked, Prepared, plan_layers, prepare, without
+from taoq.pipeline.quantize import bias_shifts, calibration_batches, source_digest
+from taoq.quantization.backends.base import Calibrated, M
+from taoq.quantization.capability import check as check_section
+from taoq.quantization.dtypes import NATIVE
+from taoq.quantization.plan import matches
+from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+from taoq.quantization.types import Layer, LayerFormat, LayerPlan, QuantizationPlan
+from taoq.runtimes.base import Runtime
+from taoq.tasks.base import Batches, Keyed
+
+_AS_WRITTEN = ""
+"""Key of the plan whose formats are those of the rules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What is switched on and off as one: a layer, or a group of layers.
+
+    Attributes:
+        name: Name of the layer, or pattern of the group.
+        formats: Its layers with their schemes, by format; only the layers that the backend quantizes in it.
+        macs: Multiply-accumulates of its layers.
+        bytes: Size of their weights as float32.
+    """
+
+    name: str
+    formats: Mapping[str, tuple[LayerPlan, ...]]
+    macs: int
+    bytes: int
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of its layers."""
+        return tuple(dict.fromkeys(item.layer.name for items in self.formats.values() for item in items))
+
+    @property
+    def dtype(self) -> str:
+        """Its format where each unit has one, as the rules are written."""
+        return next(iter(self.formats))
+
+    @property
+    def items(self) -> tuple[LayerPlan, ...]:
+        """Its layers in that format."""
+        return self.formats[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials(Generic[M]):
+    """A calibrated model, and everything that is needed to run parts of its plan.
+
+    Attributes:
+        prepared: The experiment with its backend and the plan of the rules as they are written. Its model is consumed.
+        units: What is switched, in model order.
+        ready: The calibrated model.
+        shifts: What is added to the biases of a layer in a format; empty corrects none.
+        sample: Some inputs, in memory.
+        key: What an analysis of it depends on.
+        macs: Multiply-accumulates of every layer of the network, by name.
+        bytes: Size of their weights as float32.
+    """
+
+    prepared: Prepared[M]
+    units: tuple[Unit, ...]
+    ready: Calibrated[M]
+    shifts: Mapping[LayerFormat, Any]
+    sample: Sequence[Inputs]
+    key: Mapping[str, str]
+    macs: Mapping[str, int]
+    bytes: Mapping[str, int]
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment."""
+        return self.prepared.experiment
+
+    def runtime(self, items: Iterable[LayerPlan]) -> Runtime:
+        """The model with these layers quantized, valid until the next call."""
+        chosen = list(items)
+        shifts = {item.layer.name: self.shifts[item.format] for item in chosen if item.format in self.shifts}
+        model = self.ready.with_only(chosen, shifts)
+        opened = OpenedModel(model, self.prepared.format.name, None, bool(chosen))
+        return start(self.experiment, opened, self.experiment.spec.quantize.device, "quantize.device")
+
+    def outputs(self, items: Iterable[LayerPlan]) -> list[Outputs]:
+        """Outputs on the sample with these layers quantized."""
+        model = self.runtime(items)
+        return [model.run(inputs) for inputs in self.sample]
+
+    @functools.cached_property
+    def reference(self) -> Sequence[Outputs]:
+        """Outputs of the float model on the sample."""
+        return self.outputs(())
+
+    def noise(self, items: Iterable[LayerPlan]) -> float:
+        """Noise power over signal power of the outputs with these layers quantized, the mean over the outputs."""
+        signals: dict[str, float] = {}
+        noises: dict[str, float] = {}
+        for before, after in zip(self.reference, self.outputs(items), strict=True):
+            aligned = self.experiment.aligned(before, after)
+            entries = _significant_entries(self.experiment, before)
+            for name, values in before.items():
+                clean = values[entries].double()
+                signals[name] = signals.get(name, 0.0) + float(clean.square().sum())
+                lost = aligned[name][entries].double() - clean
+                noises[name] = noises.get(name, 0.0) + float(lost.square().sum())
+        ratios = [noises[name] / signals[name] for name in signals if signals[name]]
+        mean = sum(ratios) / len(ratios) if ratios else 0.0
+        return mean if math.isfinite(mean) else math.inf
+
+
+def calibrate(
+    checked: Checked, *, num_samples: int, groups: Sequence[str] = (), dtypes: Sequence[str] = ()
+) -> Trials[Any]:
+    """Open the float model of a spec and calibrate it once, for all layers that its rules name.
+
+    Args:
+        checked: The experiment.
+        num_samples: Number of samples that outputs are compared on; they are kept in memory.
+        groups: Patterns of layers that belong together, from `analyze.groups`.
+        dtypes: Formats to choose from; empty takes those of the rules.
+
+    Raises:
+        TaoqError: What quantizing raises.
+        SpecError: A group fits no layer.
+    """
+    experiment, backend = checked.experiment, checked.backend
+    section = experiment.spec.quantize
+    prepared = prepare(checked)
+    plans = {_AS_WRITTEN: prepared.plan}
+    if dtypes:
+        plans = {dtype: _plan_in_dtype(checked, prepared.model, section, dtype) for dtype in dtypes}
+    source = source_digest(prepared)
+    macs = prepared.format.macs(prepared.model, experiment.example())
+    batches = calibration_batches(prepared)
+    cache = range_cache(checked, batches, source.result()) if section.calibration.cache else None
+    first = next(iter(plans.values()))
+    ready = backend.calibrate(
+        prepared.model, first, Feed(batches), section.backend_kwargs, device=prepared.device, cache=cache
+    )
+    plans = {dtype: without(plan, dict(ready.left_out(plan)), strict=section.strict) for dtype, plan in plans.items()}
+    plan = plans.get(_AS_WRITTEN, prepared.plan)
+    evaluated = experiment.evaluation()
+    seen = batches or evaluated  # weight-only quantization has no calibration images
+    key = calibration_key(checked, seen, source.result()) | {
+        "device": prepared.device,
+        "num_samples": str(num_samples),
+        "bias correction": str(section.bias_correction),
+        "network": digest(experiment.network),
+        EVALUATION: _evaluation_key(experiment, evaluated),
+    }
+    return Trials(
+        prepared=dataclasses.replace(prepared, plan=plan),
+        units=_units(plans, groups, macs),
+        ready=ready,
+        shifts=_all_shifts(prepared, ready, plans, batches) if section.bias_correction else {},
+        sample=list(Feed(seen, "reading the sample", num_samples)),
+        key=key,
+        macs=macs,
+        bytes={item.layer.name: _weight_bytes(item.layer) for item in plan.layers},
+    )
+
+
+def in_dtype(section: QuantizeSpec, dtype: str) -> QuantizeSpec:
+    """A section whose rules quantize to another format."""
+
+    def tensor(spec: TensorSpec | None) -> TensorSpec | None:
+        return spec if spec is None or spec.dtype == NATIVE else dataclasses.replace(spec, dtype=dtype)
+
+    def rule(spec: LayerSpec) -> LayerSpec:
+        return dataclasses.replace(spec, weights=tensor(spec.weights), activations=tensor(spec.activations))
+
+    return dataclasses.replace(section, layers=[rule(spec) for spec in section.layers])
+
+
+def _plan_in_dtype(checked: Checked, model: object, section: QuantizeSpec, dtype: str) -> QuantizationPlan:
+    changed = in_dtype(section, dtype)
+    check_section(changed, checked.backend.capability)
+    return plan_layers(checked, model, changed)
+
+
+def _significant_entries(experiment: Experiment, outputs: Outputs) -> Tensor | slice:
+    """Where the float network found something; what it says about the rest has no meaning."""
+    entries = experiment.significant(outputs) if experiment.significant else None
+    return slice(None) if entries is None or not bool(entries.any()) else entries
+
+
+def _all_shifts(
+    prepared: Prepared[M], ready: Calibrated[M], plans: Mapping[str, QuantizationPlan], batches: Batches | None
+) -> dict[LayerFormat, Any]:
+    """What corrects the biases of the layers of each plan, by layer and format."""
+    reference = reopen_float(prepared.experiment, prepared.backend)
+    shifts: dict[LayerFormat, Any] = {}
+    for plan in plans.values():
+        formats = {item.layer.name: item.format for item in plan.quantized}
+        by_layer = bias_shifts(prepared, reference, ready, plan, batches)
+        shifts |= {formats[name]: shift for name, shift in by_layer.items()}
+    return shifts
+
+
+def _evaluation_key(experiment: Experiment, evaluated: Batches) -> str:
+    """What the true metric depends on; a new key each time if the data or the metric does not say."""
+    metric = experiment.metric()
+    if not evaluated.key or not isinstance(metric, Keyed):
+        return str(uuid.uuid4())
+    return digest([evaluated.key, metric.key])
+
+
+def _weight_bytes(layer: Layer) -> int:
+    """Size of a layer's weight as float32."""
+    return 4 * math.prod(layer.weight_shape) if layer.weight_shape else 0
+
+
+def _units(plans: Mapping[str, QuantizationPlan], groups: Sequence[str], macs: Mapping[str, int]) -> tuple[Unit, ...]:
+    """The quantized layers of all plans as units: groups where a pattern names them, else one unit per layer."""
+    units: dict[str, dict[str, list[LayerPlan]]] = {}
+    fitting: set[str] = set()
+    for dtype, plan in plans.items():
+        for item in plan.quantized:
+            group = next((pattern for pattern in groups if matches(pattern, item.layer)), None)
+            if group:
+                fitting.add(group)
+            schemes = [scheme for scheme in (item.weights, item.activations) if scheme]
+            label = dtype or "/".join(dict.fromkeys(scheme.dtype.name for scheme in schemes))
+            units.setdefault(group or item.layer.name, {}).setdefault(label, []).append(item)
+    faults = [
+        Fault(f"analyze.groups[{index}]", f"'{pattern}' matches no layer that is quantized", "see the plan: --dry-run")
+        for index, pattern in enumerate(groups)
+        if pattern not in fitting
+    ]
+    if faults:
+        raise SpecError(*faults)
+    # a group whose layers have several formats, as the rules are written, is one unit all the same
+    as_written = _AS_WRITTEN in plans
+    return tuple(_unit(name, formats, macs, mixed=as_written and len(formats) > 1) for name, formats in units.items())
+
+
+def _unit(name: str, formats: Mapping[str, list[LayerPlan]], macs: Mapping[str, int], *, mixed: bool) -> Unit:
+    if mixed:
+        formats = {"mixed": [item for items in formats.values() for item in items]}
+    layers = {item.layer.name: item.layer for items in formats.values() for item in items}
+    return Unit(
+        name=name,
+        formats={dtype: tuple(items) for dtype, items in formats.items()},
+        macs=sum(macs.get(layer, 0) for layer in layers),
+        bytes=sum(map(_weight_bytes, layers.values())),
+    )

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA ModelOpt on torch networks: static quantization of weights and activations, weights stored quantized."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from taoq.errors import Fault, did_you_mean
+from taoq.network import Inputs
+from taoq.quantization.backends.base import Backend
+from taoq.quantization.backends.modelopt_pytorch.calibration import ModelOptCalibrated, calibrate
+from taoq.quantization.backends.modelopt_pytorch.quantizers import dtype_of, quantizer_of
+from taoq.quantization.capability import Algorithm, Capability, TensorCapability
+from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8
+from taoq.quantization.formats.torch.biases import accept_biases
+from taoq.quantization.formats.torch.call import call_every_layer
+from taoq.quantization.formats.torch.layers import TYPES, list_layers
+from taoq.quantization.formats.torch.state import save_state
+from taoq.quantization.library import library_output
+from taoq.quantization.ranges import RangeCache
+from taoq.quantization.spec import QuantizeSpec
+from taoq.quantization.types import (
+    Applied,
+    AppliedLayer,
+    Layer,
+    PerAxis,
+    PerTensor,
+    QuantizationPlan,
+    Scales,
+    Scheme,
+)
+
+with library_output():
+    import modelopt.torch.opt as mto
+    from modelopt.torch.quantization.calib import HistogramCalibrator
+    from modelopt.torch.quantization.config import MaxCalibConfig, SmoothQuantCalibConfig
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+
+_ENTROPY_OPTIONS = ("stride", "start_bin")
+"""Arguments of `HistogramCalibrator.compute_amax` that a spec may give."""
+
+
+class ModelOptTorchBackend:
+    """Simulates INT8 and FP8 in float: shows what they cost in accuracy, brings no speed."""
+
+    capability = Capability(
+        name="modelopt.pytorch",
+        format="torch",
+        payload="quantized_model_modelopt.pytorch.pth",
+        libraries=("torch", "nvidia-modelopt"),
+        modes=("static_ptq",),
+        algorithms=(
+            Algorithm(name="minmax", activations=(INT8, FP8_E4M3FN)),
+            Algorithm(name="max", activations=(INT8, FP8_E4M3FN)),
+            Algorithm(name="entropy", activations=(INT8,), per_tensor=True),
+            Algorithm(name="smoothquant", activations=(INT8,), weights=(INT8,), per_tensor=True, smooths=True),
+        ),
+        weights=TensorCapability(dtypes=(INT8, FP8_E4M3FN)),
+        activations=TensorCapability(dtypes=(INT8, FP8_E4M3FN), axes="channels"),
+        layer_types=tuple(sorted(kind.__name__ for kind in TYPES)),
+        devices=("cuda", "cpu"),
+        realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt refuses (5, 2) with static scales; TensorRT has only E4M3
+        options={
+            "distributed_sync": "algorithms minmax, max and smoothquant: whether processes share their ranges",
+            "stride": "algorithm entropy: how many bins apart the ranges are that it tries",
+            "start_bin": "algorithm entropy: the smallest range that it tries, in bins",
+            "alpha": "algorithm smoothquant: how much of the outliers goes into the weights, 0..1",
+        },
+        target="accuracy studies in torch (quantization is simulated, it brings no speed) and smaller files",
+    )
+
+    def check(self, section: QuantizeSpec) -> list[Fault]:
+        """Faults of `backend_kwargs` against ModelOpt's calibration: the algorithm's config, or entropy's arguments."""
+        if section.algorithm == "entropy":
+            return _check_entropy_options(section.backend_kwargs)
+        config = SmoothQuantCalibConfig if section.algorithm == "smoothquant" else MaxCalibConfig
+        known = [key for key in config.model_fields if key != "method"]
+        faults = []
+        for key, value in section.backend_kwargs.items():
+            where = f"quantize.backend_kwargs.{key}"
+            if key not in known:
+                faults.append(_unknown(where, config.__name__, key, known))
+            elif key == "alpha" and value is None:  # ModelOpt's config takes it, its arithmetic does not
+                faults.append(Fault(where, "'None' is not a number from 0 to 1", "write for example 0.5"))
+            else:
+                try:
+                    config(**{key: value})
+                except pydantic.ValidationError as error:
+                    faults.append(Fault(where, error.errors()[0]["msg"].lower(), f"see ModelOpt's {config.__name__}"))
+        return faults
+
+    def layers(self, model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:
+        """All layers; ModelOpt converts the registered classes, and subclasses that keep their forward."""
+        return list_layers(model, _obstacle)
+
+    def calibrate(
+        self,
+        model: nn.Module,
+        plan: QuantizationPlan,
+        batches: Iterable[Inputs],
+        options: Mapping[str, Any],
+        *,
+        device: str,
+        cache: RangeCache | None,
+    ) -> ModelOptCalibrated:
+        """Put quantizers into the network, and find their ranges.
+
+        Raises:
+            TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
+            SpecError: ModelOpt does not take `options` for this network.
+        """
+        algorithm = self.capability.algorithm(plan.algorithm)
+        return calibrate(model, plan, batches, options, device=device, algorithm=algorithm)
+
+    def applied(self, model: nn.Module) -> Applied:
+        """Enabled weight and input quantizers by layer, with the format in which the weight is stored."""
+        applied = {}
+        for name, module in model.named_modules():
+            weights = _scheme(getattr(module, "weight_quantizer", None))
+            activations = _scheme(getattr(module, "input_quantizer", None))
+            if weights or activations:
+                largest = _largest_input(module) if activations else None
+                applied[name] = AppliedLayer(weights, activations, None if largest is None else (-largest, largest))
+        return applied
+
+    def weight(self, model: nn.Module, layer: str) -> Tensor:
+        """Values of a quantized layer's weight as floats, without the factors of SmoothQuant."""
+        module = model.get_submodule(layer)
+        weight: Tensor = quantizer_of(module, "weight")(module.weight).detach()
+        smoothing = quantizer_of(module, "input").pre_quant_scale
+        return weight.clone() if smoothing is None else weight * smoothing
+
+    def save(self, model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:
+        """Write ModelOpt's state and the state dict, as `mto.save` does (and TAO's artifact has it)."""
+        with library_output():
+            state = _sorted_state(mto.modelopt_state(model))
+            save_state({"modelopt_state": state, "model_state_dict": model.state_dict()}, path)
+
+    def load(self, path: Path, build: Callable[[], nn.Module]) -> nn.Module:
+        """Rebuild the quantizers from ModelOpt's state, then load the stored weights and scales."""
+        model = build().eval()
+        # not mto.restore: an environment variable can turn off its weights_only
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        accept_biases(model, stored["model_state_dict"])
+        with library_output():
+            mto.restore_from_modelopt_state(model, stored["modelopt_state"])
+            model.load_state_dict(stored["model_state_dict"])
+        call_every_layer(model)
+        return model.eval().requires_grad_(False)
+
+    def dequantized(self, model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
+        """State dict and scales: stored numbers times scale are the weights, without the factors of SmoothQuant."""
+        state = {key: value for key, value in model.state_dict().items() if "_quantizer." not in key}
+        scales: dict[str, Scales] = {}
+        for name, layer in self.applied(model).items():
+            module = model.get_submodule(name)
+            state[f"{name}.weight"] = self.weight(model, name)
+            smoothing = quantizer_of(module, "input").pre_quant_scale
+            scales[name] = Scales(
+                weights=_scale(module, "weight") if layer.weights else None,
+                activations=_scale(module, "input") if layer.activations else None,
+                smoothing=None if smoothing is None else smoothing.numpy(),
+            )
+        return state, scales
+
+
+BACKEND: Backend[nn.Module] = ModelOptTorchBackend()
+
+
+def _check_entropy_options(options: Mapping[str, Any]) -> list[Fault]:
+    what = "HistogramCalibrator.compute_amax"
+    parameters = inspect.signature(HistogramCalibrator.compute_amax).parameters
+    known = [key for key in parameters if key in _ENTROPY_OPTIONS]
+    faults = []
+    for key, value in options.items():
+        where = f"quantize.backend_kwargs.{key}"
+        if key not in known:
+            faults.append(_unknown(where, what, key, known))
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            faults.append(Fault(where, f"'{value}' is not a whole number above 0", "write for example 8"))
+    return faults
+
+
+def _unknown(where: str, function: str, key: str, known: list[str]) -> Fault:
+    hint = did_you_mean(key, known, "its arguments are " + ", ".join(known))
+    return Fault(where, f"ModelOpt's {function} has no argument '{key}'", hint)
+
+
+def _obstacle(module: nn.Module) -> str:
+    if not isinstance(module, TYPES):
+        return f"modelopt.pytorch does not quantize the weight of {type(module).__name__}"
+    if type(module) not in QuantModuleRegistry:
+        return f"{type(module).__name__} has a forward of its own, which ModelOpt does not convert"
+    return ""
+
+
+def _scheme(quantizer: nn.Module | None) -> Scheme | None:
+    dtype = dtype_of(quantizer)
+    if dtype is None or quantizer is None:
+        return None
+    axis = getattr(quantizer, "axis", None)
+    return Scheme(dtype, PerTensor() if axis is None else PerAxis(int(axis)))
+
+
+def _largest_input(module: nn.Module) -> float:
+    """Of an input with one scale per channel, or one factor of SmoothQuant, the widest range."""
+    quantizer = quantizer_of(module, "input")
+    smoothing = 1.0 if quantizer.pre_quant_scale is None else quantizer.pre_quant_scale
+    return float((quantizer.amax / smoothing).max())
+
+
+def _scale(module: nn.Module, part: str) -> float | NDArray[np.float32]:
+    """One number, or one per channel: the largest magnitude over the largest of the format."""
+    quantizer = quantizer_of(module, part)
+    amax = quantizer.amax.float() / quantizer.maxbound
+    if amax.numel() == 1 and quantizer.axis is None:
+        return float(amax.numpy().item())
+    scales: NDArray[np.float32] = amax.flatten().numpy()
+    return scales
+
+
+def _sorted_state(state: Any) -> Any:
+    """ModelOpt's state with its keys sorted: some come from a set, in another order in each process."""
+    if isinstance(state, dict):
+        return {key: _sorted_state(state[key]) for key in sorted(state)}
+    return type(state)(map(_sorted_state, state)) if type(state) in (list, tuple) else state

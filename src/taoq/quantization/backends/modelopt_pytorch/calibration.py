@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrate a torch network with ModelOpt, and try parts of a plan on it."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from taoq.errors import Fault, SpecError, TaoqError
+from taoq.network import Inputs
+from taoq.quantization.backends.base import NO_SHIFTS
+from taoq.quantization.backends.modelopt_pytorch.entropy import calibrate_entropy
+from taoq.quantization.backends.modelopt_pytorch.quantizers import BITS, quantizer_of, switch
+from taoq.quantization.capability import Algorithm
+from taoq.quantization.dtypes import FP8_E4M3FN, INT8
+from taoq.quantization.formats.base import Shifts
+from taoq.quantization.formats.torch.biases import ShiftedBiases, add_to_biases
+from taoq.quantization.formats.torch.call import call, call_every_layer
+from taoq.quantization.formats.torch.state import check_weights, is_finite
+from taoq.quantization.library import library_output
+from taoq.quantization.types import LayerPlan, QuantizationPlan, Scheme
+
+with library_output():
+    import modelopt.torch.quantization as mtq
+
+_LEAST_RANGE = 1e-30  # below it, a scale underflows float32
+
+
+def calibrate(
+    model: nn.Module,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    options: Mapping[str, Any],
+    *,
+    device: str,
+    algorithm: Algorithm | None,
+) -> ModelOptCalibrated:
+    """Put quantizers into a network, and find their ranges. The arguments are those of `Backend.calibrate`.
+
+    Raises:
+        TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
+        SpecError: ModelOpt does not take `options` for this network.
+    """
+    _refuse_parametrized(model)
+    check_weights(model, plan)
+    call_every_layer(model)
+    model.to(device).eval()
+
+    def feed(fed: nn.Module) -> None:
+        with torch.no_grad(), _finite_inputs(fed, plan):
+            for inputs in batches:
+                call(fed, {name: tensor.to(device) for name, tensor in inputs.items()})
+
+    entropy = plan.algorithm == "entropy"
+    # ModelOpt scales weights in place
+    unsmoothed = {
+        item.layer.name: model.get_parameter(f"{item.layer.name}.weight").detach().clone()
+        for item in plan.quantized
+        if algorithm and algorithm.smooths_layer(item)
+    }
+    method = {"method": "smoothquant" if unsmoothed else "max", **options}
+    config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else method}
+    with library_output():
+        # without a forward loop ModelOpt calibrates the weights alone, and opens no data
+        _quantize(
+            model,
+            config,
+            feed if plan.needs_calibration and not entropy else None,
+            smooths=bool(unsmoothed),
+            has_options=bool(options),
+        )
+        if entropy:
+            calibrate_entropy(model, plan, feed, options)
+        _check_calibrated(model, plan)
+        _give_zeros_a_scale(model, plan)
+    return ModelOptCalibrated(model, plan, unsmoothed)
+
+
+def _quantize(
+    model: nn.Module,
+    config: Mapping[str, object],
+    feed: Callable[[nn.Module], None] | None,
+    *,
+    smooths: bool,
+    has_options: bool,
+) -> None:
+    """ModelOpt's `quantize`, with errors that are the user's as such."""
+    try:
+        mtq.quantize(model, config, feed)
+    except ValueError as error:
+        if not has_options:
+            raise
+        what = f"ModelOpt cannot calibrate with these arguments: {error}"
+        hint = "take out those that this network does not allow"
+        raise SpecError(Fault("quantize.backend_kwargs", what, hint)) from error
+    except AssertionError as error:
+        if not smooths:
+            raise
+        # a layer with one input channel, or one whose input and weight are both zero for a channel
+        what = f"ModelOpt's SmoothQuant does not take this network: {str(error).removeprefix('Error: ')}"
+        raise TaoqError(Fault("quantize.algorithm", what, "write algorithm: max")) from error
+
+
+class ModelOptCalibrated:
+    """A network with quantizers that are switched on and off."""
+
+    def __init__(self, model: nn.Module, plan: QuantizationPlan, unsmoothed: Mapping[str, Tensor]) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._names = [item.layer.name for item in plan.quantized]
+        self._smoothed = frozenset(unsmoothed)
+        self._float: dict[str, tuple[LayerPlan, Tensor]] = {}  # of the layers that are on: the weight as it was
+        self._biases = ShiftedBiases(self._model)
+        for name, weight in unsmoothed.items():
+            self._weight(name).copy_(self._smooth(name, weight, on=False))
+
+    def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
+        """ModelOpt leaves nothing out in torch."""
+        return {}
+
+    def with_only(self, layers: Iterable[LayerPlan], shifts: Shifts = NO_SHIFTS) -> nn.Module:
+        """The same network, with these layers as `quantize` makes them.
+
+        Their weights are rounded here. ModelOpt's quantizer multiplies by what `compress` divides by: a few of a
+        million weights come out one step apart, and every rounding behind them may differ.
+        """
+        on = {item.layer.name: item for item in layers}
+        for name in self._names:
+            layer, item = self._model.get_submodule(name), on.get(name)
+            switch(layer, "input", item.activations if item else None)
+            switch(layer, "weight", None)
+            weight = self._weight(name)
+            before, original = self._float.get(name, (None, weight))
+            if before == item:
+                continue
+            if before:
+                weight.copy_(original)
+                del self._float[name]
+            if item:
+                self._float[name] = (item, weight.clone())
+            values = self._smooth(name, weight, on=item is not None) if name in self._smoothed else weight
+            if item and item.weights:
+                values = _rounded(values, quantizer_of(layer, "weight").amax, item.weights)
+            weight.copy_(values)
+        self._biases.set(shifts)
+        return self._model
+
+    def quantize(self, plan: QuantizationPlan, shifts: Shifts = NO_SHIFTS) -> nn.Module:
+        """The same network, with its weights stored quantized."""
+        model = self.with_only(())
+        for item in plan.quantized:
+            name = item.layer.name
+            layer = model.get_submodule(name)
+            switch(layer, "weight", item.weights)
+            switch(layer, "input", item.activations)
+            if name in self._smoothed:
+                self._weight(name).copy_(self._smooth(name, self._weight(name), on=True))
+        add_to_biases(model, shifts)
+        with library_output():
+            mtq.compress(model)
+        # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
+        return model.to("cpu").eval().requires_grad_(False)
+
+    def _weight(self, name: str) -> Tensor:
+        """The data of a layer's weight."""
+        return self._model.get_parameter(f"{name}.weight").data
+
+    def _smooth(self, name: str, weight: Tensor, *, on: bool) -> Tensor:
+        """Switch SmoothQuant for a layer: a quantizer that is off scales its input all the same.
+
+        Args:
+            name: A layer that is smoothed.
+            weight: Its weight without smoothing.
+            on: Whether it is smoothed.
+
+        Returns:
+            Its weight then.
+        """
+        quantizer = quantizer_of(self._model.get_submodule(name), "input")
+        quantizer._enable_pre_quant_scale = on
+        return weight * (1.0 / quantizer.pre_quant_scale) if on else weight
+
+
+def _rounded(weight: Tensor, amax: Tensor, scheme: Scheme) -> Tensor:
+    """A weight with the values that `compress` stores, as ModelOpt's INT8QTensor and FP8QTensor compute them."""
+    scale = amax / scheme.dtype.largest
+    match scheme.dtype:
+        case dtype if dtype == INT8:
+            return (weight / scale).round().clamp(-128, 127) * scale
+        case dtype if dtype == FP8_E4M3FN:
+            return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
+        case _:
+            raise ValueError(f"ModelOpt stores no weights as {scheme}")
+
+
+def _refuse_parametrized(model: nn.Module) -> None:
+    faults = [
+        Fault(
+            name,
+            "its weight is parametrized, and ModelOpt fails on a network with such a layer",
+            "remove the parametrization before you save the checkpoint:"
+            " torch.nn.utils.parametrize.remove_parametrizations",
+        )
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+    ]
+    if faults:
+        raise TaoqError(*faults)
+
+
+def _rules(plan: QuantizationPlan) -> list[dict[str, object]]:
+    """The plan as ModelOpt's ordered rules. The first turns everything off: ModelOpt's default quantizes."""
+    rules: list[dict[str, object]] = [{"quantizer_name": "*", "enable": False}]
+    for item in plan.quantized:
+        name = glob.escape(item.layer.name)  # ModelOpt reads it as a pattern
+        for quantizer, scheme in (("weight_quantizer", item.weights), ("input_quantizer", item.activations)):
+            if scheme is not None:
+                cfg = {"num_bits": BITS[scheme.dtype], "axis": scheme.axis}
+                rules.append({"quantizer_name": f"{name}.{quantizer}", "cfg": cfg})
+    return rules
+
+
+@contextlib.contextmanager
+def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
+    """Refuse NaN and infinite inputs of the planned layers: ModelOpt fails on some, and calibrates on others."""
+
+    def check(layer: str, inputs: tuple[Tensor, ...]) -> None:
+        if not is_finite(inputs[0]):
+            hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
+            raise TaoqError(Fault(layer, "its calibration range is not a finite number", hint))
+
+    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: check(layer, inputs)
+
+    names = [item.layer.name for item in plan.quantized if item.activations]
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_calibrated(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Refuse an input that saw no data: ModelOpt would quantize it dynamically, and not say so."""
+    hint = "the model does not call this layer: put it into quantize.skip_names"
+    faults = [
+        Fault(item.layer.name, "saw no calibration data", hint)
+        for item in plan.quantized
+        if item.activations and quantizer_of(model.get_submodule(item.layer.name), "input").amax is None
+    ]
+    if faults:
+        raise TaoqError(*faults)
+
+
+def _give_zeros_a_scale(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Give channels of zeros the range 1: divided by a scale of 0, float8 zeros would become NaN."""
+    for item in plan.quantized:
+        if item.weights:
+            amax = quantizer_of(model.get_submodule(item.layer.name), "weight").amax
+            amax[amax < _LEAST_RANGE] = 1.0

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend can do, as data: checked before any work, and printed on the support page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from taoq.errors import Fault, Notice, SpecError
+from taoq.quantization.dtypes import NATIVE, DType
+from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+from taoq.quantization.types import LayerPlan
+
+_ALWAYS_ACCEPTED = ("minmax", "max", "entropy")
+"""Algorithms that a backend which calibrates nothing accepts and ignores: TAO's specs give them to torchao as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """A way to find activation ranges: a value of `quantize.algorithm`.
+
+    Attributes:
+        name: The value.
+        activations: Formats of activations that it can calibrate.
+        weights: Formats of weights that it can be combined with; empty allows all of the backend.
+        per_tensor: Whether it finds only one range for a whole tensor.
+        smooths: Whether it smooths the inputs of linear layers, and finds the ranges of other layers as `max` does.
+    """
+
+    name: str
+    activations: tuple[DType, ...]
+    weights: tuple[DType, ...] = ()
+    per_tensor: bool = False
+    smooths: bool = False
+
+    def smooths_layer(self, item: LayerPlan) -> bool:
+        """Whether it smooths this layer: a linear layer whose input is quantized."""
+        return self.smooths and item.activations is not None and len(item.layer.weight_shape) == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorCapability:
+    """How weights or activations can be quantized.
+
+    Attributes:
+        dtypes: Their formats.
+        axes: Which axis may have one scale per index: none, that of the channels, or any.
+        symmetric: Whether zero is stored as zero.
+    """
+
+    dtypes: tuple[DType, ...]
+    axes: Literal["none", "channels", "any"] = "any"
+    symmetric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capability:
+    """What a backend can do.
+
+    Attributes:
+        name: Value of `quantize.backend`.
+        format: Name of the model format that it quantizes.
+        payload: File name of the quantized model; TAO's, where TAO has the backend.
+        libraries: Distributions whose versions go into the manifest.
+        modes: Values of `quantize.mode`.
+        algorithms: How it calibrates; empty if it calibrates nothing.
+        weights: How weights can be quantized.
+        activations: How activations can be quantized; None if they stay float.
+        activations_alone: Whether a layer's activations can be quantized while its weights stay float.
+        layer_types: Types of layers that it quantizes, for messages.
+        devices: Kinds of `quantize.device`.
+        realised: Formats that it accepts and realises as another one.
+        caches_ranges: Whether it can keep calibration ranges in a file.
+        options: Arguments that it takes in `quantize.backend_kwargs`, with what they do.
+        target: What its artifact is for.
+    """
+
+    name: str
+    format: str
+    payload: str
+    libraries: tuple[str, ...]
+    modes: tuple[str, ...]
+    algorithms: tuple[Algorithm, ...] = ()
+    weights: TensorCapability
+    activations: TensorCapability | None = None
+    activations_alone: bool = True
+    layer_types: tuple[str, ...]
+    devices: tuple[str, ...]
+    realised: Mapping[DType, DType] = field(default_factory=dict)
+    caches_ranges: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    target: str
+
+    def algorithm(self, name: str) -> Algorithm | None:
+        """The algorithm with this name; None if the backend has none."""
+        return next((algorithm for algorithm in self.algorithms if algorithm.name == name), None)
+
+
+def check(section: QuantizeSpec, capability: Capability) -> tuple[Notice, ...]:
+    """Check everything about a `quantize` section that needs no model.
+
+    Returns:
+        What the user should know about it.
+
+    Raises:
+        SpecError: With every fault.
+    """
+    faults = list(_check_section(section, capability))
+    for index, rule in enumerate(section.layers):
+        faults += _check_rule(rule, f"quantize.layers[{index}]", section, capability)
+    if faults:
+        raise SpecError(*faults)
+    return tuple(_notices(section, capability))
+
+
+def _check_section(section: QuantizeSpec, capability: Capability) -> Iterator[Fault]:
+    backend = capability.name
+    if section.mode not in capability.modes:
+        hint = f"write mode: {capability.modes[0]}, or choose a backend that has {section.mode}"
+        yield Fault("quantize.mode", f"backend {backend} has no mode {section.mode}", hint)
+    if section.device.partition(":")[0] not in capability.devices:
+        hint = "choose one of " + ", ".join(capability.devices)
+        yield Fault("quantize.device", f"backend {backend} does not run on {section.device}", hint)
+    if not section.layers:
+        hint = "write at least one rule: {module_name: Linear, weights: {dtype: int8}}"
+        yield Fault("quantize.layers", "empty: nothing would be quantized", hint)
+    if section.calibration.cache and not capability.caches_ranges:
+        hint = "leave it out: this backend calibrates in every run"
+        yield Fault("quantize.calibration.cache", f"backend {backend} keeps no ranges", hint)
+    names = [algorithm.name for algorithm in capability.algorithms]
+    if section.algorithm not in (names or _ALWAYS_ACCEPTED):
+        hint = "write " + " or ".join(f"algorithm: {name}" for name in names or ("minmax",))
+        hint += f", or choose a backend that has {section.algorithm}"
+        yield Fault("quantize.algorithm", f"backend {backend} has no algorithm {section.algorithm}", hint)
+
+
+def _notices(section: QuantizeSpec, capability: Capability) -> Iterator[Notice]:
+    deprecated = [name for name in ("default_layer_dtype", "default_activation_dtype") if getattr(section, name)]
+    for name in deprecated:
+        yield Notice(f"quantize.{name}", "deprecated, no effect; the dtype comes from each rule")
+    if not capability.algorithms and section.algorithm != "minmax":
+        yield Notice("quantize.algorithm", f"{section.algorithm} has no effect, {capability.name} calibrates nothing")
+    for index, rule in enumerate(section.layers):
+        if rule.activations and rule.activations.dtype != NATIVE and not capability.activations:
+            where, dtype = f"quantize.layers[{index}].activations", rule.activations.dtype
+            yield Notice(where, f"{dtype} has no effect, {capability.name} quantizes weights only")
+        for part, tensor in tensors_of(rule):
+            for requested, realised in capability.realised.items():
+                if tensor.dtype == requested.name:
+                    what = f"{capability.name} has no static {requested} and realises it as {realised}"
+                    yield Notice(f"quantize.layers[{index}].{part}.dtype", what)
+
+
+def tensors_of(rule: LayerSpec) -> list[tuple[str, TensorSpec]]:
+    """The parts that a rule mentions, `weights` and `activations`, with what it says about each."""
+    parts = (("weights", rule.weights), ("activations", rule.activations))
+    return [(part, tensor) for part, tensor in parts if tensor is not None]
+
+
+def _check_rule(rule: LayerSpec, where: str, section: QuantizeSpec, capability: Capability) -> Iterator[Fault]:
+    backend, name = capability.name, rule.module_name
+    if not tensors_of(rule):
+        hint = "write weights: {dtype: int8}, or weights: {dtype: native} to keep the layers float"
+        yield Fault(where, f"rule '{name}' says nothing of weights or activations", hint)
+        return
+    if not capability.activations and rule.weights is None:
+        hint = "write weights: {dtype: int8}, or choose a backend that quantizes activations"
+        yield Fault(where, f"rule '{name}' has activations only, {backend} quantizes weights only", hint)
+        return
+    quantizes_activations = rule.activations is not None and rule.activations.dtype != NATIVE
+    if quantizes_activations and not capability.activations_alone and _is_native(rule.weights):
+        what = f"rule '{name}' has activations only, {backend} quantizes them with the weights"
+        yield Fault(where, what, f"write weights: {{dtype: {capability.weights.dtypes[0]}}} as well")
+    for part, tensor in tensors_of(rule):
+        able = capability.weights if part == "weights" else capability.activations
+        if able is None:
+            continue  # a notice says that this part has no effect
+        yield from _check_tensor(part, tensor, where, capability, able)
+        algorithm = capability.algorithm(section.algorithm)
+        if algorithm and quantizes_activations and not _is_native(tensor):
+            yield from _check_algorithm(algorithm, part, tensor, where)
+
+
+def _check_tensor(
+    part: str, tensor: TensorSpec, where: str, capability: Capability, able: TensorCapability
+) -> Iterator[Fault]:
+    names = [dtype.name for dtype in able.dtypes]
+    accepted = [*names, *(dtype.name for dtype in capability.realised), NATIVE]
+    if tensor.dtype not in accepted:
+        hint = "choose one of " + ", ".join((*names, NATIVE))
+        yield Fault(f"{where}.{part}.dtype", f"backend {capability.name} has no {tensor.dtype} {part}", hint)
+    if able.axes == "none" and not _is_native(tensor) and tensor.quant_axis is not None:
+        what = f"{capability.name} has one scale for all of a layer's input"
+        yield Fault(f"{where}.{part}.quant_axis", what, "leave it out")
+
+
+def _check_algorithm(algorithm: Algorithm, part: str, tensor: TensorSpec, where: str) -> Iterator[Fault]:
+    dtypes = algorithm.weights if part == "weights" else algorithm.activations
+    if dtypes and tensor.dtype not in [dtype.name for dtype in dtypes]:
+        what = f"{algorithm.name} cannot calibrate {tensor.dtype} {part} ({where})"
+        yield Fault("quantize.algorithm", what, f"write algorithm: max, or {part}: {{dtype: {dtypes[0]}}}")
+    if part == "activations" and algorithm.per_tensor and tensor.quant_axis is not None:
+        what = f"{algorithm.name} finds one range for a tensor, not one per index"
+        yield Fault(f"{where}.{part}.quant_axis", what, "write algorithm: max, or leave the axis out")
+
+
+def _is_native(tensor: TensorSpec | None) -> bool:
+    return tensor is None or tensor.dtype == NATIVE

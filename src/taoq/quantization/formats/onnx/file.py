@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX files: read with two-line errors, write whole, and what taoq's export keeps in one about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from taoq.errors import Fault, TaoqError, first_line
+from taoq.files import weights_beside
+from taoq.quantization.formats.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
+
+SUFFIX = ".onnx"
+LARGEST = 2**31 - 2**20
+"""Size of the largest file without external weights, bytes: protobuf ends at 2 GB."""
+_PROPERTY = "taoq"
+
+
+def read_graph(path: Path) -> Graph:
+    """Read a file with its weights, and check it.
+
+    Raises:
+        TaoqError: It is missing, damaged or no ONNX file, or its external weights are missing.
+    """
+    if not path.is_file():
+        what = "is a folder, not an ONNX file" if path.is_dir() else "there is no such file"
+        raise TaoqError(Fault(str(path), what, "export one first, or correct the path"))
+    hint = "export it again, or copy it again: a part may be missing"
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError):
+        raise TaoqError(Fault(str(path), "is not an ONNX file, or was cut off", hint)) from None
+    if not model.graph.node:
+        raise TaoqError(Fault(str(path), "is not an ONNX file: it has no graph", hint))
+    if not all(isinstance(name, str) for node in model.graph.node for name in (node.name, *node.input, *node.output)):
+        raise TaoqError(Fault(str(path), "is no valid ONNX file: a name in it is no text", hint))
+    external = _external_files(model)
+    copy = f"copy {', '.join(sorted(external))} beside it"
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model if byte_size(model) < LARGEST else str(path))
+    except onnx.checker.ValidationError as error:
+        if _external_files(model):
+            what = f"its weights beside it cannot be read: {first_line(error)}"
+            raise TaoqError(Fault(str(path), what, copy)) from None
+        raise TaoqError(Fault(str(path), f"is no valid ONNX file: {first_line(error)}", hint)) from None
+    except (OSError, ValueError) as error:
+        raise TaoqError(Fault(str(path), f"its weights beside it cannot be read: {first_line(error)}", copy)) from None
+    return Graph(model)
+
+
+def write_graph(graph: Graph, path: Path, *, external: bool = False) -> None:
+    """Write a file; weights go into one file beside it if the model is too large for one file, or on request.
+
+    Args:
+        graph: The graph, with its weights.
+        path: The file; it must not exist.
+        external: Whether the weights go beside it whatever its size.
+    """
+    model = graph.model
+    if external or byte_size(model) >= LARGEST:
+        # onnx moves the weights out of the model that it is given
+        onnx.save(model, str(path), save_as_external_data=True, location=weights_beside(path).name, size_threshold=1024)
+        onnx.load_external_data_for_model(model, str(path.parent))
+        return
+    with path.open("wb") as file:
+        file.write(model.SerializeToString(deterministic=True))
+
+
+def byte_size(model: onnx.ModelProto) -> int:
+    """Size of a model with its weights, bytes; protobuf itself cannot count beyond 2 GB."""
+    return sum(int(tensor.ByteSize()) for tensor in model.graph.initializer) + sum(
+        int(node.ByteSize()) for node in model.graph.node
+    )
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether a graph has quantized tensors."""
+    return any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in graph.proto.node)
+
+
+def has_float8(graph: Graph) -> bool:
+    """Whether any stored tensor of a graph is FP8."""
+    kinds = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
+    return any(tensor.data_type in kinds for tensor in graph.proto.initializer)
+
+
+def read_properties(graph: Graph, path: Path) -> Mapping[str, Any] | None:
+    """What taoq's export wrote into a file: task, source, spec, taoq. None in another exporter's file.
+
+    Raises:
+        TaoqError: It is damaged.
+    """
+    for entry in graph.model.metadata_props:
+        if entry.key == _PROPERTY:
+            try:
+                found = json.loads(entry.value)
+                kinds = {"taoq": str, "task": str, "source": dict, "spec": dict}
+                if all(isinstance(found[name], kind) for name, kind in kinds.items()):
+                    return dict(found)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                pass
+            what = "what taoq wrote into it about itself is damaged"
+            raise TaoqError(Fault(str(path), what, "export it again"))
+    return None
+
+
+def write_properties(graph: Graph, properties: Mapping[str, object]) -> None:
+    """Keep in a graph what `read_properties` reads."""
+    model = graph.model
+    kept = [entry for entry in model.metadata_props if entry.key != _PROPERTY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=_PROPERTY, value=json.dumps(properties, sort_keys=True))
+
+
+def _external_files(model: onnx.ModelProto) -> set[str]:
+    return {
+        Path(entry.value).name
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX as a format of models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taoq.network import Inputs
+from taoq.quantization.formats.base import ModelFormat
+from taoq.quantization.formats.onnx import measures
+from taoq.quantization.formats.onnx.file import byte_size, is_quantized, read_graph, read_properties
+from taoq.quantization.formats.onnx.graph import Graph
+from taoq.quantization.formats.onnx.layers import prepare
+from taoq.quantization.types import LayerError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class OnnxFormat:
+    """Graphs in ONNX files."""
+
+    name = "onnx"
+
+    def read(self, path: str, build: Callable[[str | None], nn.Module]) -> Graph:
+        """Read a graph from a file, and check it."""
+        return read_graph(Path(path))
+
+    def is_quantized(self, model: Graph) -> bool:
+        """Whether it has quantized tensors."""
+        return is_quantized(model)
+
+    def properties(self, model: Graph, path: str) -> Mapping[str, Any] | None:
+        """What taoq's export wrote into the file."""
+        return read_properties(model, Path(path))
+
+    def prepare(self, model: Graph, path: str) -> Graph:
+        """Every node named, constants stored as tensors, opset 19 at least."""
+        return prepare(model, path)
+
+    def size(self, model: Graph) -> int:
+        """Size of the graph with its weights, bytes."""
+        return byte_size(model.model)
+
+    def digest(self, model: Graph) -> str:
+        """SHA-256 of the model."""
+        return hashlib.sha256(model.model.SerializeToString(deterministic=True)).hexdigest()
+
+    def macs(self, model: Graph, inputs: Inputs) -> Mapping[str, int]:
+        """Multiply-accumulates of the layers, for one sample."""
+        return measures.macs(model, inputs)
+
+    def layer_errors(
+        self,
+        reference: Graph,
+        model: Graph,
+        names: Sequence[str],
+        batches: Iterable[Inputs],
+        weight: Callable[[Graph, str], Any],
+        *,
+        device: str,
+    ) -> Mapping[str, LayerError]:
+        """Errors of quantized layers."""
+        return measures.layer_errors(reference, model, names, batches)
+
+    def bias_shifts(
+        self, reference: Graph, model: Graph, names: Sequence[str], batches: Iterable[Inputs], *, device: str
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """How much quantization shifts the mean output of layers."""
+        return measures.bias_shifts(reference, model, names, batches)
+
+
+FORMAT: ModelFormat[Graph] = OnnxFormat()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of an ONNX graph, what keeps one from being quantized, and their weights."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from taoq.errors import Fault, TaoqError, first_line
+from taoq.quantization.formats.onnx.graph import Graph, attribute_of, names_read_inside, opset
+from taoq.quantization.types import Layer
+
+TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Op types that multiply their first input with a weight, their second."""
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+OPSET = 19
+"""The first opset with FP8 and with per-channel scales for everything placed here (ONNX, QuantizeLinear-19)."""
+
+
+def prepare(graph: Graph, path: str) -> Graph:
+    """Make a graph that can be quantized: every node named, constants stored as tensors, opset 19 at least.
+
+    Raises:
+        TaoqError: The opset is too old to be converted.
+    """
+    model = graph.model
+    version = opset(model)
+    if version < OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, OPSET)
+        except (RuntimeError, IndexError, onnx.version_converter.ConvertError) as error:
+            what = f"its opset {version} cannot be converted to {OPSET}: {first_line(error)}"
+            raise TaoqError(Fault(path, what, f"export it again with opset_version: {OPSET}")) from None
+    _store_constants(model.graph)
+    _name_nodes(model.graph)
+    return Graph(model)
+
+
+def list_layers(graph: Graph, types: Sequence[str]) -> list[Layer]:
+    """All nodes, in the order of the graph.
+
+    Args:
+        graph: A prepared graph.
+        types: Op types that may be quantized.
+    """
+    return [_layer(node, graph.tensors, types) for node in graph.proto.node]
+
+
+def _layer(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], types: Sequence[str]) -> Layer:
+    multiplies = node.op_type in TYPES
+    weight = weights.get(node.input[1]) if multiplies and len(node.input) > 1 else None
+    shape = tuple(weight.dims) if weight is not None else ()
+    if not multiplies:
+        obstacle = "it has no weight matrix or kernel"
+    elif weight is None:
+        obstacle = "its second input is computed, it has no weight"
+    elif len(shape) < 2:
+        obstacle = "its weight is a vector"
+    elif weight.data_type != onnx.TensorProto.FLOAT:
+        obstacle = f"its weight is {onnx.TensorProto.DataType.Name(weight.data_type)}, not FLOAT"
+    elif node.input[0] in weights:
+        obstacle = "its input is a constant"
+    elif node.op_type not in types:
+        obstacle = "quantize.backend_kwargs leaves its type out"
+    else:
+        obstacle = ""
+    return Layer(
+        name=node.name,
+        type=node.op_type,
+        weight_shape=shape,
+        channel_axis=channel_axis(node, len(shape)),
+        input_axis=1 if node.op_type in CONVOLUTIONS else -1,
+        alias=module_path(node),
+        obstacle=obstacle,
+    )
+
+
+def module_path(node: onnx.NodeProto) -> str:
+    """`layer1.0.conv1` of `/layer1/0/conv1/Conv`: the torch module, as torch's exporter names nodes; else empty."""
+    match = re.fullmatch(rf"/(.+)/{node.op_type}(_\d+)?", node.name)
+    return match[1].replace("/", ".") if match else ""
+
+
+def check_weights(graph: Graph) -> None:
+    """Refuse weights and biases with NaN or infinite values: they would spoil every scale that depends on them.
+
+    Raises:
+        TaoqError: Names every such layer.
+    """
+    faults = [
+        Fault(node.name, f"its {what} is not finite", "look for NaN or infinite values in the checkpoint")
+        for node in graph.proto.node
+        if node.op_type in TYPES
+        for what, name in zip(("weight", "bias"), node.input[1:3], strict=False)
+        if name in graph.tensors and not np.isfinite(numpy_helper.to_array(graph.tensors[name])).all()
+    ]
+    if faults:
+        raise TaoqError(*faults)
+
+
+def channel_axis(node: onnx.NodeProto, rank: int) -> int:
+    """Axis of the output channels in a weight (ONNX operator specifications).
+
+    Args:
+        node: The layer.
+        rank: Number of axes of its weight.
+    """
+    match node.op_type:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1
+        case "Gemm":
+            return 0 if attribute_of(node, "transB", 0) else 1
+        case _:  # MatMul, and nodes without a weight
+            return max(rank - 1, 0)
+
+
+def own_weights(graph: Graph, layers: Sequence[str]) -> None:
+    """Give layers weights and biases of their own where others read the same ones; in place."""
+    readers = Counter(name for node in graph.proto.node for name in node.input)
+    readers.update(names_read_inside(graph.proto))
+    planned = set(layers)
+    for node in graph.proto.node:
+        if node.name in planned:
+            for index, name in enumerate(node.input):
+                if name in graph.tensors and readers[name] > 1:
+                    readers[name] -= 1
+                    own = graph.store_copy(graph.tensors[name], f"{node.name}_input_{index}_own")
+                    graph.set_input(node, index, own)
+
+
+def _store_constants(graph: onnx.GraphProto) -> None:
+    """Make stored tensors of Constant nodes, and take out Identity nodes of stored tensors: a weight may be either."""
+    outputs = {value.name for value in graph.output} | names_read_inside(graph)
+    stored = {tensor.name for tensor in graph.initializer}
+    same: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+        if node.op_type == "Constant" and node.attribute[0].name == "value" and node.output[0] not in outputs:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+            stored.add(tensor.name)
+        elif node.op_type == "Identity" and node.input[0] in stored and node.output[0] not in outputs:
+            same[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+    inputs = [value for value in graph.input if value.name not in stored]  # old exporters list weights as inputs
+    del graph.input[:]
+    graph.input.extend(inputs)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: a file need not, and plans and ModelOpt go by names."""
+    used = Counter(node.name for node in graph.node if node.name)
+    numbers: Counter[str] = Counter()
+    for node in graph.node:
+        if node.name and used[node.name] == 1:
+            continue
+        stem = node.name or node.op_type
+        name = stem
+        while name in used or not name:
+            numbers[stem] += 1
+            name = f"{stem}_{numbers[stem]}"
+        node.name = name
+        used[name] += 1

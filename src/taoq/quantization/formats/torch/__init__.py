@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch networks: their layers, their state, what quantization does to them."""

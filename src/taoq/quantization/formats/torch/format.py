@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch as a format of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from taoq.network import Inputs
+from taoq.quantization.formats.base import ModelFormat
+from taoq.quantization.formats.torch import measures
+from taoq.quantization.formats.torch.state import saved_size, state_digest
+from taoq.quantization.types import LayerError
+
+
+class TorchFormat:
+    """Networks that a task builds, with the weights of a checkpoint."""
+
+    name = "torch"
+
+    def read(self, path: str, build: Callable[[str | None], nn.Module]) -> nn.Module:
+        """Build the network of a checkpoint."""
+        return build(path)
+
+    def is_quantized(self, model: nn.Module) -> bool:
+        """No checkpoint is: reading one refuses quantized payloads, which their artifact's backend loads."""
+        return False
+
+    def properties(self, model: nn.Module, path: str) -> Mapping[str, Any] | None:
+        """Checkpoints have none."""
+        return None
+
+    def prepare(self, model: nn.Module, path: str) -> nn.Module:
+        """The network as it is."""
+        return model
+
+    def size(self, model: nn.Module) -> int:
+        """Size of the state dict as torch.save writes it, bytes."""
+        return saved_size(model)
+
+    def digest(self, model: nn.Module) -> str:
+        """SHA-256 of the state dict."""
+        return state_digest(model)
+
+    def macs(self, model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
+        """Multiply-accumulates of the layers, for one sample."""
+        return measures.macs(model, inputs)
+
+    def layer_errors(
+        self,
+        reference: nn.Module,
+        model: nn.Module,
+        names: Sequence[str],
+        batches: Iterable[Inputs],
+        weight: Callable[[nn.Module, str], Tensor],
+        *,
+        device: str,
+    ) -> Mapping[str, LayerError]:
+        """Errors of quantized layers."""
+        return measures.layer_errors(reference, model, names, batches, weight, device=device)
+
+    def bias_shifts(
+        self, reference: nn.Module, model: nn.Module, names: Sequence[str], batches: Iterable[Inputs], *, device: str
+    ) -> Mapping[str, Tensor]:
+        """How much quantization shifts the mean output of layers."""
+        return measures.bias_shifts(reference, model, names, batches, device=device)
+
+
+FORMAT: ModelFormat[nn.Module] = TorchFormat()

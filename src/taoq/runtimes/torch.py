@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run torch networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from taoq.errors import Fault, SpecError, TaoqError, first_line
+from taoq.network import Inputs, Outputs, OutputSpec
+from taoq.quantization.formats.torch.call import call
+from taoq.runtimes.base import RuntimeKind, torch_device
+
+
+class TorchRuntime:
+    """A torch network in eval mode."""
+
+    fixed_batch: int | None = None
+
+    def __init__(
+        self, model: nn.Module, outputs: tuple[str, ...], device: str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.device = device
+        self._dtype = dtype
+        self._model = model.to(device).eval()
+        self._outputs = outputs
+
+    def run(self, inputs: Inputs) -> Outputs:
+        """One forward pass; the outputs are float32 tensors on the CPU."""
+        with torch.inference_mode():
+            result = call(self._model, {name: self._moved(tensor) for name, tensor in inputs.items()})
+        outputs = named_outputs(result, self._outputs)
+        return {name: value.float().cpu() for name, value in outputs.items()}
+
+    def compiled(self) -> TorchRuntime:
+        """The same through torch.compile; compiles at the first run."""
+        return TorchRuntime(cast(nn.Module, torch.compile(self._model)), self._outputs, self.device)
+
+    def half(self) -> TorchRuntime | None:
+        """A copy in float16; None on a CPU, which has no fast float16."""
+        if self.device == "cpu":
+            return None
+        return TorchRuntime(copy.deepcopy(self._model).half(), self._outputs, self.device, torch.float16)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self._dtype) if tensor.is_floating_point() else tensor.to(self.device)
+
+
+class TorchKind:
+    """torch itself."""
+
+    name = "torch"
+    formats = ("torch",)
+    libraries = ("torch",)
+    options: Mapping[str, str] = MappingProxyType({})
+
+    def device(self, requested: str, where: str) -> str:
+        """A torch device.
+
+        Raises:
+            SpecError: It is trt, or a GPU that this machine does not have.
+        """
+        if requested == "trt":
+            raise SpecError(Fault(where, "trt does not run torch models", "write cuda, cuda:N or cpu"))
+        return torch_device(requested, where)
+
+    def open(
+        self,
+        model: nn.Module,
+        path: Path | None,
+        example: Inputs,
+        outputs: Mapping[str, OutputSpec],
+        device: str,
+        where: str,
+        options: Mapping[str, Any],
+    ) -> TorchRuntime:
+        """Move a network to the device."""
+        return TorchRuntime(model, tuple(outputs), self.device(device, where))
+
+
+RUNTIME: RuntimeKind = TorchKind()
+
+
+def named_outputs(result: Any, names: tuple[str, ...]) -> Outputs:
+    """The outputs of a network by name.
+
+    Args:
+        result: What its forward returned: a tensor, a sequence of tensors in order, or a mapping.
+        names: The names of the outputs, in order; of a mapping, the keys that count.
+
+    Raises:
+        TaoqError: The forward returned something else.
+    """
+    if isinstance(result, Mapping):
+        missing = [name for name in names if not isinstance(result.get(name), Tensor)]
+        if missing:
+            what = f"its outputs are {', '.join(map(str, result))}: there is no tensor '{missing[0]}'"
+            raise TaoqError(Fault("the network", what, "name the outputs as the network does"))
+        return {name: result[name] for name in names}
+    values = tuple(result) if isinstance(result, tuple | list) else (result,)
+    if len(values) != len(names) or not all(isinstance(value, Tensor) for value in values):
+        kinds = ", ".join(type(value).__name__ for value in values)
+        what = f"its forward returns {kinds}, not {len(names)} tensor(s)"
+        raise TaoqError(Fault("the network", what, "let its forward return a tensor, a tuple of them, or a mapping"))
+    return dict(zip(names, values, strict=True))
+
+
+def check_runs(runtime: TorchRuntime, inputs: Inputs) -> None:
+    """Run a quantized network once: it may use a layer's weight past the layer, which cannot be seen before.
+
+    Raises:
+        TaoqError: It does not run.
+    """
+    try:
+        runtime.run(inputs)
+    except (RuntimeError, TypeError) as error:
+        what = f"the quantized network does not run: {first_line(error)}"
+        hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"
+        raise TaoqError(Fault("quantize.layers", what, hint)) from error

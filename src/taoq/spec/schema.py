@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema reference and the commented default spec, made from the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from taoq.spec.fields import Field, default_value, fields_of, item_type
+
+_KINDS = {str: "string", int: "int", float: "float", bool: "bool"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the schema reference, with TAO's column names."""
+
+    field: str
+    value_type: str
+    description: str
+    default_value: str
+    valid_options: str
+
+
+def rows(schema: Any, prefix: str = "") -> Iterator[Row]:
+    """The fields of a schema, sections before their fields; an entry of a list is written `layers[]`."""
+    for field, kind in fields_of(schema):
+        name = f"{prefix}{field.name}"
+        item = item_type(kind)
+        meta = field.metadata
+        if dataclasses.is_dataclass(kind) or dataclasses.is_dataclass(item):
+            is_list = item is not None
+            yield Row(name, "list" if is_list else "section", meta["description"], "[]" if is_list else "", "")
+            yield from rows(item or kind, f"{name}[]." if is_list else f"{name}.")
+            continue
+        value_type = "categorical" if meta["options"] and item is None else _value_type(kind)
+        options = ",".join(meta["options"]) or meta["pattern"].replace("|", ",")
+        yield Row(name, value_type, meta["description"], _default(field), options)
+
+
+def markdown(title: str, schema: Any, prefix: str = "") -> str:
+    """A table of the fields, in the form of TAO's documentation."""
+    lines = [
+        f"## {title}",
+        "",
+        "| field | value_type | description | default_value | valid_options |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows(schema, prefix):
+        cells = (f"`{row.field}`", row.value_type, row.description, row.default_value, row.valid_options)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def commented_yaml(schema: type) -> str:
+    """A valid spec with every field: its default, or an example if the default would leave the spec incomplete."""
+    return "\n".join(_yaml(schema, "")) + "\n"
+
+
+def _yaml(schema: Any, indent: str) -> Iterator[str]:
+    for field, kind in fields_of(schema):
+        meta = field.metadata
+        options = f" [{', '.join(meta['options'])}]" if meta["options"] else ""
+        yield f"{indent}# {meta['description']}{options}"
+        item = item_type(kind)
+        example = meta["example"]
+        if dataclasses.is_dataclass(item):
+            yield f"{indent}{field.name}:"
+            yield from _list_item(item, f"{indent}  ")
+        elif dataclasses.is_dataclass(kind) and field.default is None:
+            yield f"{indent}{field.name}: null"
+        elif dataclasses.is_dataclass(kind):
+            yield f"{indent}{field.name}:"
+            yield from _yaml(kind, f"{indent}  ")
+        else:
+            # JSON is YAML, and one line
+            yield f"{indent}{field.name}: {json.dumps(example if example is not None else default_value(field))}"
+
+
+def _list_item(schema: Any, indent: str) -> Iterator[str]:
+    """One example entry: its required fields, and its first optional section with the first option."""
+    required = [field for field, _ in fields_of(schema) if default_value(field) == MISSING]
+    examples = (f"{field.name}: {json.dumps(field.metadata['example'])}" for field in required)
+    yield f"{indent}- " + f"\n{indent}  ".join(examples)
+    for field, kind in fields_of(schema):
+        if dataclasses.is_dataclass(kind):
+            inner = [entry for entry, _ in fields_of(kind) if default_value(entry) == MISSING]
+            values = ", ".join(f"{entry.name}: {entry.metadata['options'][0]}" for entry in inner)
+            yield f"{indent}  {field.name}: {{{values}}}"
+            return
+
+
+def _value_type(kind: Any) -> str:
+    origin = getattr(kind, "__origin__", None)
+    return "list" if origin is list else "dict" if origin is dict else _KINDS[kind]
+
+
+def _default(field: Field) -> str:
+    value = default_value(field)
+    return "required" if value == MISSING else "" if value in ("", None) else json.dumps(value).strip('"')

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a YAML spec and its command-line overrides, and remember the line of each field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from taoq.errors import Fault, SpecError, first_line
+from taoq.spec.fields import is_field
+
+NO_INTERPOLATION = "does not parse as an interpolation"
+INTERPOLATION_HINT = "give it a value, or write the path of an existing field as ${section.field}"
+_ONCE = "write each key once in a section"
+_PLAIN = "a spec is plain YAML data"
+
+
+@dataclass(frozen=True)
+class SpecSource:
+    """Where the values of a spec come from: the file, the line of each field, the overrides.
+
+    Attributes:
+        path: The YAML file as the user named it.
+        data: The parsed tree, not yet interpolated.
+        lines: Line number (from 1) of each field, by `quantize.layers[0].module_name`.
+        overrides: The `key=value` that set a field, by field.
+        command: The command line, for reports.
+    """
+
+    path: str
+    data: DictConfig
+    lines: Mapping[str, int]
+    overrides: Mapping[str, str]
+    command: str
+
+    def locate(self, where: str, schema: type | None = None) -> str:
+        """Put file and line in front of `where`, if it is a field that was written or a field of `schema` below one."""
+        field = where
+        while field:  # an override of a section or a list wins over the lines it replaced
+            if field in self.overrides:
+                return f"override {self.overrides[field]}: {where}"
+            field = _parent(field)
+        for field, override in self.overrides.items():
+            if field.startswith(f"{where}."):
+                return f"override {override}: {where}"
+        if where in self.lines:
+            return f"{self.path}:{self.lines[where]}: {where}"
+        field = where if schema is not None and is_field(schema, where) else ""
+        while field := _parent(field):
+            if field in self.lines:
+                return f"{self.path}:{self.lines[field]}: {where}"
+        return where
+
+
+def read_spec(path: str | None, overrides: Sequence[str], *, command: str = "") -> SpecSource:
+    """Parse a YAML file and merge `key=value` overrides into it; nothing is interpolated or checked yet.
+
+    Args:
+        path: The file; None reads an empty spec.
+        overrides: `key=value`, the key dotted, with an index in lists.
+        command: The command line, for reports.
+
+    Raises:
+        SpecError: The file is missing, does not parse, has a duplicate key, or is not a mapping; an override
+            has no `=` or does not fit the tree.
+    """
+    data, lines = _parse(_read(path), path)
+    by_field: dict[str, str] = {}
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise SpecError(Fault(override, "an override has the form key=value", "for example quantize.device=cpu"))
+        _merge(data, override, _brackets(key))
+        by_field[_brackets(key)] = override
+    return SpecSource(path or "", data, lines, by_field, command)
+
+
+def source_of(data: Mapping[str, object], *, command: str = "") -> SpecSource:
+    """A spec that a Python caller gave as a dictionary.
+
+    Raises:
+        SpecError: A value is not plain data, or does not parse as an interpolation.
+    """
+    try:
+        config = OmegaConf.create(dict(data))
+    except GrammarParseError as error:
+        raise SpecError(Fault(str(error.full_key), NO_INTERPOLATION, INTERPOLATION_HINT)) from None
+    except OmegaConfBaseException as error:
+        raise SpecError(Fault(str(error.full_key or "config"), _lower(first_line(error)), _PLAIN)) from None
+    return SpecSource("", config, {}, {}, command)
+
+
+def _read(path: str | None) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else ""
+    except OSError as error:
+        raise SpecError(Fault(str(path), f"cannot be read: {error.strerror}", "give the spec file with -e")) from None
+    except UnicodeDecodeError:
+        raise SpecError(Fault(str(path), "is not a text file in UTF-8", "give a YAML file with -e")) from None
+
+
+def _parse(text: str, path: str | None) -> tuple[DictConfig, dict[str, int]]:
+    """The tree of a YAML text, and the line of each field."""
+    lines: dict[str, int] = {}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        # an empty file is an empty spec; the schema then says what is missing
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+            hint = "write sections: `quantize:`, `dataset:`, ..."
+            raise SpecError(Fault(f"{path}:1", f"the spec is {kind}, not a mapping", hint))
+        lines = dict(_lines(root, "")) if root is not None else {}
+        data = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise SpecError(_not_yaml(f"{path}:{mark.line + 1}" if mark else str(path), error)) from None
+    except GrammarParseError as error:
+        where = f"{path}:{lines.get(str(error.full_key), 1)}: {error.full_key}"
+        raise SpecError(Fault(where, NO_INTERPOLATION, INTERPOLATION_HINT)) from None
+    assert isinstance(data, DictConfig)
+    return data, lines
+
+
+def _merge(data: DictConfig, override: str, field: str) -> None:
+    try:
+        data.merge_with_dotlist([override])
+    except GrammarParseError:
+        raise SpecError(Fault(f"override {override}: {field}", NO_INTERPOLATION, INTERPOLATION_HINT)) from None
+    except yaml.YAMLError as error:
+        raise SpecError(_not_yaml(f"override {override}", error)) from None
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        hint = "name an existing field; lists take an index, layers.0.weights.dtype"
+        raise SpecError(Fault(f"override {override}", first_line(error), hint)) from None
+
+
+def _not_yaml(where: str, error: yaml.YAMLError) -> Fault:
+    what = getattr(error, "problem", None) or first_line(error)
+    if what.startswith("but "):
+        what = f"{getattr(error, 'context', '')}, {what}"
+    what = what.replace("tag:yaml.org,2002:", "!!")
+    return Fault(where, f"not valid YAML: {what}", _ONCE if "duplicate" in what else _PLAIN)
+
+
+def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            field = f"{path}.{key.value}" if path else str(key.value)
+            yield field, key.start_mark.line + 1
+            yield from _lines(value, field)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield f"{path}[{index}]", value.start_mark.line + 1
+            yield from _lines(value, f"{path}[{index}]")
+
+
+def _parent(field: str) -> str:
+    """`quantize.layers` of `quantize.layers[0]`, `quantize` of that, then the empty string."""
+    parent = re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field)
+    return parent if parent != field else ""  # not a field, but a file with such a name
+
+
+def _brackets(dotted: str) -> str:
+    """`quantize.layers.0.weights` as `quantize.layers[0].weights`."""
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", dotted)
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
