@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from taoq.artifact import MANIFEST, read_manifest
 from taoq.checkpoint import read_state_dict
 from taoq.errors import TaoqError
+from taoq.pipeline.artifacts import MANIFEST, read_artifact
 
 Taoq = Callable[..., tuple[int, str, str]]
 Edit = Callable[[Mapping[str, str]], None]
@@ -453,7 +453,7 @@ def artifact(taoq: Taoq, work: Path) -> Path:
 
 
 def test_an_earlier_artifact_stays_as_it_was(artifact: Path, taoq: Taoq, refused: Refused) -> None:
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     cut(str(min(Path("data/calibration/6").iterdir())), 150)
     assert refused("quantize", "quantize.layers.0.module_name=Liner")[0] == 2
     assert refused("quantize", "dataset.num_classes=12")[0] == 1
@@ -462,7 +462,7 @@ def test_an_earlier_artifact_stays_as_it_was(artifact: Path, taoq: Taoq, refused
         assert refused("quantize")[0] == 1
     with no_file_larger_than(20_000):
         assert refused("quantize", "quantize.layers.0.weights.dtype=fp8_e4m3fn")[0] == 1
-    assert read_manifest(artifact) == manifest
+    assert read_artifact(artifact).manifest == manifest
     assert taoq("classification_pyt", "evaluate", "-e", "spec.yaml", f"evaluate.checkpoint={artifact}")[0] == 0
 
 
@@ -658,7 +658,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     code: int,
     message: str,
 ) -> None:
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     before = {path for path in Path().rglob("*") if path.is_file()}
     pipe = min(Path("data", split, "6").iterdir())
     pipe.unlink()
@@ -687,7 +687,7 @@ def test_an_interrupted_run_says_so_and_leaves_nothing_behind(
     logs = {status, status.with_name("log.txt")}
     assert {path for path in Path().rglob("*") if path.is_file()} == (before - {pipe}) | logs
     assert not list(Path().rglob("*.partial"))
-    assert read_manifest(artifact) == manifest
+    assert read_artifact(artifact).manifest == manifest
 
 
 def wait_for_reader(pipe: Path, run: subprocess.Popen[str]) -> int:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from taoq.bootstrap import Difference, difference
-from taoq.spec import spec_from_dict
+from taoq.pipeline.intervals import Difference, difference
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.rtdetr.data import Targets

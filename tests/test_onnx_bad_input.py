@@ -21,11 +21,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
+from taoq.onnx_file import read_onnx, read_properties, write_properties
 
-from taoq.artifact import MANIFEST, read_manifest
 from taoq.cli import main
 from taoq.errors import TaoqError
-from taoq.onnx_file import read_onnx, read_properties, write_properties
+from taoq.pipeline.artifacts import MANIFEST, read_artifact
 from test_bad_files import GIT_LFS, wait_for_reader
 
 Taoq = Callable[..., tuple[int, str, str]]
@@ -528,7 +528,7 @@ def test_nodes_need_no_names(taoq: Taoq, file: Path, backend: str) -> None:
     change(rename(""))
     rule = "quantize.layers=[{module_name: Conv, weights: {dtype: int8}, activations: {dtype: int8}}]"
     assert quantize(taoq, f"quantize.backend={backend}", rule) == (0, IS_FOR[backend] + ALL_ARE_USED)
-    rows = read_manifest(Path("results/quantize")).plan
+    rows = read_artifact(Path("results/quantize")).manifest.plan
     assert sum(row["weights"] is not None for row in rows) == 21
     assert len({row["layer"] for row in rows}) == len(rows)
 
@@ -1070,7 +1070,7 @@ def test_a_folder_that_cannot_be_written_is_refused(file: Path, refused: Refused
 
 
 def test_an_earlier_artifact_stays_when_a_later_run_is_refused(artifact: Path, taoq: Taoq, refused: Refused) -> None:
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     good = Path("float.onnx").read_bytes()
     for backend in BACKENDS:
         words = [f"quantize.backend={backend}"]
@@ -1082,7 +1082,7 @@ def test_an_earlier_artifact_stays_when_a_later_run_is_refused(artifact: Path, t
         change(foreign, with_classes(12))
         assert refused("quantize", *words)[0] == 1  # seen when the new artifact is run, at the latest
         Path("float.onnx").write_bytes(good)
-    assert read_manifest(artifact) == manifest
+    assert read_artifact(artifact).manifest == manifest
     assert taoq("classification_pyt", "evaluate", "-e", "spec.yaml", f"evaluate.checkpoint={artifact}")[0] == 0
 
 
@@ -1311,7 +1311,7 @@ def test_an_opset_without_the_operators_of_a_detector_is_refused(
 
 
 def test_an_interrupted_run_leaves_the_earlier_artifact_whole(artifact: Path) -> None:
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     pipe = min(Path("data/calibration/6").iterdir())
     pipe.unlink()
@@ -1343,4 +1343,4 @@ def test_an_interrupted_run_leaves_the_earlier_artifact_whole(artifact: Path) ->
         after.pop(path)
     assert after == before
     assert not list(Path("temporary").iterdir())
-    assert read_manifest(artifact) == manifest
+    assert read_artifact(artifact).manifest == manifest

@@ -12,9 +12,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from taoq.onnx_runtime import OnnxRuntime, round_in_float32
 
 from taoq.errors import TaoqError
-from taoq.onnx_runtime import OnnxRuntime, round_in_float32
 
 SHAPE = (1, 3, 4, 4)
 

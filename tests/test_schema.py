@@ -8,8 +8,9 @@ import pytest
 
 from taoq.quantization.backends import BACKENDS, load_backend
 from taoq.quantization.spec import ALGORITHMS, DTYPES, MODES, NATIVE, QuantizeSpec
-from taoq.schema import Row, rows
-from taoq.spec import load_spec, read_spec
+from taoq.spec.load import load_spec
+from taoq.spec.schema import Row, rows
+from taoq.spec.source import read_spec
 from taoq.tasks import load_task
 
 DOCS = Path(__file__).parent.parent / "docs"

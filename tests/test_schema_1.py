@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from taoq.actions.open_model import open_runtime
-from taoq.artifact import read_manifest
-from taoq.spec import spec_from_dict
+
+from taoq.pipeline.artifacts import read_artifact
+from taoq.spec.load import spec_from_dict
 from taoq.tasks import load_task
 
 KEPT = Path(__file__).parent / "schema_1"
@@ -20,7 +20,7 @@ BACKENDS = ("torchao", "modelopt.pytorch", "modelopt.onnx", "onnxruntime")
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_kept_artifact_gives_the_outputs_that_it_gave(backend: str) -> None:
-    task, manifest = load_task("classification_pyt"), read_manifest(KEPT / backend)
+    task, manifest = load_task("classification_pyt"), read_artifact(KEPT / backend).manifest
     assert (manifest.schema_version, manifest.backend) == (1, backend)
     spec = spec_from_dict(manifest.spec, task.spec)
     section = dataclasses.replace(spec.evaluate, checkpoint=str(KEPT / backend), device="cpu")

@@ -8,7 +8,9 @@ import pytest
 
 from taoq.errors import SpecError
 from taoq.quantization.spec import QuantizeSpec
-from taoq.spec import REQUIRED, load_spec, option, read_spec, spec_from_dict, spec_to_dict
+from taoq.spec.fields import REQUIRED, option
+from taoq.spec.load import load_spec, spec_from_dict, spec_to_dict
+from taoq.spec.source import read_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import timm
 import torch
+from taoq.actions.float_model import named
 
 from taoq.actions import ACTIONS, others
-from taoq.actions.float_model import named
 from taoq.checkpoint import WithoutInitialisation
-from taoq.onnx_export import export_graph
 from taoq.quantization.backends import load_backend
-from taoq.quantization.backends.onnx_layers import prepare
-from taoq.quantization.plan import check, resolve
-from taoq.spec import load_spec, read_spec
+from taoq.quantization.capability import check
+from taoq.quantization.formats.onnx.export import export_graph
+from taoq.quantization.formats.onnx.layers import prepare
+from taoq.quantization.plan import resolve
+from taoq.spec.load import load_spec
+from taoq.spec.source import read_spec
 from taoq.tasks import load_task
 from taoq.tasks.base import Task
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from exporting import export_words
-from html_pages import check_page
-
+from support.commands import export_words
+from support.pages import check_page
 from taoq.actions.analysis import Evaluations, given_notes
+
 from taoq.actions.analyze import advice
-from taoq.artifact import read_manifest
-from taoq.quantization.plan import LayerPlan
+from taoq.pipeline.artifacts import read_artifact
+from taoq.quantization.types import LayerPlan
 from taoq.tasks.base import Metric
 
 Taoq = Callable[..., tuple[int, str, str]]
@@ -155,7 +155,7 @@ def test_a_search_writes_a_spec_that_quantize_runs_unchanged(taoq: Taoq, digits_
     code, out, err = taoq(*digits_words("quantize", "vit_tiny", *STATIC, *FEW, budget))
     assert code == 0, err
     directory = tmp_path / "results" / "quantize"
-    report, manifest = read(directory / "quantization_report.json"), read_manifest(directory)
+    report, manifest = read(directory / "quantization_report.json"), read_artifact(directory).manifest
     assert report["search"]["share"] == 1.0
     assert [one["what"] for one in report["search"]["evaluations"]] == ["everything"]
     assert report["accuracy"]["met"] is True
@@ -169,8 +169,8 @@ def test_a_search_writes_a_spec_that_quantize_runs_unchanged(taoq: Taoq, digits_
         "classification_pyt", "quantize", "-e", str(directory / "tuned.yaml"), f"quantize.results_dir={again}"
     )
     assert code == 0, err
-    assert read_manifest(again).plan == manifest.plan
-    assert read_manifest(again).sha256 == manifest.sha256
+    assert read_artifact(again).manifest.plan == manifest.plan
+    assert read_artifact(again).manifest.sha256 == manifest.sha256
 
 
 def test_an_artifact_that_loses_more_than_its_trial_is_searched_on(
@@ -250,7 +250,7 @@ def test_a_drop_above_the_budget_keeps_and_marks_the_artifact(taoq: Taoq, digits
     assert code == 4
     assert "quantize.accuracy.max_drop: val_acc_1 falls from 0.9849 to " in err
     assert "hint: the artifact is kept and marked; accuracy.action: search looks for the layers to leave float" in err
-    manifest = read_manifest(tmp_path / "results" / "quantize")
+    manifest = read_artifact(tmp_path / "results" / "quantize").manifest
     assert manifest.accuracy["met"] is False
     assert "Accuracy budget not met" in check_page(tmp_path / "results" / "quantize" / "quantization_report.html")
 

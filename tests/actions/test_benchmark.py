@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from exporting import export_words
-
+from support.commands import export_words
 from taoq.actions.timing import in_turns
-from taoq.artifact import read_manifest
+
 from taoq.cli import main
+from taoq.pipeline.artifacts import read_artifact
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -168,7 +168,7 @@ def test_a_torch_artifact_is_measured_too(taoq: Taoq, digits_words: Words, tmp_p
     one, other = (rows[name]["speedup"] for name in ("quantized", "quantized, compiled"))
     assert f"quantized / float32 in speed: {one:.2f} at batch 1; compiled: {other:.2f} at batch 1" in out
     assert results["command"].startswith("taoq classification_pyt benchmark -e ")
-    manifest = read_manifest(tmp_path / "q")
+    manifest = read_artifact(tmp_path / "q").manifest
     assert [model["size"] for model in results["models"]] == [manifest.float_size, manifest.size]
 
 

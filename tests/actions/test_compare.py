@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exporting import export_words
-from html_pages import check_page
+from support.commands import export_words
+from support.pages import check_page
 from safetensors.torch import load_file, save_file
 
-from taoq.artifact import read_manifest
 from taoq.cli import main
+from taoq.pipeline.artifacts import read_artifact
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -71,7 +71,7 @@ def test_two_artifacts_beside_their_float_model(
     assert code == 0, err
     directory = tmp_path / "results" / "compare"
     results = read(directory / "results.json")
-    manifests = [read_manifest(folder) for folder in pair]
+    manifests = [read_artifact(folder).manifest for folder in pair]
     source = manifests[0].source["path"]
     float_row, *rows = results["models"]
     assert [row["path"] for row in results["models"]] == [source, *map(str, pair)]
@@ -113,7 +113,7 @@ def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
     code, _, err = taoq("classification_pyt", "compare", *map(str, folders), *FEW, where)
     assert code == 0
     results = read(tmp_path / "results" / "compare" / "results.json")
-    sources = [read_manifest(folder).source["path"] for folder in folders]
+    sources = [read_artifact(folder).manifest.source["path"] for folder in folders]
     assert [row["path"] for row in results["models"]] == [*sources, *map(str, folders)]
     assert "warning" not in err  # the file is an export of the checkpoint
     layers = {layer: list(formats.values()) for layer, formats in results["layers"].items()}
@@ -125,7 +125,7 @@ def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
 def test_artifacts_of_different_checkpoints_get_a_warning(
     taoq: Taoq, compare: Taoq, digits_words: Words, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    source = Path(read_manifest(pair[0]).source["path"])
+    source = Path(read_artifact(pair[0]).manifest.source["path"])
     state = load_file(source)
     state["head.bias"] += 1.0
     save_file(state, tmp_path / "other.safetensors")

@@ -21,12 +21,12 @@ RELOAD = """
 import json, sys
 from pathlib import Path
 import torch
-from taoq.artifact import read_manifest
+from taoq.pipeline.artifacts import read_artifact
 from taoq.quantization.backends import load_backend
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks import load_task
 directory = Path(sys.argv[1])
-manifest = read_manifest(directory)
+manifest = read_artifact(directory).manifest
 task = load_task(manifest.task)
 spec = spec_from_dict(manifest.spec, task.spec)
 model = load_backend(manifest.backend).load(directory / manifest.payload, lambda: task.build_model(spec, None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taoq.actions import differences
+from taoq.pipeline import differences
 
 INT8 = {"dtype": "int8", "axis": 0}
 

@@ -17,16 +17,17 @@ import pytest
 import torch
 import yaml
 from onnx import numpy_helper
+from taoq.actions.open_model import open_artifact
 from torch import nn
 
 import taoq as package
 from taoq.actions import export
-from taoq.actions.open_model import open_artifact
-from taoq.artifact import read_manifest, sha256
 from taoq.errors import TaoqError
-from taoq.onnx_file import read_properties
+from taoq.files import sha256
+from taoq.pipeline.artifacts import read_artifact
 from taoq.quantization.backends import load_backend
-from taoq.spec import spec_from_dict
+from taoq.quantization.formats.onnx.file import read_properties
+from taoq.spec.load import spec_from_dict
 from taoq.tasks import load_task
 from taoq.tasks.base import Task
 
@@ -745,7 +746,7 @@ def test_an_artifact_of_modelopt_becomes_a_graph_with_its_very_numbers(
     model = onnx.load(str(file))
     onnx.checker.check_model(str(file), full_check=True)
     found = stored(model)
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     net = open_artifact(load_task(manifest.task), artifact, manifest)
     state, _ = load_backend(manifest.backend).dequantized(net)
     assert set(found) == {row["layer"] for row in manifest.plan if row["weights"]}
@@ -805,7 +806,7 @@ def test_an_artifact_of_torchao_has_no_graph_but_a_float_one(
     model = onnx.load(str(folder / "model.onnx"))
     assert not {node.op_type for node in model.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
     assert model.opset_import[0].version == 17
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     net = open_artifact(load_task(manifest.task), artifact, manifest)
     for name, weight in weighted(model).items():
         module = net.get_submodule(name.removeprefix("/").rpartition("/")[0].replace("/", "."))
@@ -827,7 +828,7 @@ def test_a_dequantized_artifact_of_modelopt_is_a_float_file(
     assert not {node.op_type for node in model.graph.node} & {
         "QuantizeLinear", "DequantizeLinear", "BatchNormalization",
     }  # fmt: skip
-    manifest = read_manifest(artifact)
+    manifest = read_artifact(artifact).manifest
     state, _ = load_backend(manifest.backend).dequantized(open_artifact(load_task(manifest.task), artifact, manifest))
     assert np.array_equal(weighted(model)["/fc/Gemm"], state["fc.weight"].numpy())
     assert not np.array_equal(weighted(model)["/fc/Gemm"], weighted_float()["fc.weight"])

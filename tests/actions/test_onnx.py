@@ -18,9 +18,10 @@ import torch
 import yaml
 from onnx import helper, numpy_helper
 
-from taoq.artifact import read_manifest, sha256
-from taoq.quantization.backends import qdq
-from taoq.spec import read_spec
+from taoq.files import sha256
+from taoq.pipeline.artifacts import read_artifact
+from taoq.quantization.formats.onnx import qdq
+from taoq.spec.source import read_spec
 from taoq.tasks import load_task
 
 Taoq = Callable[..., tuple[int, str, str]]
@@ -109,7 +110,7 @@ def names(folder: Path) -> list[str]:
 
 def quantized(folder: Path) -> list[str]:
     """Quantized layers of an artifact, from its manifest, which must be those of its graph."""
-    manifest = read_manifest(folder)
+    manifest = read_artifact(folder).manifest
     found = [row["layer"] for row in manifest.plan if row["weights"] or row["activations"]]
     assert sorted(found) == sorted(qdq.read(onnx.load(str(folder / manifest.payload))))
     return found
@@ -138,7 +139,7 @@ def test_a_classifier_from_quantize_to_evaluate(
     assert names(folder) == ARTIFACT
     onnx.checker.check_model(str(folder / "quantized_model.onnx"), full_check=True)
 
-    manifest, payload = read_manifest(folder), folder / "quantized_model.onnx"
+    manifest, payload = read_artifact(folder).manifest, folder / "quantized_model.onnx"
     assert (manifest.task, manifest.backend, manifest.format) == ("classification_pyt", backend, "onnx")
     assert (manifest.payload, manifest.sha256, manifest.size) == (
         payload.name, sha256(payload), payload.stat().st_size,
@@ -184,7 +185,7 @@ def test_a_detector_from_quantize_to_evaluate(
     assert (code, err) == (0, SAID[backend])
     assert "quantized 46 of 106 layers with 40 calibration images in " in out
     assert names(folder) == ARTIFACT
-    rows = {row["layer"]: row for row in read_manifest(folder).plan}
+    rows = {row["layer"]: row for row in read_artifact(folder).manifest.plan}
     first = rows["/model/backbone/model/embedder/embedder/0/convolution/Conv"]
     assert (first["alias"], first["rule"]) == ("backbone.conv1.conv1_1.conv", "quantize.layers[0]")
     skipped = [row for row in rows.values() if row["rule"] == "quantize.skip_names[0]"]
@@ -401,7 +402,7 @@ def test_the_second_example_of_the_document_lacks_rules_and_a_mode(
     assert (code, said(err)) == (0, [SAID["modelopt.onnx"].strip()])
     folder = tmp_path / "results" / "quantize"
     assert names(folder) == sorted([*ARTIFACT, "quantized_model.onnx_data"])
-    assert len(read_manifest(folder).plan) == 22
+    assert len(read_artifact(folder).manifest.plan) == 22
     kinds = {tensor.data_type for tensor in onnx.load(str(folder / "quantized_model.onnx")).graph.initializer}
     assert {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8} <= kinds
     assert metrics("resnet_18", folder)["val_acc_1"] > 0.99
@@ -445,7 +446,7 @@ def test_the_third_example_of_the_document(taoq: Taoq, document: Any, metrics: A
 def plain(file: Path, **options: Any) -> onnx.ModelProto:
     """The example ResNet by torch's own exporter: its names, batch norms as they are."""
     task = load_task("classification_pyt")
-    from taoq.spec import load_spec
+    from taoq.spec.load import load_spec
 
     spec = load_spec(read_spec(str(EXAMPLES / "digits" / "resnet_18.yaml"), []), task.spec, unused=task.unused)
     net = task.build_model(spec, str(RESNET)).eval()
@@ -555,7 +556,7 @@ def test_weights_beside_the_file(taoq: Taoq, digits_words: Words, resnet: Path, 
     assert taoq(*words, beside)[0] == 0
     assert names(folder) == sorted([*ARTIFACT, "quantized_model.onnx_data"])
     payload, data = folder / "quantized_model.onnx", folder / "quantized_model.onnx_data"
-    manifest = read_manifest(folder)
+    manifest = read_artifact(folder).manifest
     assert manifest.size == payload.stat().st_size + data.stat().st_size
     assert data.stat().st_size > 0.8 * manifest.size
     figures = metrics("resnet_18", folder)

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torchvision
 
-from taoq.artifact import read_manifest, sha256
+from taoq.files import sha256
+from taoq.pipeline.artifacts import read_artifact
 
 Taoq = Callable[..., tuple[int, str, str]]
 Words = Callable[..., list[str]]
@@ -41,7 +42,7 @@ def test_the_artifact_folder(taoq: Taoq, digits_words: Words, tmp_path: Path) ->
         "quantized_model_modelopt.pytorch.pth",
         "status.json",
     ]
-    manifest = read_manifest(directory)
+    manifest = read_artifact(directory).manifest
     payload = directory / "quantized_model_modelopt.pytorch.pth"
     assert (manifest.task, manifest.backend, manifest.format) == ("classification_pyt", "modelopt.pytorch", "torch")
     assert (manifest.sha256, manifest.size) == (sha256(payload), payload.stat().st_size)
@@ -130,9 +131,9 @@ def test_the_same_seed_gives_the_same_artifact(taoq: Taoq, digits_words: Words, 
 def test_quantizing_again_replaces_the_artifact_as_a_whole(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
     directory = tmp_path / "results" / "quantize"
     taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR))
-    first = read_manifest(directory)
+    first = read_artifact(directory).manifest
     taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR.replace("int8", "fp8_e5m2")))
-    second = read_manifest(directory)
+    second = read_artifact(directory).manifest
     assert first.sha256 != second.sha256
     assert len(lines(directory / "status.json")) == 6
 

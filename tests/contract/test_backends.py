@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from networks import (
+
+from support.networks import (
     BACKENDS,
     VARIANTS,
     TinyNet,
     Untouched,
     backend_of,
     error,
+    faults_of,
     feed,
+    float_size,
     fresh_tiny_net,
     images,
     parts,
@@ -28,17 +31,18 @@ from networks import (
     run,
     same,
     saved_and_loaded,
+    scheme,
+    schemes,
     tiny_net,
 )
-
 from taoq.errors import Fault, TaoqError
-from taoq.quantization.backends.base import verify
-from taoq.quantization.plan import TensorScheme
+from taoq.quantization.plan import verify
+from taoq.quantization.types import AppliedLayer
 
 every_variant = pytest.mark.parametrize(("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS])
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 ERROR = {
     ("torchao", "int8"): 0.01,
     ("torchao", "fp8_e4m3fn"): 0.05,
@@ -51,15 +55,15 @@ RELOAD = """
 import sys
 from pathlib import Path
 import torch
-from networks import backend_of, fresh_tiny_net, images, run
+from support.networks import backend_of, fresh_tiny_net, images, run
 for path in Path(sys.argv[2]).glob("*.pth"):
     torch.save(run(backend_of(sys.argv[1]).load(path, fresh_tiny_net), images()), path.with_suffix(".output"))
 """
 
 
 def expected(backend: str, dtype: str, *layers: str) -> dict[str, Any]:
-    inputs = None if backend == "torchao" else TensorScheme(dtype, None)
-    return {name: (TensorScheme(dtype, 0), inputs) for name in layers}
+    inputs = None if backend == "torchao" else scheme(dtype)
+    return {name: (scheme(dtype, 0), inputs) for name in layers}
 
 
 @every_variant
@@ -67,13 +71,13 @@ def test_exactly_the_planned_layers_are_converted(backend: str, dtype: str) -> N
     patterns = ("fc1",) if backend == "torchao" else ("Conv2d", "fc1")
     layers = ("fc1",) if backend == "torchao" else ("stem", "fc1")
     model = quantize(backend, tiny_net(), rules(backend, dtype, *patterns), feed(images()))
-    assert backend_of(backend).applied(model) == expected(backend, dtype, *layers)
+    assert schemes(backend, model) == expected(backend, dtype, *layers)
 
 
 @every_variant
 def test_a_star_converts_every_layer_that_the_backend_lists_as_quantizable(backend: str, dtype: str) -> None:
     layers = ("fc1", "fc2") if backend == "torchao" else ("stem", "fc1", "fc2")
-    assert backend_of(backend).applied(quantized_tiny_net(backend, dtype)) == expected(backend, dtype, *layers)
+    assert schemes(backend, quantized_tiny_net(backend, dtype)) == expected(backend, dtype, *layers)
 
 
 @every_backend
@@ -89,7 +93,7 @@ def test_looking_at_the_layers_changes_nothing(backend: str) -> None:
     before, after = parts(tiny_net()), parts(model)
     assert before.keys() == after.keys()
     assert all(same(before[key], after[key]) for key in before)
-    assert backend_of(backend).applied(model) == {}
+    assert schemes(backend, model) == {}
 
 
 @every_variant
@@ -134,7 +138,7 @@ def test_a_reloaded_model_is_the_same_model_in_a_new_process(backend: str, tmp_p
         backend_of(backend).save(model, tmp_path / f"{dtype}.pth", {})
         outputs[dtype] = run(model, images())
     words = [sys.executable, "-c", RELOAD, backend, str(tmp_path)]
-    process = subprocess.run(words, cwd=HERE, capture_output=True, text=True)
+    process = subprocess.run(words, cwd=TESTS, capture_output=True, text=True)
     # the libraries print and warn a lot: none of it reaches the screen
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     assert len(outputs) > 1
@@ -149,7 +153,7 @@ def test_the_payload_loads_under_weights_only_and_is_the_small_file(backend: str
     stored = torch.load(path, weights_only=True)
     weight = (stored if backend == "torchao" else stored["model_state_dict"])["fc1.weight"]
     assert (weight.qdata if backend == "torchao" else weight).dtype == STORED[dtype]
-    assert path.stat().st_size < 0.30 * backend_of(backend).float_size(tiny_net())
+    assert path.stat().st_size < 0.30 * float_size(backend, tiny_net())
 
 
 @every_variant
@@ -202,7 +206,7 @@ def test_a_layer_that_the_library_left_out_is_reported(backend: str, dtype: str)
     model = quantize(backend, tiny_net(), rules(backend, dtype, "fc1"), feed(images()))
     plan = plan_of(backend, tiny_net(), [rule("fc1", dtype), rule("fc2", dtype, activations=False)])
     with pytest.raises(TaoqError) as error:
-        verify(plan, {**backend_of(backend).applied(model), "fc1": (None, None)})
+        verify(plan, {**backend_of(backend).applied(model), "fc1": AppliedLayer(None, None)})
     hint = f"hint: put it into quantize.skip_names; this is a limit of {backend}"
     lines = [f"fc1: weights are float after quantization, the plan says {dtype} axis 0", hint]
     if backend != "torchao":
@@ -266,7 +270,7 @@ def test_a_layer_that_the_library_left_out_is_reported(backend: str, dtype: str)
 def test_options_that_the_library_does_not_have_are_refused(
     backend: str, algorithm: str, options: dict[str, Any], fault: Fault
 ) -> None:
-    assert backend_of(backend).check_options(options, algorithm) == [fault]
+    assert faults_of(backend, options, algorithm) == [fault]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +283,7 @@ def test_options_that_the_library_does_not_have_are_refused(
     ids=["torchao", "max", "entropy"],
 )
 def test_options_that_the_library_has_are_taken(backend: str, algorithm: str, options: dict[str, Any]) -> None:
-    assert backend_of(backend).check_options(options, algorithm) == []
+    assert faults_of(backend, options, algorithm) == []
     layers = rules(backend, "int8", "fc1")
     model = quantize(backend, tiny_net(), layers, feed(images()), options, algorithm=algorithm)
     assert list(backend_of(backend).applied(model)) == ["fc1"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import networks
 import numpy as np
-import onnx_networks
 import pytest
 import torch
-from networks import VARIANTS, backend_of, images, tiny_net
-from onnx_networks import branches, pictures
+from torch import nn
 
-from taoq.quantization.plan import QuantizationPlan
+from support import graphs, networks
+from support.graphs import branches, pictures
+from support.networks import VARIANTS, bare, bias_shifts, images, tiny_net
+from taoq.quantization.formats.torch.biases import give_bias
+from taoq.quantization.types import QuantizationPlan
 
 ONNX_VARIANTS = [("modelopt.onnx", "int8"), ("modelopt.onnx", "fp8_e4m3fn"), ("onnxruntime", "int8")]
 
@@ -26,7 +27,7 @@ def only(plan: QuantizationPlan, names: Iterable[str]) -> list[Any]:
 def test_parts_of_a_torch_plan(backend: str, dtype: str) -> None:
     whole = networks.plan_of(backend, tiny_net(), networks.rules(backend, dtype, "*"))
     feed = networks.feed(images(1), images(2))
-    ready = backend_of(backend).calibrate(tiny_net(), whole, feed, {}, device="cpu", cache=None)
+    ready = networks.calibrate(backend, tiny_net(), whole, feed)
     assert torch.equal(networks.run(ready.with_only([]), images()), networks.run(tiny_net(), images()))
     for part in (["fc1"], ["fc1", "fc2"], ["fc2"], []):
         found = networks.run(ready.with_only(only(whole, part)), images())
@@ -43,7 +44,7 @@ def test_a_part_may_have_another_format_than_was_calibrated(backend: str) -> Non
         dtype: networks.plan_of(backend, tiny_net(), networks.rules(backend, dtype, "*"))
         for dtype in ("int8", "fp8_e4m3fn")
     }
-    ready = backend_of(backend).calibrate(tiny_net(), plans["int8"], feed, {}, device="cpu", cache=None)
+    ready = networks.calibrate(backend, tiny_net(), plans["int8"], feed)
     mixed = [*only(plans["fp8_e4m3fn"], ["fc1"]), *only(plans["int8"], ["fc2"])]
     found = networks.run(ready.with_only(mixed), images())
     rules = [*networks.rules(backend, "fp8_e4m3fn", "fc1"), *networks.rules(backend, "int8", "fc2")]
@@ -54,52 +55,54 @@ def test_a_part_may_have_another_format_than_was_calibrated(backend: str) -> Non
 @pytest.mark.parametrize(("backend", "dtype"), ONNX_VARIANTS, ids=[" ".join(variant) for variant in ONNX_VARIANTS])
 def test_parts_of_an_onnx_plan(backend: str, dtype: str) -> None:
     layers = ("left", "right", "tokens", "head")
-    rules = {layer: onnx_networks.rule(layer, dtype, dtype) for layer in layers}
-    whole = onnx_networks.plan_of(backend, branches(), list(rules.values()))
-    feed = onnx_networks.feed(pictures())
-    ready = backend_of(backend).calibrate(branches(), whole, feed, {}, device="cpu", cache=None)
+    rules = {layer: graphs.rule(layer, dtype, dtype) for layer in layers}
+    whole = graphs.plan_of(backend, branches(), list(rules.values()))
+    feed = graphs.feed(pictures())
+    ready = networks.calibrate(backend, branches(), whole, feed)
     assert not ready.left_out(whole)
-    reference = onnx_networks.run(branches(), pictures(seed=1))
-    np.testing.assert_array_equal(onnx_networks.run(ready.with_only([]), pictures(seed=1)), reference)
+    reference = graphs.run(branches(), pictures(seed=1))
+    np.testing.assert_array_equal(graphs.run(ready.with_only([]), pictures(seed=1)), reference)
     for part in (["left"], ["right", "head"], list(layers)):
-        names = [onnx_networks.LAYERS[layer] for layer in part]
-        found = onnx_networks.run(ready.with_only(only(whole, names)), pictures(seed=1))
-        alone = onnx_networks.quantize(backend, branches(), [rules[layer] for layer in part], feed)
-        np.testing.assert_array_equal(found, onnx_networks.run(alone, pictures(seed=1)))
+        names = [graphs.LAYERS[layer] for layer in part]
+        found = graphs.run(ready.with_only(only(whole, names)), pictures(seed=1))
+        alone = graphs.quantize(backend, branches(), [rules[layer] for layer in part], feed)
+        np.testing.assert_array_equal(found, graphs.run(alone, pictures(seed=1)))
 
 
 @pytest.mark.parametrize("backend", ["torchao", "modelopt.pytorch"])
 def test_a_part_of_a_torch_plan_with_corrected_biases(backend: str) -> None:
-    library, feed = backend_of(backend), networks.feed(images(1), images(2))
-    whole = networks.plan_of(backend, networks.bare(), networks.rules(backend, "int8", "*"))
+    feed = networks.feed(images(1), images(2))
+    whole = networks.plan_of(backend, bare(), networks.rules(backend, "int8", "*"))
     names = [item.layer.name for item in whole.quantized]
-    ready = library.calibrate(networks.bare(), whole, feed, {}, device="cpu", cache=None)
-    shifts = library.bias_shifts(networks.bare(), ready.with_only(whole.quantized), names, feed, device="cpu")
+    ready = networks.calibrate(backend, bare(), whole, feed)
+    shifts = bias_shifts(backend, bare(), ready.with_only(whole.quantized), names, feed)
     assert set(shifts) == set(names)
-    for part in (names[-1:], names, names[:1], []):
-        mine = {name: shifts[name] for name in part}
-        found = networks.run(ready.with_only(only(whole, part), mine), images())
-        alone = networks.bare()
-        if part:
-            alone = networks.quantize(backend, alone, networks.rules(backend, "int8", *part), feed)
-            networks.correct_biases(library, networks.bare(), alone, part, feed)
-        # the shifts of layers with other dtypes in their sums: the images ran in one order there
-        torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(networks.run(ready.with_only([]), images()), networks.run(networks.bare(), images()))
+    for part in (names[-1:], names, names[:1]):
+        found = networks.run(ready.with_only(only(whole, part), {name: shifts[name] for name in part}), images())
+        rules = networks.rules(backend, "int8", *part)
+        alone = networks.quantize_corrected(backend, bare, rules, feed)
+        assert torch.equal(found, networks.run(alone, images()))
+    assert torch.equal(networks.run(ready.with_only([]), images()), networks.run(bare_with_biases(), images()))
+
+
+def bare_with_biases() -> nn.Module:
+    """The float network once its layers were given biases: zeros, which another kernel adds."""
+    model = bare()
+    for name in ("stem", "up", "fc"):
+        give_bias(model.get_submodule(name))
+    return model
 
 
 @pytest.mark.parametrize("backend", ["modelopt.onnx", "onnxruntime"])
 def test_a_part_of_an_onnx_plan_with_corrected_biases(backend: str) -> None:
-    library, feed = backend_of(backend), onnx_networks.feed(pictures())
-    rules = {layer: onnx_networks.rule(layer) for layer in ("left", "tokens", "head")}
-    whole = onnx_networks.plan_of(backend, branches(), list(rules.values()))
-    ready = library.calibrate(branches(), whole, feed, {}, device="cpu", cache=None)
+    feed = graphs.feed(pictures())
+    rules = {layer: graphs.rule(layer) for layer in ("left", "tokens", "head")}
+    whole = graphs.plan_of(backend, branches(), list(rules.values()))
+    ready = networks.calibrate(backend, branches(), whole, feed)
     names = [item.layer.name for item in whole.quantized]
-    shifts = library.bias_shifts(branches(), ready.with_only(whole.quantized), names, feed, device="cpu")
+    shifts = bias_shifts(backend, branches(), ready.with_only(whole.quantized), names, feed)
     for layer, rule in rules.items():
         (name,) = [item.layer.name for item in whole.quantized if layer in item.layer.name]
         found = ready.with_only(only(whole, [name]), {name: shifts[name]})
-        alone = onnx_networks.quantize(backend, branches(), [rule], feed)
-        networks.correct_biases(library, branches(), alone, [name], feed)
-        mine, theirs = (onnx_networks.run(model, pictures(seed=1)) for model in (found, alone))
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+        alone = graphs.corrected(backend, branches(), [rule], feed)
+        assert graphs.bytes_of(found) == graphs.bytes_of(alone)

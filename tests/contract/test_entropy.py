@@ -7,9 +7,22 @@ from typing import Any
 import pytest
 import torch
 from modelopt.torch.quantization.calib import HistogramCalibrator
-from networks import Untouched, backend_of, error, feed, images, normal, plan_of, quantize, rule, rules, run, tiny_net
 from torch import Tensor
 
+from support.networks import (
+    Untouched,
+    backend_of,
+    error,
+    feed,
+    images,
+    normal,
+    plan_of,
+    quantize,
+    rule,
+    rules,
+    run,
+    tiny_net,
+)
 from taoq.errors import SpecError
 
 MODELOPT = "modelopt.pytorch"

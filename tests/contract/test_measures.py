@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import networks
-import onnx_networks
 import pytest
 import torch
-from networks import VARIANTS, backend_of, images, tiny_net
-from onnx_networks import LAYERS, branches, pictures
 from torch import nn
 
+from support import graphs, networks
+from support.graphs import LAYERS, branches, pictures
+from support.networks import VARIANTS, backend_of, images, layer_errors, tiny_net
 from taoq.quantization.sqnr import EXACT, sqnr
 
 ONNX_VARIANTS = [("modelopt.onnx", "int8"), ("modelopt.onnx", "fp8_e4m3fn"), ("onnxruntime", "int8")]
@@ -26,7 +25,7 @@ def test_errors_of_torch_layers(backend: str, dtype: str) -> None:
     model = networks.quantized_tiny_net(backend, dtype)
     library = backend_of(backend)
     names = list(library.applied(model))
-    found = library.layer_errors(tiny_net(), model, names, networks.feed(images(5), images(6)), device="cpu")
+    found = layer_errors(backend, tiny_net(), model, names, networks.feed(images(5), images(6)))
     low, high = DECIBELS[dtype]
     assert all(low < found[name].weights < high and low < found[name].outputs < high for name in names)
     reference = tiny_net()
@@ -37,48 +36,46 @@ def test_errors_of_torch_layers(backend: str, dtype: str) -> None:
     with torch.inference_mode():
         noise = float((model.fc1(inputs) - output).double().square().sum())
     assert found["fc1"].outputs == pytest.approx(sqnr(float(output.double().square().sum()), noise), abs=0.01)
-    alone = library.layer_errors(tiny_net(), model, names, [], device="cpu")
+    alone = layer_errors(backend, tiny_net(), model, names, [])
     assert {name: error.outputs for name, error in alone.items()} == dict.fromkeys(names)
-    ranges = library.ranges(model)
+    found_ranges = networks.ranges(backend, model)
     if backend == "torchao":
-        assert ranges == {}
+        assert found_ranges == {}
     else:
         largest = float(torch.cat([images(1), images(2)]).abs().max())
-        assert ranges["stem"] == pytest.approx((-largest, largest), rel=1e-3)
+        assert found_ranges["stem"] == pytest.approx((-largest, largest), rel=1e-3)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), ONNX_VARIANTS, ids=[" ".join(variant) for variant in ONNX_VARIANTS])
 def test_errors_of_onnx_layers(backend: str, dtype: str) -> None:
     layers = [layer for layer in LAYERS if not (dtype != "int8" and layer == "stem")]
-    model = onnx_networks.quantize(
+    model = graphs.quantize(
         backend,
         branches(),
-        [onnx_networks.rule(layer, dtype, dtype) for layer in layers],
-        onnx_networks.feed(pictures()),
+        [graphs.rule(layer, dtype, dtype) for layer in layers],
+        graphs.feed(pictures()),
     )
     library = backend_of(backend)
     names = [LAYERS[layer] for layer in layers]
-    batches = onnx_networks.feed(pictures(seed=1))
-    found = library.layer_errors(branches(), model, names, batches, device="cpu")
+    batches = graphs.feed(pictures(seed=1))
+    found = layer_errors(backend, branches(), model, names, batches)
     low, high = DECIBELS[dtype]
     assert list(found) == names
     assert all(low < error.weights < high and low < error.outputs < high for error in found.values())
     # the first layer gets the same input in both graphs: its error is that of the network cut off behind it
-    first = onnx_networks.quantize(
-        backend, branches(), [onnx_networks.rule("left", dtype, dtype)], onnx_networks.feed(pictures())
-    )
-    alone = library.layer_errors(branches(), first, [LAYERS["left"]], batches, device="cpu")
+    first = graphs.quantize(backend, branches(), [graphs.rule("left", dtype, dtype)], graphs.feed(pictures()))
+    alone = layer_errors(backend, branches(), first, [LAYERS["left"]], batches)
     assert alone[LAYERS["left"]].outputs == pytest.approx(found[LAYERS["left"]].outputs, abs=0.2)
-    low_, high_ = library.ranges(model)[LAYERS["left"]]
+    low_, high_ = networks.ranges(backend, model)[LAYERS["left"]]
     assert low_ == 0 if backend == "onnxruntime" else low_ == -high_
     assert high_ > 0
-    assert set(library.ranges(model)) == set(names)
+    assert set(networks.ranges(backend, model)) == set(names)
 
 
 def test_weights_alone_have_no_range() -> None:
-    model = onnx_networks.quantize("onnxruntime", branches(), [onnx_networks.rule("left", "int8", None)])
-    assert backend_of("onnxruntime").ranges(model) == {}
-    found = backend_of("onnxruntime").layer_errors(branches(), model, ["/left/Conv"], [], device="cpu")
+    model = graphs.quantize("onnxruntime", branches(), [graphs.rule("left", "int8", None)])
+    assert networks.ranges("onnxruntime", model) == {}
+    found = layer_errors("onnxruntime", branches(), model, ["/left/Conv"], [])
     assert found["/left/Conv"].outputs is None
     assert found["/left/Conv"].weights > 30
 
@@ -107,11 +104,11 @@ def test_multiply_accumulates() -> None:
         "tokens": 2 * 16 * 16 * 6 * 6,
     }
     for backend in networks.BACKENDS:
-        assert backend_of(backend).macs(model, {"image": image}) == by_hand
+        assert networks.format_of(backend).macs(model, {"image": image}) == by_hand
 
 
 def test_multiply_accumulates_of_a_graph() -> None:
-    found = backend_of("onnxruntime").macs(branches(), {"image": pictures(1)})
+    found = networks.format_of("onnxruntime").macs(branches(), {"image": pictures(1)})
     size = pictures(1).shape[-1] ** 2
     assert found == {
         "/stem/Conv": size * 32 * 3 * 9,

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import Untouched, backend_of
 from onnx import TensorProto, numpy_helper
-from onnx_networks import (
+from torch import Tensor
+
+from support.graphs import (
     LAYERS,
     MODELOPT,
     ORT,
@@ -35,23 +36,23 @@ from onnx_networks import (
     quantize,
     rule,
     run,
+    run_file,
     saved,
     tensors,
     weight_parts,
 )
-from torch import Tensor
-
+from support.networks import Untouched, backend_of, calibrate, faults_of, float_size, notices, scheme, schemes
 from taoq.errors import SpecError, TaoqError
-from taoq.onnx_runtime import OnnxRuntime
-from taoq.quantization.backends import qdq
-from taoq.quantization.backends.base import Inputs, verify
-from taoq.quantization.plan import TensorScheme, leave_out
+from taoq.network import Inputs
+from taoq.quantization.formats.onnx import qdq
+from taoq.quantization.formats.onnx.graph import Graph
+from taoq.quantization.plan import leave_out, verify
 from taoq.quantization.ranges import RangeCache
 
 every_backend = pytest.mark.parametrize("backend", [MODELOPT, ORT])
 every_algorithm = pytest.mark.parametrize("algorithm", ["max", "entropy"])
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 FP8 = "fp8_e4m3fn"
 NOT_FINITE = (
     "quantize.calibration: the calibration images have values that are not finite\n"
@@ -59,27 +60,27 @@ NOT_FINITE = (
 )
 
 
-def weight_of(model: onnx.ModelProto, layer: str) -> Any:
+def weight_of(model: Graph, layer: str) -> Any:
     """The float weight of a layer that is not quantized."""
     return tensors(model)[node(model, layer).input[1]]
 
 
-def with_weight(layer: str, value: float) -> onnx.ModelProto:
+def with_weight(layer: str, value: float) -> Graph:
     """Branches with one value of a layer's weight replaced."""
     model = branches()
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == node(model, layer).input[1])
+    (tensor,) = (tensor for tensor in model.proto.initializer if tensor.name == node(model, layer).input[1])
     weight = numpy_helper.to_array(tensor).copy()
     weight.flat[0] = value
     tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
-    return model
+    return Graph(model.model)
 
 
-def renamed(**names: str) -> onnx.ModelProto:
+def renamed(**names: str) -> Graph:
     """Branches with other names of layers."""
     model = branches()
     for layer, name in names.items():
         node(model, LAYERS[layer]).name = name
-    return model
+    return Graph(model.model)
 
 
 def names(folder: Path) -> list[str]:
@@ -113,18 +114,18 @@ def test_a_float_layer_keeps_its_weight_and_its_input_beside_a_planned_one(
     assert tensors(model)["right.bias"].tobytes() == tensors(branches())["right.bias"].tobytes()
 
 
-def mine(model: onnx.ModelProto) -> str:
+def mine(model: Graph) -> str:
     """The dequantized tensor that the left convolution reads, and nothing else does."""
-    (name,) = {name for item in model.graph.node if item.name == "/left/Conv" for name in item.input[:1]}
-    assert [item.name for item in model.graph.node if name in item.input] == ["/left/Conv"]
+    (name,) = {name for item in model.proto.node if item.name == "/left/Conv" for name in item.input[:1]}
+    assert [item.name for item in model.proto.node if name in item.input] == ["/left/Conv"]
     return name
 
 
-def tied(index: int) -> onnx.ModelProto:
+def tied(index: int) -> Graph:
     """Branches whose two branches share their weight (1) or their bias (2), as exporters store equal ones once."""
     model = branches()
     node(model, "/right/Conv").input[index] = node(model, "/left/Conv").input[index]
-    return model
+    return Graph(model.model)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_a_rule_that_matches_nothing_is_an_error(backend: str) -> None:
         "hint: did you mean '/stem/Conv' or '/left/Conv'?\n"
         f"quantize.layers[1].module_name: pattern 'Relu' matches 3 layer(s), none of which {backend} can quantize:"
         " it has no weight matrix or kernel\n"
-        f"hint: {backend} quantizes {', '.join(backend_of(backend).support.layer_types)}"
+        f"hint: {backend} quantizes {', '.join(backend_of(backend).capability.layer_types)}"
     )
 
 
@@ -201,21 +202,20 @@ def test_gemm_and_matmul_are_quantized_one_image_at_a_time(backend: str, batch: 
 def test_the_rest_of_the_graph_stays_float32(backend: str) -> None:
     model = quantize(backend, branches(), [rule("left")], feed(pictures()))
     assert {str(values.dtype) for values in tensors(model).values()} <= {"float32", "int8", "uint8", "int32", "int64"}
-    assert "Cast" not in [item.op_type for item in model.graph.node]
-    assert all(value.type.tensor_type.elem_type == TensorProto.FLOAT for value in model.graph.output)
+    assert "Cast" not in [item.op_type for item in model.proto.node]
+    assert all(value.type.tensor_type.elem_type == TensorProto.FLOAT for value in model.proto.output)
 
 
 def test_modelopt_leaves_a_three_channel_stem_out_in_fp8_and_says_why() -> None:
-    model, rules = branches(), [rule("*", FP8, FP8)]
-    plan = plan_of(MODELOPT, model, rules)
-    model, reasons = (
-        backend_of(MODELOPT).calibrate(model, plan, feed(pictures()), {}, device="cpu", cache=None).quantize(plan)
-    )
+    plan = plan_of(MODELOPT, branches(), [rule("*", FP8, FP8)])
+    ready = calibrate(MODELOPT, branches(), plan, feed(pictures()))
     why = "ModelOpt leaves it out: TensorRT has no fast fp8 kernel for its shape"
+    reasons = ready.left_out(plan)
     assert reasons == {"/stem/Conv": why}
     left = leave_out(plan, reasons, strict=False)
+    model = ready.quantize(left)
     verify(left, backend_of(MODELOPT).applied(model))
-    assert left.warnings == (f"quantize.layers[0]: 1 layer(s) stay float (/stem/Conv): {why}",)
+    assert notices(left) == [f"quantize.layers[0]: 1 layer(s) stay float (/stem/Conv): {why}"]
     assert weight_of(model, "/stem/Conv").tobytes() == weight_of(branches(), "/stem/Conv").tobytes()
     with pytest.raises(TaoqError) as refused:
         leave_out(plan, reasons, strict=True)
@@ -267,7 +267,7 @@ def test_weights_alone_need_no_calibration_data(backend: str) -> None:
 BARE = """
 import sys
 from pathlib import Path
-from onnx_networks import ORT, branches, bytes_of, feed, pictures, quantize, rule
+from support.graphs import ORT, branches, bytes_of, feed, pictures, quantize, rule
 folder = Path(sys.argv[1])
 assert not any(name.startswith("modelopt") for name in sys.modules)
 (folder / "ort.onnx").write_bytes(bytes_of(quantize(ORT, branches(), [rule("*")], feed(pictures()))))
@@ -302,26 +302,30 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What bare ModelOpt makes of Branches, and onnxruntime's backend where ModelOpt was never imported."""
     folder = tmp_path_factory.mktemp("bare")
     process = subprocess.run(
-        [sys.executable, "-c", BARE, str(folder)], cwd=HERE, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BARE, str(folder)], cwd=TESTS, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
     return folder
 
 
-def scales_of(model: onnx.ModelProto) -> dict[str, float]:
+def load(path: Path) -> Graph:
+    return Graph(onnx.load(path))
+
+
+def scales_of(model: Graph) -> dict[str, float]:
     """Scale of the quantized input of each layer that has one."""
     return {name: input_scale(model, name) for name, indices in dequantized_inputs(model).items() if 0 in indices}
 
 
 def test_the_ranges_are_those_of_bare_modelopt(bare: Path) -> None:
-    theirs = scales_of(onnx.load(bare / "max.onnx"))
+    theirs = scales_of(load(bare / "max.onnx"))
     assert {"/stem/Conv", "/left/Conv", "/right/Conv"} <= set(theirs)
     ours = scales_of(quantize(MODELOPT, branches(), [rule("*")], feed(*pictures(24).split(8))))
     assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-6)
 
 
 def test_entropy_cuts_where_bare_modelopt_has_one_range_to_choose_from(bare: Path) -> None:
-    theirs, largest = (scales_of(onnx.load(bare / f"{name}.onnx")) for name in ("entropy", "max"))
+    theirs, largest = (scales_of(load(bare / f"{name}.onnx")) for name in ("entropy", "max"))
     assert theirs == pytest.approx(largest, rel=0.05)
     ours = scales_of(quantize(MODELOPT, branches(), [rule("*")], feed(*pictures(24).split(8)), algorithm="entropy"))
     assert all(ours[name] <= theirs[name] * (1 + 1e-6) for name in theirs)
@@ -329,7 +333,7 @@ def test_entropy_cuts_where_bare_modelopt_has_one_range_to_choose_from(bare: Pat
 
 
 def test_fp8_uses_the_whole_format_where_bare_modelopt_uses_36_of_448(bare: Path) -> None:
-    theirs = scales_of(onnx.load(bare / "fp8.onnx"))
+    theirs = scales_of(load(bare / "fp8.onnx"))
     assert "/left/Conv" in theirs
     rules = [rule("*", FP8, FP8), rule("stem")]
     ours = scales_of(quantize(MODELOPT, branches(), rules, feed(*pictures(24).split(8))))
@@ -338,7 +342,7 @@ def test_fp8_uses_the_whole_format_where_bare_modelopt_uses_36_of_448(bare: Path
 
 
 def test_the_stored_weights_are_those_of_bare_modelopt(bare: Path) -> None:
-    theirs = onnx.load(bare / "dq_only.onnx")
+    theirs = load(bare / "dq_only.onnx")
     ours = quantize(MODELOPT, branches(), [rule("*")], feed(*pictures(24).split(8)))
     for layer in ("/stem/Conv", "/left/Conv", "/right/Conv"):
         (stored, scale), (their_stored, their_scale) = weight_parts(ours, layer), weight_parts(theirs, layer)
@@ -365,20 +369,19 @@ def test_modelopt_has_int8_fp8_native_and_weights_alone_in_one_model(tmp_path: P
         rule("head", "int8", "native"),
     ]
     model = quantize(MODELOPT, branches(), rules, feed(pictures()))
-    int8, fp8 = TensorScheme("int8", None), TensorScheme(FP8, None)
+    int8, fp8 = scheme("int8"), scheme(FP8)
     expected = {
-        "/stem/Conv": (TensorScheme("int8", 0), int8),
-        "/left/Conv": (TensorScheme(FP8, 0), fp8),
+        "/stem/Conv": (scheme("int8", 0), int8),
+        "/left/Conv": (scheme(FP8, 0), fp8),
         "/right/Conv": (None, int8),
-        "/tokens/MatMul": (TensorScheme(FP8, 1), None),
-        "/head/Gemm": (TensorScheme("int8", 0), None),
+        "/tokens/MatMul": (scheme(FP8, 1), None),
+        "/head/Gemm": (scheme("int8", 0), None),
     }
-    assert backend_of(MODELOPT).applied(model) == expected
+    assert schemes(MODELOPT, model) == expected
     path = saved(MODELOPT, model, tmp_path / "model.onnx")
-    assert backend_of(MODELOPT).applied(backend_of(MODELOPT).load(path, branches)) == expected
+    assert schemes(MODELOPT, backend_of(MODELOPT).load(path, branches)) == expected
     images = pictures(seed=1)
-    found = OnnxRuntime(path, {"scores": 10}, images.shape, "cpu").run({"image": images})["scores"]
-    assert 0 < error(found.numpy(), run(branches(), images)) < 0.05
+    assert 0 < error(run_file(path, images), run(branches(), images)) < 0.05
 
 
 @pytest.mark.parametrize("dtype", ["int8", FP8])
@@ -387,13 +390,10 @@ def test_the_scales_of_modelopts_weights_go_along_any_axis(dtype: str, axis: int
     plan = plan_of(MODELOPT, branches(), [rule("Conv", dtype, None), rule("MatMul", dtype, None)])
     if axis != 0:  # a rule cannot ask for one scale, but `insert` can store it
         layers = [
-            dataclasses.replace(item, weights=TensorScheme(dtype, axis)) if item.weights else item
-            for item in plan.layers
+            dataclasses.replace(item, weights=scheme(dtype, axis)) if item.weights else item for item in plan.layers
         ]
         plan = dataclasses.replace(plan, layers=tuple(layers))
-    model, _ = (
-        backend_of(MODELOPT).calibrate(branches(), plan, Untouched(), {}, device="cpu", cache=None).quantize(plan)
-    )
+    model = calibrate(MODELOPT, branches(), plan, Untouched()).quantize(plan)
     verify(plan, backend_of(MODELOPT).applied(model))
     stored, scale = weight_parts(model, "/left/Conv")
     assert (str(stored.dtype), scale.shape) == (
@@ -406,7 +406,7 @@ def test_the_scales_of_modelopts_weights_go_along_any_axis(dtype: str, axis: int
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_rule_sets_the_axis_of_modelopts_weights(axis: int) -> None:
     model = quantize(MODELOPT, branches(), [rule("tokens", "int8", None, axis)])
-    assert backend_of(MODELOPT).applied(model) == {"/tokens/MatMul": (TensorScheme("int8", axis), None)}
+    assert schemes(MODELOPT, model) == {"/tokens/MatMul": (scheme("int8", axis), None)}
     assert weight_parts(model, "/tokens/MatMul")[1].shape == ((32,) if axis == 0 else (64,))
 
 
@@ -416,7 +416,7 @@ def test_weights_are_stored_quantized(backend: str, dtype: str, external: bool, 
     model = quantize(backend, heavy(), [rule("*", dtype, dtype)], feed(pictures()))
     saved(backend, model, tmp_path / "model.onnx", {"use_external_data_format": external})
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert size <= 0.30 * backend_of(backend).float_size(heavy())
+    assert size <= 0.30 * float_size(backend, heavy())
     assert len(list(tmp_path.iterdir())) == 1 + external
 
 
@@ -428,7 +428,7 @@ def test_an_e5m2_rule_is_realised_as_e4m3() -> None:
 
 def test_layers_that_ask_for_e4m3_and_e5m2_may_share_their_input() -> None:
     rules = [rule("left", FP8, FP8), rule("right", "fp8_e5m2", "fp8_e5m2")]
-    onnx.checker.check_model(quantize(MODELOPT, branches(), rules, feed(pictures())))
+    onnx.checker.check_model(quantize(MODELOPT, branches(), rules, feed(pictures())).model)
 
 
 # --- nothing is left behind ---------------------------------------------------------------------------------------
@@ -612,7 +612,7 @@ def test_weights_alone_make_no_cache(backend: str, tmp_path: Path) -> None:
 
 
 def faults(backend: str, **options: Any) -> list[str]:
-    found = backend_of(backend).check_options(options, "max")
+    found = faults_of(backend, options, "max")
     return [f"{fault.where}: {fault.what} | {fault.hint}" for fault in found]
 
 
@@ -717,12 +717,11 @@ def test_the_rest_of_the_graph_can_be_float16(tmp_path: Path) -> None:
     )
     assert dequantized_inputs(model) == {"/left/Conv": [0, 1], "/head/Gemm": [0, 1]}
     assert weight_of(model, "/right/Conv").dtype == np.float16
-    assert {value.type.tensor_type.elem_type for value in [*model.graph.input, *model.graph.output]} == {
+    assert {value.type.tensor_type.elem_type for value in [*model.proto.input, *model.proto.output]} == {
         TensorProto.FLOAT
     }
     path, images = saved(MODELOPT, model, tmp_path / "model.onnx"), pictures(seed=1)
-    found = OnnxRuntime(path, {"scores": 10}, images.shape, "cpu").run({"image": images})["scores"]
-    assert 0 < error(found.numpy(), run(branches(), images)) < 0.03
+    assert 0 < error(run_file(path, images), run(branches(), images)) < 0.03
 
 
 @every_backend
@@ -786,8 +785,8 @@ def test_what_onnxruntime_cannot_do_is_refused(layers: list[Any], message: str) 
     assert str(refused.value) == message
 
 
-def relus(model: onnx.ModelProto) -> list[str]:
-    return [item.name for item in model.graph.node if item.op_type == "Relu"]
+def relus(model: Graph) -> list[str]:
+    return [item.name for item in model.proto.node if item.op_type == "Relu"]
 
 
 def test_a_relu_behind_a_planned_layer_is_taken_into_it() -> None:
@@ -808,8 +807,8 @@ def test_a_relu_that_a_float_layer_reads_stays(layers: list[Any]) -> None:
 
 def test_a_relu_whose_output_is_that_of_the_graph_can_be_taken_in() -> None:
     model = branches()
-    del model.graph.node[2:]
-    model.graph.output[0].CopyFrom(
+    del model.proto.node[2:]
+    model.proto.output[0].CopyFrom(
         onnx.helper.make_tensor_value_info("/Relu_output_0", TensorProto.FLOAT, ["batch", 32, 8, 8])
     )
     found = quantize(ORT, model, [rule("stem")], feed(pictures()))
@@ -820,7 +819,7 @@ def test_a_relu_whose_output_is_that_of_the_graph_can_be_taken_in() -> None:
 
 def test_layers_with_float_activations_get_their_weights_from_taoq() -> None:
     model = quantize(ORT, branches(), [rule("left"), rule("right", "int8", None)], feed(pictures()))
-    stored, scale = qdq.quantize_weight(weight_of(branches(), "/right/Conv"), TensorScheme("int8", 0))
+    stored, scale = qdq.quantize_weight(weight_of(branches(), "/right/Conv"), scheme("int8", 0))
     found, its_scale = weight_parts(model, "/right/Conv")
     assert np.array_equal(found, stored)
     assert np.array_equal(its_scale, scale)

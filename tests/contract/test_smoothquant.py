@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import onnx
-import onnx_networks
 import pytest
 import torch
-from networks import Tokens, backend_of, feed, images, tokens
 from torch import Tensor, nn
 
-from taoq.actions.export import _place, _Source
+from support import graphs, networks
+from support.networks import (
+    Tokens,
+    backend_of,
+    faults_of,
+    feed,
+    images,
+    layer_errors,
+    notices,
+    scheme,
+    schemes,
+    tokens,
+)
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.onnx_export import export_graph
-from taoq.quantization.plan import TensorScheme, check
+from taoq.quantization.capability import check
+from taoq.quantization.formats.onnx.export import export_graph
+from taoq.quantization.formats.onnx.graph import Graph
+from taoq.quantization.formats.onnx.qdq import place_scales
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 
 NAME = "modelopt.pytorch"
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 HALF = {"alpha": 0.5}
 SMOOTHED = ["left", "right", "out"]
 
@@ -40,6 +52,12 @@ def quantized(
     return networks.quantize(NAME, model or tokens(), rules, batches(), options, algorithm=algorithm)
 
 
+def quantized_corrected(build: Callable[[], nn.Module], algorithm: str = "smoothquant") -> nn.Module:
+    options = HALF if algorithm == "smoothquant" else {}
+    rules = networks.rules(NAME, "int8", "*")
+    return networks.quantize_corrected(NAME, build, rules, batches(), options=options, algorithm=algorithm)
+
+
 def inputs_of(name: str) -> Tensor:
     """What the float network gives to a layer."""
     reference, seen = tokens(), []
@@ -52,7 +70,7 @@ def inputs_of(name: str) -> Tensor:
 def test_factors_weights_and_ranges_are_those_of_the_paper(alpha: float) -> None:
     library, model = backend_of(NAME), quantized(options={"alpha": alpha})
     state, scales = library.dequantized(model)
-    ranges = library.ranges(model)
+    ranges = networks.ranges(NAME, model)
     assert scales["stem"].smoothing is None
     for name in SMOOTHED:
         given = inputs_of(name).flatten(0, -2).abs().amax(0)
@@ -74,7 +92,7 @@ def test_a_loud_channel_costs_less() -> None:
     library, noise = backend_of(NAME), {}
     for algorithm in ("max", "smoothquant"):
         model = quantized(algorithm=algorithm)
-        errors = library.layer_errors(tokens(), model, list(library.applied(model)), batches(), device="cpu")
+        errors = layer_errors(NAME, tokens(), model, list(library.applied(model)), batches())
         noise[algorithm] = {name: error.outputs for name, error in errors.items()}
         assert all(20 < error.weights < 60 for error in errors.values())  # on the footing of the float weights
     assert noise["smoothquant"]["stem"] == pytest.approx(noise["max"]["stem"], abs=0.01)
@@ -84,7 +102,7 @@ def test_a_loud_channel_costs_less() -> None:
 def test_parts_of_a_plan() -> None:
     library = backend_of(NAME)
     plan = networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "*"), algorithm="smoothquant")
-    ready = library.calibrate(tokens(), plan, batches(), HALF, device="cpu", cache=None)
+    ready = networks.calibrate(NAME, tokens(), plan, batches(), options=HALF)
     for part in ([], ["left"], ["left", "right", "out"], ["right", "stem"], ["out"], []):
         model = ready.with_only([item for item in plan.quantized if item.layer.name in part])
         found = networks.run(model, images())
@@ -94,8 +112,8 @@ def test_parts_of_a_plan() -> None:
             torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-5, atol=1e-5)
         else:
             assert torch.equal(found, networks.run(tokens(), images()))
-    alone = library.layer_errors(tokens(), ready.with_only(plan.quantized), ["left"], batches(), device="cpu")
-    again = library.layer_errors(tokens(), quantized(), ["left"], batches(), device="cpu")
+    alone = layer_errors(NAME, tokens(), ready.with_only(plan.quantized), ["left"], batches())
+    again = layer_errors(NAME, tokens(), quantized(), ["left"], batches())
     assert alone["left"].weights == pytest.approx(again["left"].weights, abs=1e-3)
 
 
@@ -106,24 +124,24 @@ def test_activations_alone_are_smoothed_and_weights_alone_are_not() -> None:
         networks.rule("out", "int8", activations=False),
     )
     state, scales = library.dequantized(model)
-    assert library.applied(model) == {
-        "left": (None, TensorScheme("int8", None)),
-        "right": (None, TensorScheme("int8", None)),
-        "out": (TensorScheme("int8", 0), None),
+    assert schemes(NAME, model) == {
+        "left": (None, scheme("int8")),
+        "right": (None, scheme("int8")),
+        "out": (scheme("int8", 0), None),
     }
     assert scales["left"].smoothing is not None
     assert scales["out"].smoothing is None
     torch.testing.assert_close(state["left.weight"], tokens().left.weight.detach(), rtol=1e-6, atol=1e-9)
     exported = placed(model)
-    result = onnx_networks.run(exported, images())
-    assert onnx_networks.error(result, networks.run(model, images()).numpy()) < 0.01
+    result = graphs.run(exported, images())
+    assert graphs.error(result, networks.run(model, images()).numpy()) < 0.01
 
 
 RELOAD = """
 import sys
 from pathlib import Path
 import torch
-from networks import Tokens, backend_of, fresh_bare, images, run
+from support.networks import Tokens, backend_of, fresh_bare, images, run
 builds = {"tokens": lambda: Tokens().eval(), "bare": fresh_bare}
 for path in Path(sys.argv[1]).glob("*.pth"):
     backend, network = path.stem.split(" ")
@@ -135,37 +153,37 @@ def test_a_reloaded_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
     """With bias correction, which gives layers a bias that a fresh network has not."""
     bare = networks.bare
     models = {
-        (NAME, "tokens"): (tokens, quantized()),
-        (NAME, "bare"): (bare, quantized(algorithm="max", model=bare())),
-        ("torchao", "bare"): (bare, networks.quantize("torchao", bare(), networks.rules("torchao", "int8", "*"))),
+        f"{NAME} tokens": quantized_corrected(tokens),
+        f"{NAME} bare": quantized_corrected(networks.bare, algorithm="max"),
+        "torchao bare": networks.quantize_corrected(
+            "torchao", networks.bare, networks.rules("torchao", "int8", "*"), correct_on=batches()
+        ),
     }
     outputs = {}
-    for (backend, network), (build, model) in models.items():
-        library, name = backend_of(backend), f"{backend} {network}"
-        networks.correct_biases(library, build(), model, list(library.applied(model)), batches())
-        library.save(model, tmp_path / f"{name}.pth", {})
+    for name, model in models.items():
+        backend_of(name.partition(" ")[0]).save(model, tmp_path / f"{name}.pth", {})
         outputs[name] = networks.run(model, images())
     words = [sys.executable, "-c", RELOAD, str(tmp_path)]
-    process = subprocess.run(words, cwd=HERE, capture_output=True, text=True)
+    process = subprocess.run(words, cwd=TESTS, capture_output=True, text=True)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     for name, output in outputs.items():
         assert torch.equal(torch.load(tmp_path / f"{name}.output", weights_only=True), output)
-    model = models[NAME, "tokens"][1]
+    model = models[f"{NAME} tokens"]
     loaded = backend_of(NAME).load(tmp_path / f"{NAME} tokens.pth", lambda: Tokens().eval())
-    assert backend_of(NAME).ranges(loaded) == backend_of(NAME).ranges(model)
+    assert backend_of(NAME).applied(loaded) == backend_of(NAME).applied(model)
     assert networks.parts(loaded).keys() == networks.parts(model).keys()
     assert "left.bias" in loaded.state_dict()
 
 
-def placed(model: nn.Module) -> onnx.ModelProto:
+def placed(model: nn.Module) -> Graph:
     """The graph that export makes of a quantized model."""
     library = backend_of(NAME)
     state, scales = library.dequantized(model)
     network = Tokens().eval()
     network.load_state_dict(dict(state), assign=True)
     graph = export_graph(network, {"image": images()}, ["scores"], opset=19, dynamic=True, fold=False)
-    _place(graph, _Source(model, network, library.applied(model), scales))
-    onnx.checker.check_model(graph, full_check=True)
+    place_scales(graph, library.applied(model), scales)
+    onnx.checker.check_model(graph.model, full_check=True)
     return graph
 
 
@@ -179,27 +197,27 @@ def test_the_plain_weights_are_the_float_network_s() -> None:
 def test_an_exported_graph_multiplies_what_a_smoothed_layer_reads() -> None:
     library, model = backend_of(NAME), quantized()
     graph = placed(model)
-    result = onnx_networks.run(graph, images())
-    assert onnx_networks.error(result, networks.run(model, images()).numpy()) < 1e-3
-    makers, _, scales = onnx_networks.made_by(graph), *library.dequantized(model)
+    result = graphs.run(graph, images())
+    assert graphs.error(result, networks.run(model, images()).numpy()) < 1e-3
+    makers, _, scales = graphs.made_by(graph), *library.dequantized(model)
     factors = []
     layers = {"left": "/left/MatMul", "right": "/right/MatMul", "out": "/out/Gemm", "stem": "/stem/Conv"}
     for name, layer in layers.items():
-        quantize = makers[makers[onnx_networks.node(graph, layer).input[0]].input[0]]
+        quantize = makers[makers[graphs.node(graph, layer).input[0]].input[0]]
         maker = makers.get(quantize.input[0])
         if name == "stem":
             assert maker is None  # the image
             continue
         assert maker.op_type == "Mul"
-        np.testing.assert_array_equal(onnx_networks.tensors(graph)[maker.input[1]], scales[name].smoothing)
+        np.testing.assert_array_equal(graphs.tensors(graph)[maker.input[1]], scales[name].smoothing)
         factors.append(maker.input[0])
-        stored, _ = onnx_networks.weight_parts(graph, layer)
+        stored, _ = graphs.weight_parts(graph, layer)
         expected = model.get_submodule(name).weight.data.numpy()
         np.testing.assert_array_equal(stored, expected.T if layer.endswith("MatMul") else expected)
     assert factors[0] == factors[1]  # both read one tensor, each through factors of its own
     # nothing else reads what was multiplied, and no float weight is left
-    assert sum(node.op_type == "Mul" for node in graph.graph.node) == 3
-    assert not any(value.dtype == np.float32 and value.ndim >= 2 for value in onnx_networks.tensors(graph).values())
+    assert sum(node.op_type == "Mul" for node in graph.proto.node) == 3
+    assert not any(value.dtype == np.float32 and value.ndim >= 2 for value in graphs.tensors(graph).values())
 
 
 def test_a_layer_that_is_called_twice_has_one_weight_in_the_graph() -> None:
@@ -217,10 +235,10 @@ def test_a_layer_that_is_called_twice_has_one_weight_in_the_graph() -> None:
     network = Twice().eval()
     network.load_state_dict(dict(state))
     graph = export_graph(network, {"image": images()}, ["scores"], opset=19, dynamic=True, fold=False)
-    _place(graph, _Source(model, network, library.applied(model), scales))
-    assert sum(value.dtype == np.int8 and value.ndim == 2 for value in onnx_networks.tensors(graph).values()) == 1
-    result = onnx_networks.run(graph, images())
-    assert onnx_networks.error(result, networks.run(model, images()).numpy()) < 1e-5
+    place_scales(graph, library.applied(model), scales)
+    assert sum(value.dtype == np.int8 and value.ndim == 2 for value in graphs.tensors(graph).values()) == 1
+    result = graphs.run(graph, images())
+    assert graphs.error(result, networks.run(model, images()).numpy()) < 1e-5
 
 
 class Pinched(nn.Module):
@@ -265,17 +283,17 @@ def test_what_modelopt_cannot_smooth_is_an_error(channels: int, why: str) -> Non
 def test_options_are_checked(options: dict[str, Any], fault: Fault) -> None:
     (key,) = options
     expected = Fault(f"quantize.backend_kwargs.{key}", fault.what, fault.hint)
-    assert backend_of(NAME).check_options(options, "smoothquant") == [expected]
-    assert backend_of(NAME).check_options(HALF, "smoothquant") == []
-    assert backend_of(NAME).check_options(HALF, "max") != []
+    assert faults_of(NAME, options, "smoothquant") == [expected]
+    assert faults_of(NAME, HALF, "smoothquant") == []
+    assert faults_of(NAME, HALF, "max") != []
 
 
 def test_layers_that_are_not_smoothed_are_named() -> None:
     plan = networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "*"), algorithm="smoothquant")
-    assert plan.warnings == (
+    assert notices(plan) == [
         "quantize.algorithm: smoothquant smooths linear layers with quantized inputs;"
         " 1 other layer(s) get ranges as with max (stem)",
-    )
+    ]
     with pytest.raises(SpecError) as error:
         networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "Conv2d"), algorithm="smoothquant")
     assert str(error.value) == (
@@ -294,7 +312,7 @@ def test_layers_that_are_not_smoothed_are_named() -> None:
     ids=["torchao", "modelopt.onnx", "onnxruntime"],
 )
 def test_other_backends_refuse_it(backend: str, instead: str) -> None:
-    support = backend_of(backend).support
+    support = backend_of(backend).capability
     rules = [networks.rule("*", "int8")]
     section = QuantizeSpec(backend=backend, mode=support.modes[0], device="cpu", layers=rules, algorithm="smoothquant")
     with pytest.raises(SpecError) as error:

@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from taoq.errors import TaoqError
-from taoq.quantization.backends import onnx_layers, qdq
-from taoq.quantization.backends.base import Scales
+from taoq.quantization.formats.onnx import layers as onnx_layers
+from taoq.quantization.formats.onnx import qdq
 from taoq.quantization.plan import Layer, LayerPlan, TensorScheme
+from taoq.quantization.types import Scales
 
 onnxruntime.set_default_logger_severity(3)
 

@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 
 import pytest
+from taoq.quantization.search import Candidate, Choice, Trial, best, within
 
 from taoq.quantization import search as module
-from taoq.quantization.search import Candidate, Choice, Trial, best, within
 
 
 def candidates(noises: dict[str, float], amounts: dict[str, int] | None = None, dtype: str = "int8") -> list[Candidate]:

@@ -31,10 +31,10 @@ from taoq.quantization.formats.onnx import qdq
 from taoq.quantization.formats.onnx.export import OPSETS, export_graph
 from taoq.quantization.formats.onnx.file import read_graph, read_properties, write_graph, write_properties
 from taoq.quantization.formats.onnx.graph import Graph, opset
-from taoq.quantization.formats.onnx.layers import OPSET, TYPES, list_layers
+from taoq.quantization.formats.onnx.layers import OPSET
 from taoq.quantization.formats.torch.biases import accept_biases
 from taoq.quantization.formats.torch.call import call
-from taoq.quantization.types import Applied, LayerPlan, PerAxis, Scales, Scheme
+from taoq.quantization.types import Applied, Scales
 from taoq.runtimes.base import noise, torch_device
 from taoq.spec.load import spec_to_dict
 from taoq.tasks.sections import ExportSpec
@@ -347,7 +347,7 @@ def _trace(experiment: Experiment, section: ExportSpec, source: _Source, device:
     )
     source.network.to("cpu")
     if source.scales:
-        _place(graph, source)
+        qdq.place_scales(graph, source.layers, source.scales)
     return graph
 
 
@@ -360,32 +360,6 @@ def _check_runs(network: nn.Module, inputs: Mapping[str, torch.Tensor], section:
         shapes = ", ".join(format_shape(tensor.shape) for tensor in inputs.values())
         what = f"the network does not run on inputs of {shapes}: {first_line(error)}"
         raise TaoqError(Fault(where, what, "leave input_height and input_width out")) from error
-
-
-def _place(graph: Graph, source: _Source) -> None:
-    """Put the scales of the torch layers at the nodes that come from them."""
-    nodes = [layer for layer in list_layers(graph, TYPES) if layer.alias in source.layers and not layer.obstacle]
-    missing = sorted(set(source.layers) - {node.alias for node in nodes})
-    if missing:
-        what = f"{', '.join(missing[:3])}: not in the graph as one layer"
-        raise TaoqError(Fault("export.checkpoint", what, "export with export.dequantize: true"))
-    plans = []
-    for node in nodes:
-        layer = source.layers[node.alias]
-        weights, activations = layer.weights, layer.activations
-        if weights and node.type == "MatMul":
-            weights = _on_axis(weights, {0: 1, 1: 0})  # it has the transpose of nn.Linear's
-        if activations and isinstance(activations.granularity, PerAxis):
-            activations = dataclasses.replace(activations, granularity=PerAxis(node.input_axis))
-        plans.append(LayerPlan(layer=node, weights=weights, activations=activations))
-    qdq.insert(graph, plans, {node.name: source.scales[node.alias] for node in nodes})
-
-
-def _on_axis(scheme: Scheme, axes: Mapping[int, int]) -> Scheme:
-    """A scheme whose scales go along another axis."""
-    if not isinstance(scheme.granularity, PerAxis):
-        return scheme
-    return dataclasses.replace(scheme, granularity=PerAxis(axes[scheme.granularity.axis]))
 
 
 def _write_deepstream(experiment: Experiment, target: Path, stage: Stage) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from taoq.errors import TaoqError
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.classification.data import (
     calibration_batches,
     class_names,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taoq.errors import SpecError
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.classification.model import build_model
 from taoq.tasks.classification.spec import ClassificationSpec
 

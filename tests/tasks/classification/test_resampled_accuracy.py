@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.spec import ClassificationSpec
 

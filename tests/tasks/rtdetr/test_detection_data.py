@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from taoq.errors import TaoqError
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.images import read_image
 from taoq.tasks.rtdetr.data import (
     INPUT,
@@ -328,7 +328,7 @@ def test_a_spec_without_annotations_says_so(tmp_path: Path) -> None:
 MEMORY = """
 import json, sys
 import torch
-from taoq.memory import peak_resident
+from taoq.pipeline.memory import peak_resident
 from test_detection_data import Targets, spec
 from taoq.tasks.rtdetr.metric import CocoMetric
 from pathlib import Path

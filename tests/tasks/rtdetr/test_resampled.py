@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.rtdetr.data import Targets
 from taoq.tasks.rtdetr.metric import CocoMetric
 from taoq.tasks.rtdetr.predict import detections

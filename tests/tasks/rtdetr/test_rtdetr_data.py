@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from taoq.errors import SpecError, TaoqError
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.rtdetr.data import INPUT, Targets, calibration_batches, evaluation_batches, inference_batches, read_coco
 from taoq.tasks.rtdetr.metric import FIGURES, CocoMetric
 from taoq.tasks.rtdetr.predict import DetectionPredictions, detections

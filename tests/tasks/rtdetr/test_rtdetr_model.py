@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_tensor
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrV2Config, RTDetrV2ForObjectDetection
 
 from taoq.errors import SpecError
-from taoq.spec import spec_from_dict
+from taoq.spec.load import spec_from_dict
 from taoq.tasks.rtdetr.model import build_model, make_config
 from taoq.tasks.rtdetr.names import original_name
 from taoq.tasks.rtdetr.network import Detector

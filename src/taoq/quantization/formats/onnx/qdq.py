@@ -8,6 +8,7 @@ QuantizeLinear and a DequantizeLinear that only the layers of the plan read: wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -15,9 +16,10 @@ import onnx
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from onnx import numpy_helper
 
+from taoq.errors import Fault, TaoqError, abbreviated
 from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8, UINT8, DType, by_onnx
 from taoq.quantization.formats.onnx.graph import DEQUANTIZE, QUANTIZE, Graph, attribute_of
-from taoq.quantization.formats.onnx.layers import TYPES
+from taoq.quantization.formats.onnx.layers import TYPES, list_layers
 from taoq.quantization.types import Applied, AppliedLayer, LayerPlan, PerAxis, PerTensor, Scales, Scheme
 
 Floats = NDArray[np.float32]
@@ -84,6 +86,41 @@ def insert(graph: Graph, layers: Iterable[LayerPlan], scales: Mapping[str, Scale
             graph.set_input(node, 0, _quantize_tensor(graph, node.input[0], item.activations, known.activations))
     graph.close()
     graph.drop_unread_tensors()
+
+
+def place_scales(graph: Graph, layers: Applied, scales: Mapping[str, Scales]) -> None:
+    """Quantize the nodes that come from quantized torch layers, with the scales of those layers; in place.
+
+    Args:
+        graph: The graph of the float network with the values of the quantized weights.
+        layers: The quantized layers of the torch network.
+        scales: Their scales.
+
+    Raises:
+        TaoqError: A layer is not in the graph as one node.
+    """
+    nodes = [layer for layer in list_layers(graph, TYPES) if layer.alias in layers and not layer.obstacle]
+    missing = sorted(set(layers) - {node.alias for node in nodes})
+    if missing:
+        what = f"{abbreviated(missing)}: not in the graph as one layer"
+        raise TaoqError(Fault("export.checkpoint", what, "export with export.dequantize: true"))
+    plans = []
+    for node in nodes:
+        layer = layers[node.alias]
+        weights, activations = layer.weights, layer.activations
+        if weights and node.type == "MatMul":
+            weights = _transposed(weights)  # its weight is the transpose of nn.Linear's
+        if activations and isinstance(activations.granularity, PerAxis):
+            activations = replace(activations, granularity=PerAxis(node.input_axis))
+        plans.append(LayerPlan(layer=node, weights=weights, activations=activations))
+    insert(graph, plans, {node.name: scales[node.alias] for node in nodes})
+
+
+def _transposed(scheme: Scheme) -> Scheme:
+    """The scheme of a matrix for its transpose."""
+    if not isinstance(scheme.granularity, PerAxis):
+        return scheme
+    return replace(scheme, granularity=PerAxis(1 - scheme.granularity.axis))
 
 
 def _smooth(graph: Graph, node: onnx.NodeProto, channel_axis: int, factors: Floats) -> None:

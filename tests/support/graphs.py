@@ -1,4 +1,4 @@
-"""Small ONNX graphs of the contract tests, and the road from rules to a quantized graph without the command line."""
+"""Small ONNX graphs, and the road from rules to a quantized graph without the command line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from networks import Untouched, backend_of, seeded
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from taoq.onnx_export import export_graph
-from taoq.quantization.backends import onnx_layers
-from taoq.quantization.backends.base import Inputs, verify
-from taoq.quantization.plan import QuantizationPlan, check, resolve
+from support.networks import Untouched, backend_of, calibrate, plan_of, quantize_corrected, seeded
+from taoq.network import Inputs, OutputSpec
+from taoq.quantization.formats.onnx import layers as onnx_layers
+from taoq.quantization.formats.onnx.export import export_graph
+from taoq.quantization.formats.onnx.file import read_graph
+from taoq.quantization.formats.onnx.graph import Graph
+from taoq.quantization.plan import verify
 from taoq.quantization.ranges import RangeCache
-from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+from taoq.quantization.spec import LayerSpec, TensorSpec
+from taoq.runtimes.onnxruntime import RUNTIME
+
+__all__ = ["plan_of"]
 
 MODELOPT, ORT = "modelopt.onnx", "onnxruntime"
 
@@ -64,21 +69,26 @@ LAYERS = {
 """Node names of Branches, by module."""
 
 
+def exported(network: nn.Module, example: Tensor, *, dynamic: bool = True) -> Graph:
+    """A network as a prepared graph; its input is `image`, its output `scores`."""
+    graph = export_graph(network, {"image": example}, ["scores"], opset=19, dynamic=dynamic, fold=True)
+    return onnx_layers.prepare(graph, "model.onnx")
+
+
 @functools.cache
 def _exported(build: type[nn.Module], *, size: int, batch: int | None) -> bytes:
-    example = {"image": torch.zeros(batch or 2, 3, size, size)}
-    model = export_graph(seeded(build), example, ["scores"], opset=19, dynamic=batch is None, fold=True)
-    return onnx_layers.prepare(model, "model.onnx").SerializeToString(deterministic=True)
+    graph = exported(seeded(build), torch.zeros(batch or 2, 3, size, size), dynamic=batch is None)
+    return bytes_of(graph)
 
 
-def branches(batch: int | None = None) -> onnx.ModelProto:
+def branches(batch: int | None = None) -> Graph:
     """Branches for images of 8 x 8, prepared, always the same; without a batch of its own it takes any."""
-    return onnx.ModelProto.FromString(_exported(Branches, size=8, batch=batch))
+    return Graph(onnx.ModelProto.FromString(_exported(Branches, size=8, batch=batch)))
 
 
-def heavy() -> onnx.ModelProto:
+def heavy() -> Graph:
     """Heavy, prepared."""
-    return onnx.ModelProto.FromString(_exported(Heavy, size=8, batch=None))
+    return Graph(onnx.ModelProto.FromString(_exported(Heavy, size=8, batch=None)))
 
 
 def pictures(count: int = 8, seed: int = 0) -> Tensor:
@@ -98,59 +108,49 @@ def rule(pattern: str, weights: str = "int8", activations: str | None = "int8", 
     )
 
 
-def section_of(backend: str, layers: Sequence[LayerSpec], **fields: Any) -> QuantizeSpec:
-    return QuantizeSpec(backend=backend, mode="static_ptq", layers=list(layers), device="cpu", **fields)
-
-
-def plan_of(
-    backend: str,
-    model: onnx.ModelProto,
-    layers: Sequence[LayerSpec],
-    options: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> QuantizationPlan:
-    library, section = backend_of(backend), section_of(backend, layers, **fields)
-    return resolve(section, library.layers(model, options or {}), library.support, check(section, library.support))
-
-
 def quantize(
     backend: str,
-    model: onnx.ModelProto,
+    graph: Graph,
     layers: Sequence[LayerSpec],
     batches: Iterable[Inputs] = Untouched(),
     options: Mapping[str, Any] | None = None,
     cache: RangeCache | None = None,
     **fields: Any,
-) -> onnx.ModelProto:
-    """Plan, quantize a copy, and verify that the library did what the plan says, as the action does."""
-    plan = plan_of(backend, model, layers, options, **fields)
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    found, left_out = (
-        backend_of(backend).calibrate(copy, plan, batches, options or {}, device="cpu", cache=cache).quantize(plan)
-    )
-    assert not left_out
+) -> Graph:
+    """Plan, quantize a copy, and verify that the library did what the plan says, as the pipeline does."""
+    plan = plan_of(backend, graph.copy(), list(layers), options, **fields)
+    ready = calibrate(backend, graph.copy(), plan, batches, options=options, cache=cache)
+    assert not ready.left_out(plan)
+    found = ready.quantize(plan)
     verify(plan, backend_of(backend).applied(found))
     return found
 
 
-def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    (found,) = (node for node in model.graph.node if node.name == name)
+def corrected(backend: str, graph: Graph, layers: Sequence[LayerSpec], batches: Iterable[Inputs], **more: Any) -> Graph:
+    """The same with corrected biases; the result is a valid graph."""
+    found = quantize_corrected(backend, graph.copy, list(layers), batches, **more)
+    onnx.checker.check_model(found.model, full_check=True)
     return found
 
 
-def tensors(model: onnx.ModelProto) -> dict[str, Any]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+def node(model: Graph, name: str) -> onnx.NodeProto:
+    (found,) = (node for node in model.proto.node if node.name == name)
+    return found
 
 
-def made_by(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    return {name: node for node in model.graph.node for name in node.output}
+def tensors(model: Graph) -> dict[str, Any]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto.initializer}
 
 
-def dequantized_inputs(model: onnx.ModelProto) -> dict[str, list[int]]:
+def made_by(model: Graph) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in model.proto.node for name in node.output}
+
+
+def dequantized_inputs(model: Graph) -> dict[str, list[int]]:
     """Which of the first two inputs of each layer come from a DequantizeLinear: an own reading, without `applied`."""
     makers = made_by(model)
     found = {}
-    for item in model.graph.node:
+    for item in model.proto.node:
         if item.op_type in onnx_layers.TYPES:
             sources = [makers.get(name) for name in item.input[:2]]
             indices = [index for index, source in enumerate(sources) if source and source.op_type == "DequantizeLinear"]
@@ -159,24 +159,32 @@ def dequantized_inputs(model: onnx.ModelProto) -> dict[str, list[int]]:
     return found
 
 
-def input_scale(model: onnx.ModelProto, name: str) -> float:
+def input_scale(model: Graph, name: str) -> float:
     """Scale of a layer's quantized input."""
     dequantize = made_by(model)[node(model, name).input[0]]
     return float(tensors(model)[dequantize.input[1]])
 
 
-def weight_parts(model: onnx.ModelProto, name: str) -> tuple[Any, Any]:
+def weight_parts(model: Graph, name: str) -> tuple[Any, Any]:
     """Stored numbers and scales of a layer's quantized weight."""
     dequantize, values = made_by(model)[node(model, name).input[1]], tensors(model)
     return values[dequantize.input[0]], values[dequantize.input[1]]
 
 
-def run(model: onnx.ModelProto, images: Tensor) -> Any:
+def run(model: Graph, images: Tensor) -> Any:
     """The first output; at the level at which onnxruntime has kernels for float8."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {model.graph.input[0].name: images.numpy()})[0]
+    session = onnxruntime.InferenceSession(model.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {model.proto.input[0].name: images.numpy()})[0]
+
+
+def run_file(path: Path, images: Tensor) -> Any:
+    """The first output of a file, as the runtime of taoq runs it."""
+    runtime = RUNTIME.open(
+        read_graph(path), path, {"image": images[:1]}, {"scores": OutputSpec(("N", 10))}, "cpu", "device", {}
+    )
+    return runtime.run({"image": images})["scores"].numpy()
 
 
 def error(result: Any, reference: Any) -> float:
@@ -184,10 +192,10 @@ def error(result: Any, reference: Any) -> float:
     return float(np.linalg.norm(result - reference) / np.linalg.norm(reference))
 
 
-def bytes_of(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)
+def bytes_of(model: Graph) -> bytes:
+    return model.model.SerializeToString(deterministic=True)
 
 
-def saved(backend: str, model: onnx.ModelProto, path: Path, options: Mapping[str, Any] | None = None) -> Path:
+def saved(backend: str, model: Graph, path: Path, options: Mapping[str, Any] | None = None) -> Path:
     backend_of(backend).save(model, path, options or {})
     return path

@@ -1,4 +1,4 @@
-"""Small networks of the contract tests, and the road from rules to a quantized model without the command line."""
+"""Small torch networks, and the road from rules to a quantized model without the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from taoq.errors import SpecError
+from taoq.network import Inputs
 from taoq.quantization.backends import load_backend
-from taoq.quantization.backends.base import Inputs, verify
-from taoq.quantization.plan import QuantizationPlan, check, resolve
+from taoq.quantization.capability import check
+from taoq.quantization.dtypes import DTYPES
+from taoq.quantization.formats import load_format
+from taoq.quantization.plan import resolve, verify
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+from taoq.quantization.types import LayerError, PerAxis, PerTensor, QuantizationPlan, Scheme
 
 VARIANTS = (
     ("torchao", "int8"),
@@ -145,10 +150,27 @@ def rules(backend: str, dtype: str, *patterns: str) -> list[LayerSpec]:
     return [rule(pattern, dtype, activations=backend != "torchao") for pattern in patterns]
 
 
-def plan_of(backend: str, model: nn.Module, layers: list[LayerSpec], **fields: Any) -> QuantizationPlan:
+def section_of(backend: str, layers: list[LayerSpec], **fields: Any) -> QuantizeSpec:
+    mode = backend_of(backend).capability.modes[0]
+    return QuantizeSpec(backend=backend, mode=mode, layers=list(layers), device="cpu", **fields)
+
+
+def plan_of(
+    backend: str, model: Any, layers: list[LayerSpec], options: Mapping[str, Any] | None = None, **fields: Any
+) -> QuantizationPlan:
+    """The plan of rules for a float model, as `prepare` makes it."""
     library = backend_of(backend)
-    section = QuantizeSpec(backend=backend, mode=library.support.modes[0], layers=layers, device="cpu", **fields)
-    return resolve(section, library.layers(model, {}), library.support, check(section, library.support))
+    section = section_of(backend, layers, backend_kwargs=dict(options or {}), **fields)
+    notices = check(section, library.capability)
+    if faults := library.check(section):
+        raise SpecError(*faults)
+    return resolve(section, library.layers(model, section.backend_kwargs), library.capability, notices)
+
+
+def calibrate(backend: str, model: Any, plan: QuantizationPlan, batches: Any, **more: Any) -> Any:
+    """The calibrated model; `options` and `cache` as the backend takes them."""
+    options, cache = more.get("options") or {}, more.get("cache")
+    return backend_of(backend).calibrate(model, plan, batches, options, device="cpu", cache=cache)
 
 
 def quantize(
@@ -159,12 +181,11 @@ def quantize(
     options: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> nn.Module:
-    """Plan, quantize, and verify that the library did what the plan says, as the action does."""
-    plan = plan_of(backend, model, layers, **fields)
-    quantized, left_out = (
-        backend_of(backend).calibrate(model, plan, batches, options or {}, device="cpu", cache=None).quantize(plan)
-    )
-    assert not left_out
+    """Plan, quantize, and verify that the library did what the plan says, as the pipeline does."""
+    plan = plan_of(backend, model, layers, options, **fields)
+    ready = calibrate(backend, model, plan, batches, options=options)
+    assert not ready.left_out(plan)
+    quantized = ready.quantize(plan)
     verify(plan, backend_of(backend).applied(quantized))
     return quantized
 
@@ -207,6 +228,69 @@ def same(first: Tensor, second: Tensor) -> bool:
     return first.contiguous().view(-1).view(torch.uint8).equal(second.contiguous().view(-1).view(torch.uint8))
 
 
-def correct_biases(library: Any, reference: Any, model: Any, names: list[str], feed: Iterable[Any]) -> Any:
-    """As quantize does it."""
-    return library.add_to_biases(model, library.bias_shifts(reference, model, names, feed, device="cpu"))
+def scheme(dtype: str, axis: int | None = None, *, symmetric: bool = True) -> Scheme:
+    """One scale, or one per index of an axis."""
+    return Scheme(DTYPES[dtype], PerTensor() if axis is None else PerAxis(axis), symmetric)
+
+
+def schemes(backend: str, model: Any) -> dict[str, tuple[Scheme | None, Scheme | None]]:
+    """Schemes of the weights and inputs of the quantized layers, read from a model."""
+    return {name: (layer.weights, layer.activations) for name, layer in backend_of(backend).applied(model).items()}
+
+
+def ranges(backend: str, model: Any) -> dict[str, tuple[float, float]]:
+    """Ranges of the quantized inputs, read from a model."""
+    applied = backend_of(backend).applied(model)
+    return {name: layer.input_range for name, layer in applied.items() if layer.input_range}
+
+
+def format_of(backend: str) -> Any:
+    return load_format(backend_of(backend).capability.format)
+
+
+def float_size(backend: str, model: Any) -> int:
+    return format_of(backend).size(model)
+
+
+def layer_errors(backend: str, reference: Any, model: Any, names: Any, batches: Any) -> Mapping[str, LayerError]:
+    weight = backend_of(backend).weight
+    return format_of(backend).layer_errors(reference, model, list(names), batches, weight, device="cpu")
+
+
+def bias_shifts(backend: str, reference: Any, model: Any, names: Any, batches: Any) -> Mapping[str, Any]:
+    return format_of(backend).bias_shifts(reference, model, list(names), batches, device="cpu")
+
+
+def quantize_corrected(
+    backend: str,
+    build: Callable[[], Any],
+    layers: list[LayerSpec],
+    batches: Iterable[Inputs] = Untouched(),
+    correct_on: Iterable[Inputs] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Any:
+    """Quantize with corrected biases, as the pipeline does; `build` gives the float model each time it is called."""
+    plan = plan_of(backend, build(), layers, options, **fields)
+    ready = calibrate(backend, build(), plan, batches, options=options)
+    names = [item.layer.name for item in plan.quantized]
+    feed = batches if correct_on is None else correct_on
+    shifts = bias_shifts(backend, build(), ready.with_only(plan.quantized), names, feed)
+    model = ready.quantize(plan, shifts)
+    verify(plan, backend_of(backend).applied(model))
+    return model
+
+
+def faults_of(backend: str, options: Mapping[str, Any], algorithm: str = "max") -> list[Any]:
+    """What a backend says about `backend_kwargs`."""
+    section = section_of(backend, [rule("*", "int8")], algorithm=algorithm, backend_kwargs=dict(options))
+    return backend_of(backend).check(section)
+
+
+def rows(plan: QuantizationPlan) -> dict[str, dict[str, Any]]:
+    """The rows of a plan as manifests have them, by layer."""
+    return {item.layer.name: item.to_json() for item in plan.listed}
+
+
+def notices(plan: QuantizationPlan) -> list[str]:
+    return [str(notice) for notice in plan.notices]
