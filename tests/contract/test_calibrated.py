@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from support import graphs, networks
 from support.graphs import branches, pictures
 from support.networks import VARIANTS, bare, bias_shifts, images, tiny_net
-from taoq.quantization.formats.torch.biases import give_bias
 from taoq.quantization.types import QuantizationPlan
 
 ONNX_VARIANTS = [("modelopt.onnx", "int8"), ("modelopt.onnx", "fp8_e4m3fn"), ("onnxruntime", "int8")]
@@ -82,15 +80,7 @@ def test_a_part_of_a_torch_plan_with_corrected_biases(backend: str) -> None:
         rules = networks.rules(backend, "int8", *part)
         alone = networks.quantize_corrected(backend, bare, rules, feed)
         assert torch.equal(found, networks.run(alone, images()))
-    assert torch.equal(networks.run(ready.with_only([]), images()), networks.run(bare_with_biases(), images()))
-
-
-def bare_with_biases() -> nn.Module:
-    """The float network once its layers were given biases: zeros, which another kernel adds."""
-    model = bare()
-    for name in ("stem", "up", "fc"):
-        give_bias(model.get_submodule(name))
-    return model
+    assert torch.equal(networks.run(ready.with_only([]), images()), networks.run(bare().requires_grad_(False), images()))
 
 
 @pytest.mark.parametrize("backend", ["modelopt.onnx", "onnxruntime"])

@@ -55,7 +55,6 @@ def test_errors_of_onnx_layers(backend: str, dtype: str) -> None:
         [graphs.rule(layer, dtype, dtype) for layer in layers],
         graphs.feed(pictures()),
     )
-    library = backend_of(backend)
     names = [LAYERS[layer] for layer in layers]
     batches = graphs.feed(pictures(seed=1))
     found = layer_errors(backend, branches(), model, names, batches)

@@ -812,7 +812,7 @@ def test_a_relu_whose_output_is_that_of_the_graph_can_be_taken_in() -> None:
         onnx.helper.make_tensor_value_info("/Relu_output_0", TensorProto.FLOAT, ["batch", 32, 8, 8])
     )
     found = quantize(ORT, model, [rule("stem")], feed(pictures()))
-    assert [value.name for value in found.graph.output] == ["/Relu_output_0"]
+    assert [value.name for value in found.proto.output] == ["/Relu_output_0"]
     assert run(found, pictures(seed=1)).min() == 0
     assert 0 < error(run(found, pictures(seed=1)), run(model, pictures(seed=1))) < 0.03
 

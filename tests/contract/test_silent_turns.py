@@ -379,7 +379,7 @@ def test_the_fast_path_of_transformers_does_not_bypass_the_quantizers(
     assert 1e-3 < error(output, reference) < 0.1
     loaded = saved_and_loaded(backend, model, encoder, tmp_path / "payload.pth")
     assert torch.equal(run(loaded, data), output)
-    assert torch.equal(run(copy.deepcopy(loaded), data), output)
+    assert torch.equal(run(copy.deepcopy(model), data), output)
     assert torch.backends.mha.get_fastpath_enabled()  # other networks of the process still take it
 
 

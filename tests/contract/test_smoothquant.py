@@ -151,7 +151,6 @@ for path in Path(sys.argv[1]).glob("*.pth"):
 
 def test_a_reloaded_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
     """With bias correction, which gives layers a bias that a fresh network has not."""
-    bare = networks.bare
     models = {
         f"{NAME} tokens": quantized_corrected(tokens),
         f"{NAME} bare": quantized_corrected(networks.bare, algorithm="max"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from taoq.errors import Fault, Notice, SpecError
-from taoq.quantization.dtypes import NATIVE, DType
+from taoq.quantization.dtypes import DTYPES, NATIVE, DType
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.quantization.types import LayerPlan
 
@@ -176,10 +176,11 @@ def _check_rule(rule: LayerSpec, where: str, section: QuantizeSpec, capability: 
         able = capability.weights if part == "weights" else capability.activations
         if able is None:
             continue  # a notice says that this part has no effect
-        yield from _check_tensor(part, tensor, where, capability, able)
+        faults = list(_check_tensor(part, tensor, where, capability, able))
+        yield from faults
         algorithm = capability.algorithm(section.algorithm)
-        if algorithm and quantizes_activations and not _is_native(tensor):
-            yield from _check_algorithm(algorithm, part, tensor, where)
+        if algorithm and quantizes_activations and not _is_native(tensor) and not faults:
+            yield from _check_algorithm(algorithm, part, tensor, where, capability)
 
 
 def _check_tensor(
@@ -195,9 +196,12 @@ def _check_tensor(
         yield Fault(f"{where}.{part}.quant_axis", what, "leave it out")
 
 
-def _check_algorithm(algorithm: Algorithm, part: str, tensor: TensorSpec, where: str) -> Iterator[Fault]:
+def _check_algorithm(
+    algorithm: Algorithm, part: str, tensor: TensorSpec, where: str, capability: Capability
+) -> Iterator[Fault]:
     dtypes = algorithm.weights if part == "weights" else algorithm.activations
-    if dtypes and tensor.dtype not in [dtype.name for dtype in dtypes]:
+    dtype = DTYPES[tensor.dtype]
+    if dtypes and capability.realised.get(dtype, dtype) not in dtypes:
         what = f"{algorithm.name} cannot calibrate {tensor.dtype} {part} ({where})"
         yield Fault("quantize.algorithm", what, f"write algorithm: max, or {part}: {{dtype: {dtypes[0]}}}")
     if part == "activations" and algorithm.per_tensor and tensor.quant_axis is not None:

@@ -40,15 +40,18 @@ class ShiftedBiases:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._float: dict[str, Tensor] = {}  # of the layers that are shifted now
+        self._float: dict[str, Tensor | None] = {}  # of the layers that are shifted now; None: it has no bias
 
     def set(self, shifts: Mapping[str, Tensor]) -> None:
         """Shift the biases of these layers; all others are as they were at first."""
         for name, bias in self._float.items():
-            self._model.get_submodule(name).get_parameter("bias").data.copy_(bias)
-        for name in shifts:
-            give_bias(self._model.get_submodule(name))
-        self._float = {name: self._model.get_parameter(f"{name}.bias").detach().clone() for name in shifts}
+            layer = self._model.get_submodule(name)
+            if bias is None:
+                layer.register_parameter("bias", None)
+            else:
+                layer.get_parameter("bias").data.copy_(bias)
+        biases = {name: getattr(self._model.get_submodule(name), "bias", None) for name in shifts}
+        self._float = {name: bias if bias is None else bias.detach().clone() for name, bias in biases.items()}
         add_to_biases(self._model, shifts)
 
 
