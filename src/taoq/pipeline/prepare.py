@@ -136,10 +136,13 @@ def _check_source(section: QuantizeSpec, directory: Path | None, backend: Backen
     quantizes, given = FORMATS[backend.capability.format], format_of(path)
     if not path:
         if quantizes.whole:
-            raise NotGiven(Fault(where, f"missing: backend {section.backend} quantizes {quantizes.noun}", given.get))
+            raise NotGiven(
+                Fault(where, f"missing: backend {section.backend} quantizes {quantizes.noun}", quantizes.make)
+            )
         return  # the task says whether it can do without
     if given != quantizes:
         what = f"{path} is {given.noun}, backend {section.backend} quantizes {quantizes.noun}"
-        raise SpecError(Fault(where, what, given.get))
+        hint = f"set quantize.backend to {given.backends}"
+        raise SpecError(Fault(where, what, f"{hint}; {quantizes.make}" if quantizes.make else hint))
     if directory and Path(path).resolve() == (directory / backend.capability.payload).resolve():
         raise SpecError(Fault("quantize.results_dir", f"the artifact would replace {path}", "name another folder"))

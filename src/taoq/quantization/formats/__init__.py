@@ -21,7 +21,8 @@ class FormatInfo:
         suffixes: Suffixes of its files; empty for files that no other format claims.
         whole: Whether a file holds the network itself; else the task builds the network, and a file has its weights.
         noun: What one of its files is called.
-        get: How a user gets such a file, or a backend for one.
+        backends: The backends that quantize such files, for hints.
+        make: How such a file is made of one of another format, for hints; empty if taoq makes none.
     """
 
     name: str
@@ -29,7 +30,8 @@ class FormatInfo:
     suffixes: tuple[str, ...]
     whole: bool
     noun: str
-    get: str
+    backends: str
+    make: str
 
 
 FORMATS = {
@@ -41,8 +43,8 @@ FORMATS = {
             (".onnx",),
             True,
             "an ONNX file",
-            "for ONNX files set quantize.backend to modelopt.onnx (GPUs) or onnxruntime (CPUs);"
-            " taoq <task> export makes an ONNX file of a checkpoint",
+            "modelopt.onnx (GPUs) or onnxruntime (CPUs)",
+            "taoq <task> export makes an ONNX file of a checkpoint",
         ),
         FormatInfo(
             "torch",
@@ -50,7 +52,8 @@ FORMATS = {
             (),
             False,
             "a torch checkpoint",
-            "for torch checkpoints set quantize.backend to modelopt.pytorch or torchao",
+            "modelopt.pytorch or torchao",
+            "",
         ),
     )
 }
