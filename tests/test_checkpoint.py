@@ -1,3 +1,5 @@
+"""Weights of checkpoints: containers and prefixes of frameworks, mismatches, networks built without initialisation."""
+
 from __future__ import annotations
 
 import logging

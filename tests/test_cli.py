@@ -1,17 +1,19 @@
+"""The command line: its help, its words, its exit codes."""
+
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import taoq as package
+from support.commands import Taoq
 from taoq.actions import ACTIONS
-from taoq.tasks import TASKS, load_task
-
-Taoq = Callable[..., tuple[int, str, str]]
+from taoq.plugins import TASKS
+from taoq.tasks import load_task
 
 HELP = """\
 usage: taoq <task> <action> -e spec.yaml [key=value ...]
@@ -33,12 +35,22 @@ actions:
   compare              set artifacts side by side: accuracy, size, speed, layers
   default_specs        write a commented spec with all defaults
 
+backends:
+  torchao              weight-only quantization in torch
+  modelopt.pytorch     static quantization in torch, for accuracy studies
+  modelopt.onnx        static quantization of ONNX files, for NVIDIA GPUs
+  onnxruntime          static quantization of ONNX files, for CPUs
+
+runtimes:
+  torch                torch checkpoints and artifacts
+  onnxruntime          ONNX files, on the CPU, a GPU or TensorRT
+
 taoq <task> <action> --help says more. Each task is also a command: classification_pyt <action> ...
 """
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]], ids=" ".join)
-def test_help_lists_tasks_and_actions(taoq: Taoq, words: list[str]) -> None:
+def test_help_lists_tasks_actions_backends_and_runtimes(taoq: Taoq, words: list[str]) -> None:
     assert taoq(*words) == (0, HELP, "")
 
 
@@ -46,6 +58,7 @@ def test_help_of_a_task_lists_its_actions(taoq: Taoq) -> None:
     code, out, err = taoq("classification_pyt", "--help")
     assert (code, err) == (0, "")
     assert out.startswith("usage: taoq classification_pyt <action> -e spec.yaml [key=value ...]\n")
+    assert [name for name in ACTIONS if f"\n  {name} " not in out] == []
 
 
 def test_help_of_an_action_shows_its_flags(taoq: Taoq) -> None:
@@ -98,13 +111,11 @@ def test_console_scripts(script: str) -> None:
     assert result.stdout.startswith(f"usage: taoq {script} " if script != "taoq" else "taoq ")
 
 
-def test_every_task_of_the_table_loads_under_its_name() -> None:
-    for name in TASKS:
-        assert load_task(name).name == name
+@pytest.mark.parametrize("name", TASKS.names())
+def test_every_task_of_the_table_loads_under_its_name(name: str) -> None:
+    assert load_task(name).name == name
 
 
-def test_every_action_of_the_table_has_a_run() -> None:
-    for info in ACTIONS.values():
-        if info.module:
-            module = __import__(info.module, fromlist=["run"])
-            assert callable(module.run)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_every_action_of_the_table_has_a_run(name: str) -> None:
+    assert callable(importlib.import_module(ACTIONS[name].module).run)

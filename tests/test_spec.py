@@ -1,3 +1,5 @@
+"""Loading a spec: defaults, interpolation, overrides, and every fault at once with its line."""
+
 from __future__ import annotations
 
 import logging
@@ -26,6 +28,7 @@ class RootSpec:
     flag: bool | None = option(None, "A flag")
     job: JobSpec | None = option(None, "The job")
     quantize: QuantizeSpec = option(QuantizeSpec, "Quantization")
+    added: str = option("", "A field that older versions do not have", omit_default=True)
 
 
 UNUSED = {"train": "another job", "quantize.layers[[]*].*.observer*": "not read"}
@@ -187,4 +190,11 @@ def test_a_file_named_like_a_section_is_not_taken_for_a_field(tmp_path: Path) ->
 def test_a_spec_survives_a_manifest(tmp_path: Path) -> None:
     text = "quantize: {layers: [{module_name: A, weights: {dtype: int8}}], backend_kwargs: {a: [1, {b: null}]}}\n"
     spec = load(tmp_path, text + "job: {source: a}\n")
+    assert spec_from_dict(spec_to_dict(spec), RootSpec) == spec
+
+
+def test_a_field_that_older_versions_lack_is_stored_only_where_it_is_set(tmp_path: Path) -> None:
+    assert "added" not in spec_to_dict(load(tmp_path, ""))
+    spec = load(tmp_path, "added: here\n")
+    assert spec_to_dict(spec)["added"] == "here"
     assert spec_from_dict(spec_to_dict(spec), RootSpec) == spec
