@@ -64,8 +64,8 @@ def _guarded(words: list[str]) -> int:
         with progress_bars():
             action.run(task, source, _screen(), **request.flags)
     except TaoqError as error:
-        for fault in error.faults:
-            print(f"{locate(fault.where)}: {fault.what}\nhint: {fault.hint}", file=sys.stderr)
+        error.locate(locate)
+        print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -13,8 +13,9 @@ An error is one or more faults; a fault prints as two lines, `where: what` and `
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -55,8 +56,15 @@ class TaoqError(Exception):
     exit_code = 1
 
     def __init__(self, *faults: Fault) -> None:
-        super().__init__("\n".join(f"{fault.where}: {fault.what}\nhint: {fault.hint}" for fault in faults))
+        super().__init__()
         self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(f"{fault.where}: {fault.what}\nhint: {fault.hint}" for fault in self.faults)
+
+    def locate(self, locate: Callable[[str], str]) -> None:
+        """Add to the field of each fault where the spec has it."""
+        self.faults = tuple(dataclasses.replace(fault, where=locate(fault.where)) for fault in self.faults)
 
 
 class SpecError(TaoqError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from taoq.errors import Fault, TaoqError
 from taoq.files import sha256
+from taoq.spec.load import StoredSpec
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -75,6 +76,11 @@ class Artifact:
     def payload(self) -> Path:
         """Path of the quantized model."""
         return self.directory / self.manifest.payload
+
+    @property
+    def stored_spec(self) -> StoredSpec:
+        """The spec that it was made with."""
+        return StoredSpec(self.manifest.spec, str(self.directory / MANIFEST), self.manifest.taoq)
 
 
 def find_artifact(checkpoint: str) -> Path | None:

@@ -32,6 +32,8 @@ from taoq.views.pages import as_html, megabytes, page
 log = logging.getLogger(__name__)
 
 PAGE = "compare.html"
+_NO_FILE = "float32"
+"""Name of a float model without a file."""
 _NOT_USED = ("batch_size", "compile", "min_speedup")
 """Fields of the section `benchmark` that have no effect here; the models are those of the command line."""
 
@@ -43,16 +45,21 @@ class ComparedArtifact:
     Attributes:
         name: Its name in the tables.
         path: Its folder as it was given.
-        manifest: Its manifest.
+        artifact: The artifact.
         source: Name of the float model that it was made from.
         source_path: Path of that model.
     """
 
     name: str
     path: str
-    manifest: Manifest
+    artifact: Artifact
     source: str
     source_path: str
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.artifact.manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +325,7 @@ def _read(experiment: Experiment, artifacts: Sequence[str]) -> list[ComparedArti
         directories.add(directory.resolve())
         artifact = opened[path] = fitting_artifact(experiment, directory)
         source = artifact.manifest.source
-        if not source_is_unchanged(source):
+        if not _source_is_there(experiment, source):
             what = f"the float model that it was made from, {source['path'] or 'none'}, is not there as it was"
             hint = "compare in the folder in which it was quantized, with that file in place"
             raise TaoqError(Fault(path, what, hint))
@@ -333,7 +340,7 @@ def _read(experiment: Experiment, artifacts: Sequence[str]) -> list[ComparedArti
             ComparedArtifact(
                 name=names[path],
                 path=path,
-                manifest=artifact.manifest,
+                artifact=artifact,
                 source=names[source_path],
                 source_path=source_path,
             )
@@ -341,11 +348,18 @@ def _read(experiment: Experiment, artifacts: Sequence[str]) -> list[ComparedArti
     return compared
 
 
+def _source_is_there(experiment: Experiment, source: Mapping[str, str]) -> bool:
+    """Whether the float model of an artifact is the one that it was made from; one without a file is built."""
+    if source["path"]:
+        return source_is_unchanged(source)
+    return load_format("torch").digest(experiment.build("")) == source["sha256"]
+
+
 def _short_names(artifacts: Sequence[str], sources: Iterable[str]) -> dict[str, str]:
     """Short names by path: of artifacts what their paths do not share, of float models the file's; else the paths."""
     shared = os.path.commonpath([Path(path).absolute().parent for path in artifacts])
     short = {path: os.path.relpath(Path(path).absolute(), shared) for path in artifacts} if len(artifacts) > 1 else {}
-    short = {path: path for path in artifacts} | short | {path: Path(path).name for path in sources}
+    short = {path: path for path in artifacts} | short | {path: Path(path).name or _NO_FILE for path in sources}
     return short if len(set(short.values())) == len(short) else {path: path for path in short}
 
 
@@ -429,7 +443,7 @@ def _settings(experiment: Experiment, compared: Sequence[ComparedArtifact]) -> d
     """The settings of `quantize` that differ."""
     # through the schema, which fills in the fields that an older taoq did not have
     sections = {
-        entry.name: spec_to_dict(experiment.restore(entry.manifest.spec).spec)["quantize"] for entry in compared
+        entry.name: spec_to_dict(experiment.restore(entry.artifact.stored_spec).spec)["quantize"] for entry in compared
     }
     settings = differences.settings(sections, "quantize")
     settings.pop("quantize.results_dir", None)  # always different

@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf.errors import OmegaConfBaseException
-
-from taoq.errors import Fault, SpecError, TaoqError, first_line
+from taoq.errors import Fault, SpecError
 from taoq.network import Inputs, Outputs, OutputSpec
 from taoq.plugins import BACKENDS, TASKS, distributions
 from taoq.quantization.types import Layer
-from taoq.spec.load import spec_from_dict
+from taoq.spec.load import StoredSpec
 from taoq.tasks.base import Batches, DeepStream, Metric, Predictions, S, Task, refuse_another_model
 from taoq.tasks.sections import TaskSpec
 
@@ -43,7 +41,7 @@ class Experiment:
         libraries: Distributions that the network comes from.
         alias: Another name of a layer; empty if there is none.
         sensitive: Patterns on aliases of layers known to lose accuracy, with what they are.
-        restore: The experiment of a stored spec; see `restored`.
+        restore: The experiment of a stored spec; raises TaoqError if the spec does not fit this taoq.
         rebind: The experiment of another spec of the same task.
         refuse_another_model: Raises SpecError if the spec of another experiment is about another network.
         with_size: The experiment for another input size (height, width); None if the task has only one.
@@ -64,7 +62,7 @@ class Experiment:
     metric: Callable[[], Metric]
     predictions: Callable[[Path], Predictions]
     network: object
-    restore: Callable[[Mapping[str, Any]], Experiment]
+    restore: Callable[[StoredSpec], Experiment]
     rebind: Callable[[TaskSpec], Experiment]
     refuse_another_model: Callable[[TaskSpec], None]
     libraries: tuple[str, ...] = ()
@@ -138,7 +136,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
         metric=lambda: task.metric(spec),
         predictions=write_predictions,
         network=task.network(spec),
-        restore=lambda data: bind(task, spec_from_dict(data, task.spec)),
+        restore=lambda stored: bind(task, stored.load(task.spec)),
         rebind=rebind,
         refuse_another_model=refuse_other,
         libraries=task.libraries,
@@ -152,23 +150,13 @@ def bind(task: Task[S], spec: S) -> Experiment:
     )
 
 
-def restored(experiment: Experiment, data: Mapping[str, Any], where: str, version: str) -> Experiment:
-    """The experiment of a spec that was stored in a manifest or a file.
-
-    Args:
-        experiment: An experiment of the same task.
-        data: The stored spec.
-        where: The manifest or file, for messages.
-        version: The taoq that wrote it.
+def restored(experiment: Experiment, stored: StoredSpec) -> Experiment:
+    """The experiment of a stored spec, if it is about the network of an experiment.
 
     Raises:
         TaoqError: The spec does not fit this taoq.
         SpecError: It is about another network than the experiment.
     """
-    try:
-        stored = experiment.restore(data)
-    except OmegaConfBaseException as error:
-        what = f"its spec does not fit this taoq: {first_line(error)}"
-        raise TaoqError(Fault(where, what, f"read it with taoq {version}")) from None
-    experiment.refuse_another_model(stored.spec)
-    return stored
+    restored = experiment.restore(stored)
+    experiment.refuse_another_model(restored.spec)
+    return restored

@@ -188,7 +188,7 @@ def export(experiment: Experiment, target: Path, *, command: str = "") -> Export
     """
     section = experiment.spec.export
     origin = {"path": section.checkpoint, "sha256": sha256(Path(section.checkpoint))}
-    _refuse_replacement(section, target, origin["sha256"])
+    refuse_replacement(section, target, origin["sha256"])
     device = "cpu" if section.on_cpu else torch_device(f"cuda:{section.gpu_id}", "export.gpu_id")
     return write_export(experiment, _open(experiment, section), origin, target, device, command=command)
 
@@ -251,7 +251,7 @@ def write_export(
     return result
 
 
-def _refuse_replacement(section: ExportSpec, target: Path, source_sha256: str) -> None:
+def refuse_replacement(section: ExportSpec, target: Path, source_sha256: str) -> None:
     """Replace only what was made from the same checkpoint, unless asked.
 
     Raises:
@@ -284,7 +284,7 @@ def _open(experiment: Experiment, section: ExportSpec) -> _Source:
         what = f"{section.checkpoint} is an artifact of {manifest.backend}: its payload is an ONNX file"
         raise SpecError(Fault("export.checkpoint", what, f"take {artifact.payload} as it is"))
     reference = open_artifact(experiment, artifact).model
-    empty = build_empty(experiment.restore(manifest.spec)).eval()
+    empty = build_empty(experiment.restore(artifact.stored_spec)).eval()
     return quantized_source(reference, manifest.backend, empty, dequantize=section.dequantize)
 
 

@@ -70,15 +70,16 @@ def difference(reference: Metric, metric: Metric, figure: str, *, resamples: int
         seed: Seed of the draws.
 
     Returns:
-        The difference; without an interval if the metric is not `Resampling`.
+        The difference; without an interval if the metric is not `Resampling`, or has no samples to draw from.
 
     Raises:
         ValueError: The metrics are of different numbers of samples, or the figure has no value, in all the samples or
             in any resample.
     """
     if not (isinstance(reference, Resampling) and isinstance(metric, Resampling)):
-        value = metric.compute()[figure] - reference.compute()[figure]
-        return Difference(figure=figure, value=value, low=None, high=None, resamples=0)
+        return _without_interval(reference, metric, figure)
+    if not metric.num_samples and figure in metric.compute():
+        return _without_interval(reference, metric, figure)
     count = metric.num_samples
     if reference.num_samples != count:
         raise ValueError(f"not the same images: {reference.num_samples} of the reference, {count} of the model")
@@ -97,3 +98,8 @@ def difference(reference: Metric, metric: Metric, figure: str, *, resamples: int
         raise ValueError(f"{figure} has no value in any of {resamples} resample(s)")
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Difference(figure=figure, value=value, low=float(low), high=float(high), resamples=drawn.size)
+
+
+def _without_interval(reference: Metric, metric: Metric, figure: str) -> Difference:
+    value = metric.compute()[figure] - reference.compute()[figure]
+    return Difference(figure=figure, value=value, low=None, high=None, resamples=0)

@@ -23,6 +23,7 @@ from taoq.quantization.formats import FORMATS, format_of, load_format
 from taoq.quantization.formats.base import ModelFormat
 from taoq.runtimes import check_options, load_runtime
 from taoq.runtimes.base import Runtime
+from taoq.spec.load import StoredSpec
 from taoq.tasks.sections import RunSpec
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def fitting_artifact(experiment: Experiment, directory: Path) -> Artifact:
         if not manifest.task:
             what, hint = "was made through the Python API", "open it with taoq.load(folder, model)"
         raise TaoqError(Fault(str(directory), what, hint))
-    restored(experiment, manifest.spec, str(directory / MANIFEST), manifest.taoq)
+    restored(experiment, artifact.stored_spec)
     if manifest.backend not in BACKENDS.rows():
         what = f"this taoq has no backend {manifest.backend}"
         raise TaoqError(Fault(str(directory / MANIFEST), what, f"read it with taoq {manifest.taoq}"))
@@ -206,7 +207,7 @@ def open_artifact(experiment: Experiment, artifact: Artifact) -> OpenedModel:
     """
     manifest = artifact.manifest
     backend = load_backend(manifest.backend)
-    stored = experiment.restore(manifest.spec)
+    stored = experiment.restore(artifact.stored_spec)
     here = versions((*backend.capability.libraries, *experiment.libraries)) | experiment.plugins
     changed = [
         f"{name} {then}, here {here.get(name)}" for name, then in manifest.versions.items() if here.get(name) != then
@@ -250,7 +251,7 @@ def check_provenance(experiment: Experiment, properties: Mapping[str, Any] | Non
         what = f"was exported by {properties['task'] or 'the Python API'}"
         hint = f"run it with: taoq {properties['task']} ..." if properties["task"] else "use the Python API"
         raise TaoqError(Fault(str(path), what, hint))
-    restored(experiment, properties["spec"], str(path), properties["taoq"])
+    restored(experiment, StoredSpec(properties["spec"], str(path), properties["taoq"]))
 
 
 def _device(section: RunSpec, where: str) -> str:

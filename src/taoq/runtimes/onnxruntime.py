@@ -202,7 +202,7 @@ def match_outputs(graph: Graph, expected: Mapping[str, OutputSpec], where: str) 
     Raises:
         TaoqError: There is none, or more than one.
     """
-    shapes = {value.name: _shape(value.type.tensor_type) for value in graph.proto.output}
+    shapes = graph.output_shapes
     matched = {name: name for name in expected if name in shapes}
     for name, spec in expected.items():
         free = [other for other in shapes if other not in matched.values()]
@@ -212,10 +212,6 @@ def match_outputs(graph: Graph, expected: Mapping[str, OutputSpec], where: str) 
             raise TaoqError(Fault(where, f"has no output '{name}' {spec}: its outputs are {has}", _ANOTHER_TASK))
         matched[name] = fitting[0]
     return {name: matched[name] for name in expected}
-
-
-def _shape(tensor: onnx.TypeProto.Tensor) -> Sequence[int | None]:
-    return [dim.dim_value or None for dim in tensor.shape.dim]
 
 
 def _may_be(spec: OutputSpec, shape: Sequence[int | None]) -> bool:

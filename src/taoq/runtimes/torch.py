@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from taoq.errors import Fault, SpecError, TaoqError, first_line
+from taoq.errors import Fault, SpecError, TaoqError
 from taoq.network import Inputs, Outputs, OutputSpec
 from taoq.quantization.formats.torch.call import call
 from taoq.runtimes.base import RuntimeKind, torch_device
@@ -109,17 +109,3 @@ def named_outputs(result: Any, names: tuple[str, ...]) -> Outputs:
         what = f"its forward returns {kinds}, not {len(names)} tensor(s)"
         raise TaoqError(Fault("the network", what, "let its forward return a tensor, a tuple of them, or a mapping"))
     return dict(zip(names, values, strict=True))
-
-
-def check_runs(runtime: TorchRuntime, inputs: Inputs) -> None:
-    """Run a quantized network once: it may use a layer's weight past the layer, which cannot be seen before.
-
-    Raises:
-        TaoqError: It does not run.
-    """
-    try:
-        runtime.run(inputs)
-    except (RuntimeError, TypeError) as error:
-        what = f"the quantized network does not run: {first_line(error)}"
-        hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"
-        raise TaoqError(Fault("quantize.layers", what, hint)) from error

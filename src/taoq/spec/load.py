@@ -26,7 +26,7 @@ from omegaconf.errors import (
     UnsupportedInterpolationType,
 )
 
-from taoq.errors import Fault, SpecError, did_you_mean, first_line
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
 from taoq.spec.fields import Field, default_value, item_type, without_none
 from taoq.spec.source import INTERPOLATION_HINT, SpecSource
 
@@ -79,6 +79,33 @@ def spec_from_dict(data: Mapping[str, object], schema: type[S]) -> S:
     spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(data)))
     assert isinstance(spec, schema)
     return spec
+
+
+@dataclass(frozen=True)
+class StoredSpec:
+    """A spec in a manifest or in a file that taoq exported.
+
+    Attributes:
+        data: What `spec_to_dict` wrote.
+        where: The manifest or file, for messages.
+        version: The taoq that wrote it.
+    """
+
+    data: Mapping[str, Any]
+    where: str
+    version: str
+
+    def load(self, schema: type[S]) -> S:
+        """The spec.
+
+        Raises:
+            TaoqError: It does not fit the schema of this taoq.
+        """
+        try:
+            return spec_from_dict(self.data, schema)
+        except OmegaConfBaseException as error:
+            what = f"its spec does not fit this taoq: {first_line(error)}"
+            raise TaoqError(Fault(self.where, what, f"read it with taoq {self.version}")) from None
 
 
 def spec_to_dict(spec: Any) -> dict[str, Any]:

@@ -71,18 +71,11 @@ def read_spec(path: str | None, overrides: Sequence[str], *, command: str = "") 
             has no `=` or does not fit the tree.
     """
     data, lines = _parse(_read(path), path)
-    by_field: dict[str, str] = {}
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise SpecError(Fault(override, "an override has the form key=value", "for example quantize.device=cpu"))
-        _merge(data, override, _brackets(key))
-        by_field[_brackets(key)] = override
-    return SpecSource(path or "", data, lines, by_field, command)
+    return SpecSource(path or "", data, lines, _merge_all(data, overrides), command)
 
 
-def source_of(data: Mapping[str, object], *, command: str = "") -> SpecSource:
-    """A spec that a Python caller gave as a dictionary.
+def source_of(data: Mapping[str, object], overrides: Sequence[str] = (), *, command: str = "") -> SpecSource:
+    """A spec that a Python caller gave as a dictionary, with overrides merged into it.
 
     Raises:
         SpecError: A value is not plain data, or does not parse as an interpolation.
@@ -93,7 +86,7 @@ def source_of(data: Mapping[str, object], *, command: str = "") -> SpecSource:
         raise SpecError(Fault(str(error.full_key), NO_INTERPOLATION, INTERPOLATION_HINT)) from None
     except OmegaConfBaseException as error:
         raise SpecError(Fault(str(error.full_key or "config"), _lower(first_line(error)), _PLAIN)) from None
-    return SpecSource("", config, {}, {}, command)
+    return SpecSource("", config, {}, _merge_all(config, overrides), command)
 
 
 def _read(path: str | None) -> str:
@@ -125,6 +118,18 @@ def _parse(text: str, path: str | None) -> tuple[DictConfig, dict[str, int]]:
         raise SpecError(Fault(where, NO_INTERPOLATION, INTERPOLATION_HINT)) from None
     assert isinstance(data, DictConfig)
     return data, lines
+
+
+def _merge_all(data: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """Merge overrides into a tree; returns them by the field that each sets."""
+    by_field: dict[str, str] = {}
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise SpecError(Fault(override, "an override has the form key=value", "for example quantize.device=cpu"))
+        _merge(data, override, _brackets(key))
+        by_field[_brackets(key)] = override
+    return by_field
 
 
 def _merge(data: DictConfig, override: str, field: str) -> None:

@@ -131,8 +131,8 @@ class TaskSpec:
     results_dir: str = option(
         "", "Folder of all results; an action without a folder of its own writes below it", example="results"
     )
-    model: Any = option(None, "The network")
-    dataset: Any = option(None, "The data")
+    model: Any | None = option(None, "The network")
+    dataset: Any | None = option(None, "The data")
     quantize: QuantizeSpec = option(QuantizeSpec, "What to quantize, and how")
     evaluate: EvaluateSpec = option(EvaluateSpec, "What to evaluate")
     inference: InferenceSpec = option(InferenceSpec, "What to run on new images")

@@ -63,7 +63,9 @@ class AccuracyMetric:
         self._confusion.update(logits.argmax(1), targets)
 
     def compute(self) -> dict[str, float]:
-        """TAO's keys, val_acc_<k>, in 0..1."""
+        """TAO's keys, val_acc_<k>, in 0..1; none without images."""
+        if not self.num_samples:
+            return {}
         return {f"val_acc_{k}": float(accuracy.compute()) for k, accuracy in self._topk.items()}
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:

@@ -56,6 +56,14 @@ class Graph:
         """Tensors that something else than a node of the graph reads: outputs, and what branches and loops read."""
         return {value.name for value in self.proto.output} | names_read_inside(self.proto)
 
+    @property
+    def output_shapes(self) -> dict[str, list[int | None]]:
+        """Shapes of the outputs as the file declares them; None for an unknown size."""
+        return {
+            value.name: [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+            for value in self.proto.output
+        }
+
     def values(self, name: str) -> NDArray[np.float64]:
         """Values of a stored tensor."""
         return numpy_helper.to_array(self.tensors[name]).astype(np.float64)

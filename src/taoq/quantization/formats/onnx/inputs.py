@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from taoq.errors import Fault, TaoqError
@@ -63,7 +64,7 @@ def graph_inputs(graph: Graph, where: str) -> tuple[GraphInput, ...]:
     if not found:
         raise TaoqError(Fault(where, "has no inputs", "export the network with its inputs"))
     if len({entry.shape[0] for entry in found if entry.shape}) > 1:
-        batches = ", ".join(f"'{entry.name}' {entry}" for entry in found)
+        batches = ", ".join(f"'{entry.name}' {entry.dtype} {format_shape(entry.shape)}" for entry in found)
         raise TaoqError(Fault(where, f"its inputs have different batches: {batches}", "export it with one batch size"))
     return tuple(found)
 
@@ -96,7 +97,17 @@ def check_inputs(inputs: Sequence[GraphInput], example: Inputs, where: str) -> N
             dtype = str(tensor.dtype).removeprefix("torch.")
             given = format_shape(["N", *tensor.shape[1:]])
             what = f"its input '{entry.name}' is {entry}, the data is {dtype} {given}"
-            raise TaoqError(Fault(where, what, "set the input size of the data to that of the file"))
+            hint = "export the network for inputs like the data"
+            if same_rank and same_kind:
+                hint = f"set the input size of the data to that of the file, or {hint}"
+            raise TaoqError(Fault(where, what, hint))
+
+
+def zeros(inputs: Sequence[GraphInput]) -> Inputs | None:
+    """One sample of zeros for each input; None if a size besides that of the batch is unknown."""
+    if any(size is None for entry in inputs for size in entry.shape[1:]):
+        return None
+    return {entry.name: torch.from_numpy(np.zeros((1, *entry.shape[1:]), entry.dtype)) for entry in inputs}
 
 
 def arrays_of(inputs: Inputs, wanted: Sequence[GraphInput]) -> Arrays:

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment of a Python caller: a network or an ONNX file, loaders and a metric of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taoq.errors import Fault, NotGiven, SpecError, TaoqError, first_line
+from taoq.network import Inputs, OutputSpec, first_samples
+from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.loaders import LoaderBatches, Signature, open_loader
+from taoq.quantization.formats import format_of
+from taoq.quantization.formats.torch.call import call
+from taoq.tasks.base import Batches, Metric, Predictions
+from taoq.tasks.metrics import AnyMetric, metric_factory
+from taoq.tasks.sections import TaskSpec
+
+Model = nn.Module | str | Path
+"""A torch network, or the path of an ONNX file."""
+Loader = Iterable[Any]
+"""Batches: tensors, tuples or dictionaries; see `taoq.pipeline.loaders.split`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model of a Python caller.
+
+    Attributes:
+        path: Its file; empty for a torch network.
+        signature: What it takes.
+        build: The network, as `Task.build_model` gives it; raises for a file, which holds its network itself.
+        example: Inputs of one sample, from the model alone; None if it does not say their shapes.
+        outputs: Its outputs, given inputs of one sample.
+    """
+
+    path: str
+    signature: Signature
+    build: Callable[[str | None], nn.Module]
+    example: Inputs | None
+    outputs: Callable[[Inputs], Mapping[str, OutputSpec]]
+
+
+def subject_of(model: Model) -> Subject:
+    """What the pipeline asks of a model.
+
+    Raises:
+        SpecError: It is neither a network nor an ONNX file.
+        TaoqError: The file is damaged.
+    """
+    if isinstance(model, nn.Module):
+        return _network(model)
+    if isinstance(model, str | Path) and format_of(str(model)).whole:
+        return _file(Path(model))
+    name = model if isinstance(model, str | Path) else type(model).__name__
+    what = f"{name} is neither a torch network nor an ONNX file"
+    raise SpecError(Fault("model", what, "give an nn.Module, or the path of a .onnx file"))
+
+
+def supply(
+    model: Model,
+    spec: TaskSpec,
+    *,
+    calibration: Loader | None = None,
+    evaluation: Loader | None = None,
+    metric: AnyMetric | None = None,
+    num_samples: int | None = None,
+) -> Experiment:
+    """The experiment of a model, with the data and the metric of a Python caller.
+
+    Args:
+        model: The float model. A network is copied whenever it is needed, and is not changed.
+        spec: The sections that count.
+        calibration: Loader of calibration data; targets are ignored.
+        evaluation: Loader of labelled data.
+        metric: The metric.
+        num_samples: Calibration samples that are used; None uses all.
+
+    Raises:
+        SpecError: What was given does not go together.
+        TaoqError: The model does not run on the data.
+    """
+    if (evaluation is None) != (metric is None):
+        missing, given = ("metric", "evaluation") if metric is None else ("evaluation", "metric")
+        raise SpecError(Fault(missing, f"missing: {given} is given", "give both, or none of them"))
+    subject = subject_of(model)
+    opened = None if calibration is None else open_loader(calibration, subject.signature, "calibration", labelled=False)
+    evaluated = None if evaluation is None else open_loader(evaluation, subject.signature, "evaluation", labelled=True)
+    if opened is not None:
+        spec = _with_samples(spec, min(num_samples or opened.num_samples, opened.num_samples))
+    data = opened or evaluated
+    example = subject.example if data is None else first_samples(next(iter(data)).inputs, 1)
+    quantize = dataclasses.replace(spec.quantize, model_path=subject.path)
+    return _bind(
+        dataclasses.replace(spec, quantize=quantize),
+        subject,
+        example,
+        {} if example is None else subject.outputs(example),
+        opened,
+        evaluated,
+        None if metric is None else metric_factory(metric),
+    )
+
+
+def _bind(
+    spec: TaskSpec,
+    subject: Subject,
+    example: Inputs | None,
+    outputs: Mapping[str, OutputSpec],
+    calibration: LoaderBatches | None,
+    evaluation: LoaderBatches | None,
+    metric: Callable[[], Metric] | None,
+) -> Experiment:
+    def rebind(other: TaskSpec) -> Experiment:
+        return _bind(other, subject, example, outputs, calibration, evaluation, metric)
+
+    def calibration_batches() -> Batches:
+        if calibration is None:
+            what = "missing: this needs calibration data"
+            raise NotGiven(Fault("calibration", what, "give a loader as calibration=..."))
+        wanted = spec.quantize.calibration.num_samples
+        return dataclasses.replace(calibration, num_samples=min(wanted, calibration.num_samples))
+
+    def evaluation_batches() -> Batches:
+        if evaluation is None:
+            what = "missing: this needs labelled data"
+            raise NotGiven(Fault("evaluation", what, "give a loader as evaluation=..., and a metric"))
+        return evaluation
+
+    def new_metric() -> Metric:
+        if metric is None:
+            raise NotGiven(Fault("metric", "missing: this needs a metric", "give one of torchmetrics as metric=..."))
+        return metric()
+
+    def example_inputs() -> Inputs:
+        if example is None:
+            what = "missing: without data nobody knows what the network takes"
+            raise NotGiven(Fault("calibration", what, "give a loader, or a list with one batch"))
+        return example
+
+    def no_inference() -> Batches:
+        raise NotGiven(Fault("inference", "a model of your own has no inference data", "call taoq.load, and run it"))
+
+    def no_predictions(directory: Path) -> Predictions:
+        raise AssertionError(f"no inference data, nothing to write into {directory}")
+
+    def accept(stored: TaskSpec) -> None:
+        """Another network does not take the payload."""
+
+    return Experiment(
+        task="",
+        spec=spec,
+        build=subject.build,
+        example=example_inputs,
+        outputs=outputs,
+        calibration=calibration_batches,
+        evaluation=evaluation_batches,
+        inference=no_inference,
+        metric=new_metric,
+        predictions=no_predictions,
+        network={"path": subject.path, "inputs": list(subject.signature.names)},
+        restore=lambda stored: rebind(stored.load(TaskSpec)),
+        rebind=rebind,
+        refuse_another_model=accept,
+    )
+
+
+def _network(model: nn.Module) -> Subject:
+    """A torch network."""
+
+    def build(checkpoint: str | None) -> nn.Module:  # noqa: ARG001 (it has its weights)
+        return copy.deepcopy(model).eval().cpu()
+
+    def outputs(example: Inputs) -> Mapping[str, OutputSpec]:
+        try:
+            with left_as_it_was(model), torch.inference_mode():
+                result = call(model.cpu().eval(), example)
+        except (RuntimeError, TypeError, ValueError) as error:
+            what = f"does not run on the data: {first_line(error)}"
+            raise TaoqError(Fault("model", what, "let the loader yield what its forward takes")) from error
+        return {name: OutputSpec(("N", *tensor.shape[1:])) for name, tensor in _named(result).items()}
+
+    return Subject(path="", signature=_signature(model), build=build, example=None, outputs=outputs)
+
+
+def _signature(model: nn.Module) -> Signature:
+    """Parameters of a forward; `input` for one that takes anything."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [entry for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
+    if not named:
+        return Signature(("input",), 1)
+    required = [entry for entry in named if entry.default is entry.empty]
+    return Signature(tuple(entry.name for entry in named), len(required))
+
+
+def _named(result: Any) -> Mapping[str, Tensor]:
+    """The tensors that a forward returned, by name.
+
+    Raises:
+        TaoqError: It returned something else.
+    """
+    if isinstance(result, Mapping):
+        tensors = {str(key): value for key, value in result.items() if isinstance(value, Tensor) and value.ndim}
+    else:
+        values = list(result) if isinstance(result, tuple | list) else [result]
+        names = ["output"] if len(values) == 1 else [f"output_{index}" for index in range(len(values))]
+        tensors = dict(zip(names, values, strict=True))
+    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        what = f"its forward returns {type(result).__name__}, which is no tensor, tuple of tensors or mapping of them"
+        raise TaoqError(Fault("model", what, "wrap it in a module that returns the tensors that count"))
+    return tensors
+
+
+def _file(path: Path) -> Subject:
+    """A network in an ONNX file."""
+    from taoq.quantization.formats.onnx.file import read_graph
+    from taoq.quantization.formats.onnx.inputs import graph_inputs, zeros
+
+    graph = read_graph(path)
+    inputs = graph_inputs(graph, str(path))
+    names = tuple(entry.name for entry in inputs)
+    outputs = {
+        name: OutputSpec(("N", *(f"{name}_{axis}" if size is None else size for axis, size in enumerate(shape[1:], 1))))
+        for name, shape in graph.output_shapes.items()
+    }
+
+    def build(checkpoint: str | None) -> nn.Module:
+        raise AssertionError(f"{checkpoint} holds its network itself")
+
+    return Subject(
+        path=str(path),
+        signature=Signature(names, len(names)),
+        build=build,
+        example=zeros(inputs),
+        outputs=lambda example: outputs,  # noqa: ARG005 (the file declares them)
+    )
+
+
+@contextlib.contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put a network back on its device and into its modes afterwards."""
+    training = {module: module.training for module in model.modules()}
+    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+        if device is not None:
+            model.to(device)
+
+
+def _with_samples(spec: TaskSpec, num_samples: int) -> TaskSpec:
+    calibration = dataclasses.replace(spec.quantize.calibration, num_samples=num_samples)
+    return dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, calibration=calibration))
