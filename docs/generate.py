@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from taoq.quantization.backends import BACKENDS, load_backend
+from taoq.plugins import BACKENDS, TASKS
+from taoq.quantization.backends import load_backend
+from taoq.quantization.capability import Capability
 from taoq.quantization.spec import QuantizeSpec
-from taoq.schema import markdown
-from taoq.tasks import TASKS, load_task
+from taoq.spec.schema import markdown
+from taoq.tasks import load_task
 
 HERE = Path(__file__).parent
 GENERATED = "<!-- made by docs/generate.py: do not edit -->\n"
@@ -19,8 +21,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each generated page with its text."""
     yield HERE / "schema-quantize.md", quantize_page()
     yield HERE / "support.md", support_page()
-    for name in TASKS:
-        yield HERE / f"schema-{name}.md", task_page(name)
+    for row in TASKS.own:
+        yield HERE / f"schema-{row.name}.md", task_page(row.name)
 
 
 def quantize_page() -> str:
@@ -61,28 +63,38 @@ def support_page() -> str:
         "| backend | mode | weights | activations | algorithm | layers | device | good for |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    notes = []
-    for name in BACKENDS:
-        support = load_backend(name).support
-        cells = (
-            support.modes,
-            support.weights,
-            support.activations,
-            support.algorithms,
-            support.layer_types,
-            support.devices,
-        )
-        lines.append(" | ".join([f"| {name}", *(", ".join(cell) or "-" for cell in cells), f"{support.target} |"]))
-        notes += [
-            f"- {name}: `{asked}` is realised as `{real}`, with a warning." for asked, real in support.realised.items()
-        ]
-        if support.entropy_activations:
-            kinds = ", ".join(support.entropy_activations)
-            notes.append(f"- {name}: `algorithm: entropy` calibrates {kinds} activations.")
-        if support.smoothquant:
-            kinds = ", ".join(support.smoothquant)
-            notes.append(f"- {name}: `algorithm: smoothquant` smooths the inputs of linear layers, with {kinds}.")
+    notes: list[str] = []
+    for row in BACKENDS.own:
+        capability = load_backend(row.name).capability
+        lines.append(support_row(capability))
+        notes += support_notes(capability)
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def support_row(capability: Capability) -> str:
+    """A row of the table."""
+    cells = (
+        capability.modes,
+        capability.weights.dtypes,
+        capability.activations.dtypes if capability.activations else (),
+        [algorithm.name for algorithm in capability.algorithms],
+        capability.layer_types,
+        capability.devices,
+    )
+    lists = [", ".join(map(str, cell)) or "-" for cell in cells]
+    return " | ".join([f"| {capability.name}", *lists, f"{capability.target} |"])
+
+
+def support_notes(capability: Capability) -> Iterator[str]:
+    """What does not fit into the table."""
+    name = capability.name
+    for requested, realised in capability.realised.items():
+        yield f"- {name}: `{requested}` is realised as `{realised}`, with a warning."
+    if entropy := capability.algorithm("entropy"):
+        yield f"- {name}: `algorithm: entropy` calibrates {', '.join(map(str, entropy.activations))} activations."
+    if smoothquant := capability.algorithm("smoothquant"):
+        dtypes = ", ".join(map(str, smoothquant.weights))
+        yield f"- {name}: `algorithm: smoothquant` smooths the inputs of linear layers, with {dtypes}."
 
 
 if __name__ == "__main__":
