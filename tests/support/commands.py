@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 Taoq = Callable[..., tuple[int, str, str]]
-"""Runs a command line in this process; returns exit code, stdout, stderr."""
+"""Runs a command line in this process: (*words); returns exit code, stdout and stderr."""
 Words = Callable[..., list[str]]
 """Words of a command line: (action, network, *overrides) on the digits, (action, *overrides) on the scenes."""
+Refusal = Callable[..., tuple[int, list[str]]]
+"""Runs an action that must fail: (action, *overrides); returns the exit code and the lines of its faults."""
 
 
 def read_json(path: Path) -> Any:
@@ -35,3 +37,14 @@ def export_words(words: Words, network: str, file: Path, *overrides: str) -> lis
     checkpoint = source.partition("=")[2]
     export = [f"export.checkpoint={checkpoint}", f"export.onnx_file={file}", "export.on_cpu=true"]
     return words("export", network, *export, *overrides)
+
+
+def unchanged() -> None:
+    """The damage of a case whose command line alone is wrong."""
+
+
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    """Change the content of a json file."""
+    data = read_json(path)
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")

@@ -1,6 +1,7 @@
+"""Reading the data of a classifier: class folders, transforms, calibration images, images of inference."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,32 @@ def spec(images: Path, **dataset: Any) -> ClassificationSpec:
     return spec_from_dict({"dataset": data}, ClassificationSpec)
 
 
-def picture(path: Path, color: str = "red", size: tuple[int, int] = (16, 12), **options: Any) -> Path:
+def write_image(path: Path, size: tuple[int, int] = (16, 12), **options: Any) -> None:
+    """Write a red image."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path, **options)
-    return path
+    Image.new("RGB", size, "red").save(path, **options)
+
+
+def write_flat_folder(folder: Path, count: int) -> Path:
+    """Write a folder of images without class folders."""
+    for number in range(count):
+        write_image(folder / "flat" / f"{number:02}.png")
+    return folder / "flat"
 
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     folder = tmp_path / "pets"
     for name in ("dog/b.png", "dog/a.JPG", "cat/c.jpeg", "cat/deep/d.bmp", "cat/e.WEBP"):
-        picture(folder / name)
+        write_image(folder / name)
     (folder / "cat" / "notes.txt").write_text("not an image")
     (folder / "cat" / ".hidden.png").write_bytes(b"")
     (folder / ".cache").mkdir()
     return folder
 
 
-def seen(batches: Any, folder: Path) -> list[tuple[str, int]]:
+def paths_and_labels(batches: Any, folder: Path) -> list[tuple[str, int]]:
+    """Path relative to the folder, and label of each image of the batches."""
     return [
         (str(Path(path).relative_to(folder)), int(label))
         for batch in batches
@@ -63,7 +72,7 @@ def seen(batches: Any, folder: Path) -> list[tuple[str, int]]:
 def test_class_folders_in_sorted_order_and_images_in_any_case(pets: Path) -> None:
     batches = evaluation_batches(spec(pets))
     assert batches.num_samples == 5
-    assert seen(batches, pets) == [
+    assert paths_and_labels(batches, pets) == [
         ("cat/c.jpeg", 0),
         ("cat/e.WEBP", 0),
         ("cat/deep/d.bmp", 0),
@@ -74,20 +83,20 @@ def test_class_folders_in_sorted_order_and_images_in_any_case(pets: Path) -> Non
 
 def test_batches_can_be_gone_through_again(pets: Path) -> None:
     batches = evaluation_batches(spec(pets))
-    assert seen(batches, pets) == seen(batches, pets)
+    assert paths_and_labels(batches, pets) == paths_and_labels(batches, pets)
 
 
 def test_reader_processes_change_nothing(pets: Path) -> None:
-    one, two = evaluation_batches(spec(pets)), evaluation_batches(spec(pets, workers=2))
-    for a, b in zip(one, two, strict=True):
-        assert a.paths == b.paths
-        assert torch.equal(a.inputs["input"], b.inputs["input"])
+    without, with_processes = evaluation_batches(spec(pets)), evaluation_batches(spec(pets, workers=2))
+    for expected, batch in zip(without, with_processes, strict=True):
+        assert batch.paths == expected.paths
+        assert torch.equal(batch.inputs["input"], expected.inputs["input"])
 
 
 def test_classes_txt_gives_the_order(pets: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("dog\n\ncat\n")
     assert class_names(spec(pets, root_dir=str(tmp_path)), pets) == ["dog", "cat"]
-    assert dict(seen(evaluation_batches(spec(pets, root_dir=str(tmp_path))), pets))["dog/a.JPG"] == 0
+    assert dict(paths_and_labels(evaluation_batches(spec(pets, root_dir=str(tmp_path))), pets))["dog/a.JPG"] == 0
 
 
 def test_nothing_is_written_into_the_data(pets: Path) -> None:
@@ -96,11 +105,11 @@ def test_nothing_is_written_into_the_data(pets: Path) -> None:
     assert sorted(pets.rglob("*")) == before
 
 
-def test_images_of_an_unknown_class_are_left_out_and_said(
+def test_images_of_an_unknown_class_are_left_out_with_a_warning(
     pets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    picture(pets / "stray" / "x.png")
-    picture(pets / "loose.png")
+    write_image(pets / "stray" / "x.png")
+    write_image(pets / "loose.png")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert evaluation_batches(spec(pets, root_dir=str(tmp_path))).num_samples == 5
     where = "dataset.val_dataset.images_dir"
@@ -122,7 +131,7 @@ def test_the_number_of_classes_must_fit(pets: Path) -> None:
 def test_exif_orientation_turns_the_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
-    picture(tmp_path / "a.jpg", size=(20, 10), exif=exif)
+    write_image(tmp_path / "a.jpg", size=(20, 10), exif=exif)
     assert read_image(tmp_path / "a.jpg").size == (10, 20)
 
 
@@ -142,24 +151,21 @@ def test_the_transform_is_tao_s(pets: Path) -> None:
 
 
 def test_calibration_takes_a_flat_folder(tmp_path: Path) -> None:
-    for number in range(6):
-        picture(tmp_path / "flat" / f"{number}.png")
-    assert calibration_batches(spec(tmp_path / "flat")).num_samples == 6
+    assert calibration_batches(spec(write_flat_folder(tmp_path, 6))).num_samples == 6
 
 
 def test_the_same_seed_draws_the_same_calibration_images(tmp_path: Path) -> None:
-    for number in range(20):
-        picture(tmp_path / "flat" / f"{number:02}.png")
+    flat = write_flat_folder(tmp_path, 20)
 
-    def drawn(seed: int) -> list[str]:
-        data = {"dataset": {"quant_calibration_dataset": {"images_dir": str(tmp_path / "flat")}, "img_size": 8}}
+    def draw(seed: int) -> list[str]:
+        data = {"dataset": {"quant_calibration_dataset": {"images_dir": str(flat)}, "img_size": 8}}
         section = {"quantize": {"calibration": {"num_samples": 5, "batch_size": 2, "seed": seed}}}
         batches = calibration_batches(spec_from_dict({**data, **section}, ClassificationSpec))
         return [Path(path).name for batch in batches for path in batch.paths]
 
-    assert drawn(0) == drawn(0)
-    assert len(set(drawn(0))) == 5
-    assert drawn(0) != drawn(1)
+    assert draw(0) == draw(0)
+    assert len(set(draw(0))) == 5
+    assert draw(0) != draw(1)
 
 
 def test_calibration_without_a_folder_is_an_error(pets: Path) -> None:
@@ -176,22 +182,13 @@ def test_evaluation_takes_the_test_images_where_there_are_no_others(pets: Path) 
 
 
 def test_inference_knows_labels_only_where_folders_are_classes(pets: Path, tmp_path: Path) -> None:
-    assert [label for _, label in seen(inference_batches(spec(pets)), pets)] == [0, 0, 0, 1, 1]
-    flat = picture(tmp_path / "flat" / "a.png").parent
-    assert seen(inference_batches(spec(flat)), flat) == [("a.png", -1)]
+    assert [label for _, label in paths_and_labels(inference_batches(spec(pets)), pets)] == [0, 0, 0, 1, 1]
+    flat = write_flat_folder(tmp_path, 1)
+    assert paths_and_labels(inference_batches(spec(flat)), flat) == [("00.png", -1)]
     assert known_classes(spec(flat)) == ["0", "1"]
 
 
-def test_memory_holds_one_batch_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(8):
-        picture(tmp_path / "flat" / f"{number}.png")
-    opened: list[Path] = []
-
-    def counting(path: Path, read: Callable[[Path], Image.Image] = read_image) -> Image.Image:
-        opened.append(path)
-        return read(path)
-
-    monkeypatch.setattr("taoq.tasks.images.read_image", counting)
-    batches = iter(calibration_batches(spec(tmp_path / "flat")))
+def test_memory_holds_one_batch_of_images(tmp_path: Path, opened_images: list[Path]) -> None:
+    batches = iter(calibration_batches(spec(write_flat_folder(tmp_path, 8))))
     next(batches)
-    assert len(opened) == 2
+    assert len(opened_images) == 2

@@ -1,3 +1,5 @@
+"""Networks of a classifier by the names of TAO, timm and torchvision."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,14 +13,15 @@ from taoq.tasks.classification.model import build_model
 from taoq.tasks.classification.spec import ClassificationSpec
 
 
-def spec(type_: str, classes: int = 5, **backbone: Any) -> ClassificationSpec:
-    data = {"model": {"backbone": {"type": type_, **backbone}}, "dataset": {"num_classes": classes}}
+def spec(type_: str, **backbone: Any) -> ClassificationSpec:
+    data = {"model": {"backbone": {"type": type_, **backbone}}, "dataset": {"num_classes": 5}}
     return spec_from_dict(data, ClassificationSpec)
 
 
-def fault(type_: str, **backbone: Any) -> str:
+def refusal(type_: str, checkpoint: str | None = None, **backbone: Any) -> str:
+    """The error of building a network."""
     with pytest.raises(SpecError) as error:
-        build_model(spec(type_, **backbone), None)
+        build_model(spec(type_, **backbone), checkpoint)
     return str(error.value)
 
 
@@ -37,7 +40,7 @@ def fault(type_: str, **backbone: Any) -> str:
         ("resnet_50d", "timm.models.resnet", {"channels": [8, 8, 8, 8]}),
     ],
 )
-def test_tao_timm_and_torchvision_names(name: str, module: str, args: dict[str, Any]) -> None:
+def test_names_of_tao_timm_and_torchvision_are_built(name: str, module: str, args: dict[str, Any]) -> None:
     model = build_model(spec(name, args=args), None).eval()
     assert type(model).__module__ == module
     with torch.no_grad():
@@ -60,20 +63,18 @@ def test_tao_timm_and_torchvision_names(name: str, module: str, args: dict[str, 
         ("", "missing: which network is it?\nhint: write a name, for example resnet_50"),
     ],
 )
-def test_an_unknown_network_names_near_ones(name: str, message: str) -> None:
-    assert fault(name) == f"model.backbone.type: {message}"
+def test_an_unknown_network_is_refused_with_near_names(name: str, message: str) -> None:
+    assert refusal(name) == f"model.backbone.type: {message}"
 
 
-def test_wrong_constructor_arguments_say_whose() -> None:
-    message = fault("torchvision/resnet18", args={"depths": 3})
+def test_wrong_constructor_arguments_name_the_library() -> None:
+    message = refusal("torchvision/resnet18", args={"depths": 3})
     assert message.startswith("model.backbone.args: torchvision cannot build resnet18: ")
     assert message.endswith("'depths'\nhint: see the constructor of resnet18 in torchvision")
 
 
-def test_without_a_checkpoint_pretrained_weights_must_be_asked_for() -> None:
-    with pytest.raises(SpecError) as error:
-        build_model(spec("resnet_18"), "")
-    assert str(error.value) == (
+def test_pretrained_weights_must_be_set_where_there_is_no_checkpoint() -> None:
+    assert refusal("resnet_18", "") == (
         "model.backbone.pretrained: no checkpoint is given, and pretrained weights are not asked for\n"
         "hint: give the checkpoint in the action's section, or set model.backbone.pretrained: true"
     )
@@ -81,9 +82,7 @@ def test_without_a_checkpoint_pretrained_weights_must_be_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["resnet_18", "torchvision/resnet18"])
 def test_pretrained_weights_must_have_the_classes_of_the_data(name: str) -> None:
-    with pytest.raises(SpecError) as error:
-        build_model(spec(name, pretrained=True), "")
-    assert str(error.value) == (
+    assert refusal(name, "", pretrained=True) == (
         "dataset.num_classes: the pretrained weights have 1000 classes, dataset.num_classes is 5\n"
         "hint: give a checkpoint trained on your classes"
     )

@@ -1,7 +1,7 @@
-"""RT-DETR as its authors lay it out: their names of all parts, packed attention, norms and branches apart.
+"""A second implementation of RT-DETR, which taoq's reading of the authors' checkpoints is compared with.
 
-Written for these tests after the paper (arXiv:2304.08069) and the names in the authors' checkpoints: a second
-implementation, with nothing of transformers in it, that taoq's reading of such checkpoints is compared with.
+Written after the paper (arXiv:2304.08069) and the names in the authors' checkpoints, without transformers: attention
+projections are packed, norms and parallel branches are not fused.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class Original(nn.Module):
 
 
 def shuffled(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor, the norms' statistics too, values that make a difference if they land in the wrong place."""
+    """Give every tensor, norm statistics included, random values, so that a misplaced tensor changes the outputs."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):

@@ -1,4 +1,4 @@
-"""RT-DETR from all kinds of checkpoints: against a second implementation and against transformers."""
+"""RT-DETR built from each kind of checkpoint, against a second implementation and against transformers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spec(model: dict[str, Any], size: tuple[int, int] = (160, 160), classes: int
 
 
 def photograph(size: tuple[int, int]) -> Tensor:
-    """A real photograph, in the size of the input."""
+    """A real photograph, resized to the size of the input."""
     from sklearn.datasets import load_sample_image
 
     image = Image.fromarray(load_sample_image("flower.jpg")).resize((size[1], size[0]))
@@ -61,10 +61,10 @@ def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], tolerance: float = 1e-4) -> None:
-    """The same queries, in whatever order: two of nearly one score may change places."""
-    for mine, other in zip(torch.cat(ours, 2), torch.cat(theirs, 2), strict=True):
-        assert mine.shape == other.shape
-        distances = torch.cdist(mine, other, p=torch.inf)
+    """Check that the queries are the same in any order: two of nearly the same score may change places."""
+    for queries, reference in zip(torch.cat(ours, 2), torch.cat(theirs, 2), strict=True):
+        assert queries.shape == reference.shape
+        distances = torch.cdist(queries, reference, p=torch.inf)
         assert distances.amin(0).max() < tolerance
         assert distances.amin(1).max() < tolerance
 
@@ -100,19 +100,19 @@ def test_an_original_checkpoint_gives_the_outputs_of_the_original(
     assert_same(run(built, photograph(size)), run(original, photograph(size)))
 
 
-def test_averaged_weights_go_first_and_prefixes_come_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_averaged_weights_are_preferred_and_prefixes_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     theirs, ours = ORIGINALS["basic blocks, half-width fusion, as R18"]
-    averaged, other = (shuffled(Original(**theirs, **TINY_ORIGINAL), seed) for seed in (1, 2))
+    averaged, last = (shuffled(Original(**theirs, **TINY_ORIGINAL), seed) for seed in (1, 2))
     torch.save(
-        {"model": other.state_dict(), "ema": {"module": averaged.state_dict(), "updates": 9}}, tmp_path / "ema.pth"
+        {"model": last.state_dict(), "ema": {"module": averaged.state_dict(), "updates": 9}}, tmp_path / "ema.pth"
     )
     lightning = {f"model.model.{name}": value for name, value in averaged.state_dict().items()}
     torch.save({"state_dict": {**lightning, "criterion.weight": torch.ones(3)}}, tmp_path / "lightning.ckpt")
-    wanted = run(averaged, photograph((128, 128)))
+    expected = run(averaged, photograph((128, 128)))
     for name in ("ema.pth", "lightning.ckpt"):
         with caplog.at_level(logging.INFO, "taoq"):
             built = build_model(spec({**TINY_MODEL, **ours}, (128, 128), 5), str(tmp_path / name))
-        assert_same(run(built, photograph((128, 128))), wanted)
+        assert_same(run(built, photograph((128, 128))), expected)
     path = tmp_path / "ema.pth"
     assert f"{path}: not needed for inference: decoder.denoising_class_embed.weight" in caplog.messages
 
@@ -133,8 +133,8 @@ def test_sizes_are_those_of_the_paper_and_every_tensor_has_its_place(
     assert sum(parameter.numel() for parameter in original.parameters()) // 1_000_000 == millions
     unused = {f"decoder.dec_score_head.{layer}.{part}" for layer in range(layers - 1) for part in ("weight", "bias")}
     counters = {name for name in names if name.startswith("backbone.") and name.endswith("num_batches_tracked")}
-    mine = {original_name(name).replace(".in_proj.", ".in_proj_") for name in built.state_dict()}
-    assert names - unused - counters == {name for name in mine if "position_embedding" not in name}
+    built_names = {original_name(name).replace(".in_proj.", ".in_proj_") for name in built.state_dict()}
+    assert names - unused - counters == {name for name in built_names if "position_embedding" not in name}
 
 
 def transformers_small() -> nn.Module:
@@ -150,7 +150,7 @@ def test_a_hugging_face_folder_gives_the_outputs_of_transformers(size: tuple[int
     assert_same(run(built, photograph(size)), run(transformers_small(), photograph(size)))
 
 
-def test_a_state_dict_of_transformers_alone_will_do() -> None:
+def test_a_state_dict_of_transformers_is_enough() -> None:
     built = build_model(spec(SMALL_MODEL), str(SMALL / "model.safetensors"))
     assert_same(run(built, photograph((160, 160))), run(transformers_small(), photograph((160, 160))))
 
@@ -171,12 +171,12 @@ def test_rtdetr_v2_gives_the_outputs_of_transformers(tmp_path: Path) -> None:
     assert_same(run(built, photograph((128, 128))), run(network, photograph((128, 128))))
 
 
-def test_an_earlier_decoder_layer_can_be_the_last_that_counts() -> None:
+def test_the_outputs_may_be_those_of_an_earlier_decoder_layer() -> None:
     built = build_model(spec({**SMALL_MODEL, "eval_idx": 1}), str(SMALL))
     with torch.inference_mode():
         whole = transformers_small()(photograph((160, 160)))
-    wanted = (whole.intermediate_logits[:, 1], whole.intermediate_reference_points[:, 1])
-    assert_same(run(built, photograph((160, 160))), wanted)
+    expected = (whole.intermediate_logits[:, 1], whole.intermediate_reference_points[:, 1])
+    assert_same(run(built, photograph((160, 160))), expected)
 
 
 def test_constants_are_finite_float32_and_fusing_leaves_no_norm_of_a_convolution() -> None:
