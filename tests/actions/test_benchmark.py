@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.commands import export_words
-from taoq.actions.timing import in_turns
 
+from support.commands import Taoq, Words, export_words, read_json, rules
 from taoq.cli import main
 from taoq.pipeline.artifacts import read_artifact
+from taoq.pipeline.timing import run_in_turns
 
-Taoq = Callable[..., tuple[int, str, str]]
-Words = Callable[..., list[str]]
-
-RULES = 'quantize.layers=[{"module_name": "*", "weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}]'
 FEW = ["benchmark.device=cpu", "benchmark.batch_sizes=[1, 2]", "benchmark.runs=3", "benchmark.warmup=1"]
 
 
-class Named:
-    """A model that writes its name down."""
+class NamedRuntime:
+    """A model that writes its name down when it runs."""
 
     device, fixed_batch = "cpu", None
 
@@ -34,24 +30,34 @@ class Named:
         self._log.append(self._name)
         return inputs
 
+    def compiled(self) -> None:
+        return None
 
-def test_models_run_in_turns_and_the_order_is_turned_round() -> None:
+    def half(self) -> None:
+        return None
+
+
+def test_models_run_in_turns_and_the_order_is_reversed_each_time() -> None:
     log: list[str] = []
-    models = {name: Named(name, log) for name in ("a", "b")}
-    seconds = in_turns(models, {"x": torch.zeros(1)}, warmup=1, runs=3)
+    models = {name: NamedRuntime(name, log) for name in ("a", "b")}
+    seconds = run_in_turns(models, {"x": torch.zeros(1)}, warmup=1, runs=3)
     assert log == ["a", "b", "a", "b", "b", "a", "a", "b"]
-    assert {name: len(found) for name, found in seconds.items()} == {"a": 3, "b": 3}
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
 @pytest.fixture(scope="module")
-def onnx_artifact(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_artifact(
+    digits_words_into: Callable[[Path], Words],
+    classifier_file: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """An artifact of the ONNX file `float.onnx` beside it."""
     folder = tmp_path_factory.mktemp("artifact")
     words, file = digits_words_into(folder / "results"), folder / "float.onnx"
-    assert main(export_words(words, "resnet_18", file)) == 0
+    shutil.copy(classifier_file("resnet_18"), file)
     quantize = [
         "quantize.backend=onnxruntime",
-        RULES,
+        rules(),
         f"quantize.model_path={file}",
         f"quantize.results_dir={folder / 'q'}",
         "quantize.calibration.num_samples=8",
@@ -65,7 +71,7 @@ def test_an_onnx_artifact_is_measured_against_what_it_was_made_from(
 ) -> None:
     code, out, _ = taoq(*digits_words("benchmark", "resnet_18", f"benchmark.checkpoint={onnx_artifact}", *FEW))
     assert code == 0
-    results = json.loads((tmp_path / "results" / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    results = read_json(tmp_path / "results" / "benchmark" / "results.json")
     assert [(row["model"], row["batch"]) for row in results["rows"]] == [
         ("float32", 1),
         ("quantized", 1),
@@ -107,7 +113,7 @@ def test_a_contradiction_of_the_flag_is_refused(taoq: Taoq, digits_words: Words,
 def test_a_file_with_a_fixed_batch_says_what_it_runs(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
     file = tmp_path / "fixed.onnx"
     assert taoq(*export_words(digits_words, "resnet_18", file, "export.batch_size=2"))[0] == 0
-    quantize = ["quantize.backend=onnxruntime", RULES, f"quantize.model_path={file}"]
+    quantize = ["quantize.backend=onnxruntime", rules(), f"quantize.model_path={file}"]
     quantize += [f"quantize.results_dir={tmp_path / 'q'}", "quantize.calibration.num_samples=8"]
     assert taoq(*digits_words("quantize", "resnet_18", *quantize))[0] == 0
     words = [f"benchmark.checkpoint={tmp_path / 'q'}", *FEW, "benchmark.batch_sizes=[2, 3]", "benchmark.compile=true"]
@@ -118,7 +124,9 @@ def test_a_file_with_a_fixed_batch_says_what_it_runs(taoq: Taoq, digits_words: W
     assert "benchmark.compile: has no effect on ONNX files\n" in err
 
 
-def test_what_is_not_what_it_is_called_is_refused(taoq: Taoq, digits_words: Words, onnx_artifact: Path) -> None:
+def test_a_float_checkpoint_and_a_quantized_baseline_are_refused(
+    taoq: Taoq, digits_words: Words, onnx_artifact: Path
+) -> None:
     source, payload = onnx_artifact.parent / "float.onnx", onnx_artifact / "quantized_model.onnx"
     name_quantized, name_float = "name an artifact, or a quantized ONNX file", "name the float checkpoint or ONNX file"
     for checkpoint, baseline, message in (
@@ -154,19 +162,19 @@ def test_a_float_model_that_is_gone_is_refused(taoq: Taoq, digits_words: Words, 
 
 
 def test_a_torch_artifact_is_measured_too(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
-    rules = 'quantize.layers=[{"module_name": "Linear", "weights": {"dtype": "int8"}}]'
+    layers = rules("int8", "Linear", activations=False)
     kind = ["quantize.backend=torchao", "quantize.mode=weight_only_ptq", f"quantize.results_dir={tmp_path / 'q'}"]
-    assert taoq(*digits_words("quantize", "vit_tiny", rules, *kind))[0] == 0
+    assert taoq(*digits_words("quantize", "vit_tiny", layers, *kind))[0] == 0
     words = [f"benchmark.checkpoint={tmp_path / 'q'}", "benchmark.device=cpu", "benchmark.runs=2"]
     words += ["benchmark.compile=true", "benchmark.warmup=0"]
     code, out, err = taoq(*digits_words("benchmark", "vit_tiny", *words, "benchmark.batch_sizes=[1]"))
     assert code == 0, err
-    results = json.loads((tmp_path / "results" / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    results = read_json(tmp_path / "results" / "benchmark" / "results.json")
     rows = {row["model"]: row for row in results["rows"]}
     assert list(rows) == ["float32", "quantized", "float32, compiled", "quantized, compiled"]
     assert rows["float32, compiled"]["speedup"] == 1.0
-    one, other = (rows[name]["speedup"] for name in ("quantized", "quantized, compiled"))
-    assert f"quantized / float32 in speed: {one:.2f} at batch 1; compiled: {other:.2f} at batch 1" in out
+    eager, compiled = (rows[name]["speedup"] for name in ("quantized", "quantized, compiled"))
+    assert f"quantized / float32 in speed: {eager:.2f} at batch 1; compiled: {compiled:.2f} at batch 1" in out
     assert results["command"].startswith("taoq classification_pyt benchmark -e ")
     manifest = read_artifact(tmp_path / "q").manifest
     assert [model["size"] for model in results["models"]] == [manifest.float_size, manifest.size]
@@ -176,13 +184,13 @@ def test_a_model_that_torch_compile_fails_on_is_measured_without_it(
     taoq: Taoq, digits_words: Words, tmp_path: Path
 ) -> None:
     """ModelOpt's modules are such; every backend's own kind of failure is a RuntimeError of torch."""
-    kind = ["quantize.backend=modelopt.pytorch", RULES, f"quantize.results_dir={tmp_path / 'q'}"]
+    kind = ["quantize.backend=modelopt.pytorch", rules(), f"quantize.results_dir={tmp_path / 'q'}"]
     kind += ["quantize.calibration.num_samples=8"]
     assert taoq(*digits_words("quantize", "vit_tiny", *kind))[0] == 0
     words = [f"benchmark.checkpoint={tmp_path / 'q'}", *FEW, "benchmark.compile=true", "benchmark.batch_sizes=[1]"]
     code, out, err = taoq(*digits_words("benchmark", "vit_tiny", *words))
     assert code == 0, err
     assert "benchmark.compile: torch.compile fails on the quantized model, which is measured without it: " in err
-    results = json.loads((tmp_path / "results" / "benchmark" / "results.json").read_text(encoding="utf-8"))
+    results = read_json(tmp_path / "results" / "benchmark" / "results.json")
     assert [row["model"] for row in results["rows"]] == ["float32", "quantized", "float32, compiled"]
     assert "; compiled: " not in out

@@ -5,56 +5,50 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.commands import export_words
-from support.pages import check_page
 from safetensors.torch import load_file, save_file
 
+from support.commands import Taoq, Words, read_json, rules
+from support.pages import check_page
 from taoq.cli import main
 from taoq.pipeline.artifacts import read_artifact
 
-Taoq = Callable[..., tuple[int, str, str]]
-Words = Callable[..., list[str]]
-
-RULES = 'quantize.layers=[{"module_name": "Linear", "weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}]'
-STATIC = ["quantize.backend=modelopt.pytorch", RULES, "quantize.calibration.num_samples=16", "quantize.device=cpu"]
+SAMPLES = "quantize.calibration.num_samples=16"
+STATIC = ["quantize.backend=modelopt.pytorch", rules("int8", "Linear"), SAMPLES, "quantize.device=cpu"]
 WEIGHTS = [
     "quantize.backend=torchao",
     "quantize.mode=weight_only_ptq",
-    'quantize.layers=[{"module_name": "Linear", "weights": {"dtype": "int8"}}]',
+    rules("int8", "Linear", activations=False),
     'quantize.skip_names=["head"]',
 ]
 FEW = ["benchmark.device=cpu", "benchmark.batch_sizes=[1, 2]", "benchmark.runs=2", "benchmark.warmup=1"]
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
-def made(digits_words_into: Callable[[Path], Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(
+    digits_words_into: Callable[[Path], Words],
+    classifier_file: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Artifacts of the example ViT: static; weight-only, which has the checkpoint by another path; an ONNX file."""
     folder = tmp_path_factory.mktemp("artifacts")
     words = digits_words_into(folder / "results")
     source = next(word for word in words("quantize") if word.startswith("quantize.model_path="))
-    other = source.replace("/checkpoints/", "/checkpoints/../checkpoints/")
-    file = folder / "float.onnx"
-    assert main(export_words(words, "vit_tiny", file)) == 0
-    everything = RULES.replace("Linear", "*")
-    graph = ["quantize.backend=onnxruntime", everything, f"quantize.model_path={file}", STATIC[2]]
-    for name, overrides in (("static", STATIC), ("weights", [*WEIGHTS, other]), ("graph", graph)):
+    same_source = source.replace("/checkpoints/", "/checkpoints/../checkpoints/")
+    file = classifier_file("vit_tiny")
+    graph = ["quantize.backend=onnxruntime", rules(), f"quantize.model_path={file}", SAMPLES]
+    for name, overrides in (("static", STATIC), ("weights", [*WEIGHTS, same_source]), ("graph", graph)):
         assert main(words("quantize", "vit_tiny", *overrides, f"quantize.results_dir={folder / name}")) == 0
     return folder
 
 
 @pytest.fixture
-def pair(made: Path, tmp_path: Path) -> tuple[Path, Path]:
+def pair(artifacts: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Copies of the first two."""
-    static, weights = (shutil.copytree(made / name, tmp_path / name) for name in ("static", "weights"))
+    static, weights = (shutil.copytree(artifacts / name, tmp_path / name) for name in ("static", "weights"))
     return static, weights
 
 
@@ -70,7 +64,7 @@ def test_two_artifacts_beside_their_float_model(
     code, out, err = compare(*map(str, pair))
     assert code == 0, err
     directory = tmp_path / "results" / "compare"
-    results = read(directory / "results.json")
+    results = read_json(directory / "results.json")
     manifests = [read_artifact(folder).manifest for folder in pair]
     source = manifests[0].source["path"]
     float_row, *rows = results["models"]
@@ -83,11 +77,11 @@ def test_two_artifacts_beside_their_float_model(
     assert all([speed["batch"] for speed in row["speeds"]] == [1, 2] for row in results["models"])
     for row, folder in zip(rows, pair, strict=True):
         assert taoq(*digits_words("evaluate", "vit_tiny", f"evaluate.checkpoint={folder}"))[0] == 0
-        assert read(tmp_path / "results" / "evaluate" / "results.json")["metrics"] == row["figures"]
+        assert read_json(tmp_path / "results" / "evaluate" / "results.json")["metrics"] == row["figures"]
         change = row["figures"]["val_acc_1"] - float_row["figures"]["val_acc_1"]
-        one = row["difference"]
-        assert one["value"] == pytest.approx(change)
-        assert one["low"] <= one["value"] <= one["high"]
+        difference = row["difference"]
+        assert difference["value"] == pytest.approx(change)
+        assert difference["low"] <= difference["value"] <= difference["high"]
     change = rows[1]["figures"]["val_acc_1"] - rows[0]["figures"]["val_acc_1"]
     assert rows[1]["difference_to_first"]["value"] == pytest.approx(change)
     assert results["settings"]["quantize.backend"] == {"static": "modelopt.pytorch", "weights": "torchao"}
@@ -106,13 +100,13 @@ def test_two_artifacts_beside_their_float_model(
 
 
 def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
-    taoq: Taoq, made: Path, tmp_path: Path
+    taoq: Taoq, artifacts: Path, tmp_path: Path
 ) -> None:
-    folders = [made / "static", made / "graph"]
+    folders = [artifacts / "static", artifacts / "graph"]
     where = f"results_dir={tmp_path / 'results'}"
     code, _, err = taoq("classification_pyt", "compare", *map(str, folders), *FEW, where)
     assert code == 0
-    results = read(tmp_path / "results" / "compare" / "results.json")
+    results = read_json(tmp_path / "results" / "compare" / "results.json")
     sources = [read_artifact(folder).manifest.source["path"] for folder in folders]
     assert [row["path"] for row in results["models"]] == [*sources, *map(str, folders)]
     assert "warning" not in err  # the file is an export of the checkpoint
@@ -133,15 +127,15 @@ def test_artifacts_of_different_checkpoints_get_a_warning(
     assert taoq(*digits_words("quantize", "vit_tiny", *words))[0] == 0
     code, _, err = compare(*map(str, pair))
     assert code == 0
-    said = f"{source} and {tmp_path / 'other.safetensors'}: each is compared with its own\n"
-    assert f"warning: the artifacts were made from different float models, {said}" in err
+    message = f"{source} and {tmp_path / 'other.safetensors'}: each is compared with its own\n"
+    assert f"warning: the artifacts were made from different float models, {message}" in err
 
 
 def test_one_artifact_is_compared_with_float_alone(compare: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
     code, out, _ = compare(str(pair[1]))
     assert code == 0
     assert "differ" not in out.replace("difference", "")
-    results = read(tmp_path / "results" / "compare" / "results.json")
+    results = read_json(tmp_path / "results" / "compare" / "results.json")
     assert (results["settings"], results["layers"]) == ({}, {})
     check_page(tmp_path / "results" / "compare" / "compare.html")
 
@@ -155,42 +149,33 @@ def test_folders_of_a_sweep_one_in_the_other_and_options_without_effect(
     assert code == 0, err
     assert "benchmark.min_speedup: has no effect on compare\n" in err
     assert "benchmark.compile: has no effect on compare\n" in err
-    models = read(tmp_path / "results" / "compare" / "results.json")["models"]
+    models = read_json(tmp_path / "results" / "compare" / "results.json")["models"]
     assert [model["model"] for model in models[1:]] == ["lr=0.1", "lr=0.1/inner"]
 
 
-def bad(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[list[str], str]]:
-    """Arguments, and the two lines that they get."""
-    yield (
+NO_ARTIFACT = "is no artifact\nhint: name a folder that taoq <task> quantize wrote\n"
+BAD_SIZES = "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]\n"
+BAD_ARGUMENTS = {
+    "nothing": (
         [],
         "compare: no artifact is given\nhint: name the folders of artifacts: taoq compare results/a results/b\n",
-    )
-    yield (
-        [str(tmp_path / "nothing")],
-        f"{tmp_path / 'nothing'}: is no artifact\nhint: name a folder that taoq <task> quantize wrote\n",
-    )
-    yield (
-        [str(pair[0]), str(pair[0] / "manifest.json")],
-        f"{pair[0] / 'manifest.json'}: is no artifact\nhint: name a folder that taoq <task> quantize wrote\n",
-    )
-    yield (
-        [str(pair[0]), f"{pair[0]}/"],
-        f"{pair[0]}/: is named twice\nhint: name each artifact once\n",
-    )
-    yield (
-        [str(pair[0]), "benchmark.batch_sizes=[0]"],
-        "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]\n",
-    )
-    yield (
-        [str(pair[0]), "benchmark.batch_sizes=[2, 2]"],
-        "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]\n",
-    )
+    ),
+    "a folder that is not there": (["{tmp_path}/nothing"], "{tmp_path}/nothing: " + NO_ARTIFACT),
+    "a file of an artifact": (["{static}", "{static}/manifest.json"], "{static}/manifest.json: " + NO_ARTIFACT),
+    "an artifact twice": (["{static}", "{static}/"], "{static}/: is named twice\nhint: name each artifact once\n"),
+    "a batch of nothing": (["{static}", "benchmark.batch_sizes=[0]"], BAD_SIZES),
+    "a batch size twice": (["{static}", "benchmark.batch_sizes=[2, 2]"], BAD_SIZES),
+}
+"""Arguments, and the end of what is message about them."""
 
 
-def test_bad_arguments(compare: Taoq, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    for words, said in bad(pair, tmp_path):
-        code, _, err = compare(*words)
-        assert (code != 0, err[-len(said) :]) == (True, said)
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused(compare: Taoq, artifacts: Path, tmp_path: Path, case: str) -> None:
+    paths = {"tmp_path": tmp_path, "static": artifacts / "static"}
+    arguments, message = BAD_ARGUMENTS[case]
+    code, _, err = compare(*(word.format(**paths) for word in arguments))
+    assert code != 0
+    assert err.endswith(message.format(**paths))
     assert not (tmp_path / "results" / "compare").exists()
 
 
@@ -199,45 +184,45 @@ def test_a_spec_that_is_gone_and_one_that_is_given(compare: Taoq, pair: tuple[Pa
     kept = tmp_path / "kept.yaml"
     spec.rename(kept)
     code, _, err = compare(str(pair[0]))
-    said = f"{spec}: the spec of this artifact is gone\nhint: give a spec with the evaluation data: -e spec.yaml\n"
-    assert (code, err) == (1, said)
+    message = f"{spec}: the spec of this artifact is gone\nhint: give a spec with the evaluation data: -e spec.yaml\n"
+    assert (code, err) == (1, message)
     assert compare(str(pair[0]), "-e", str(kept))[0] == 0
 
 
 def test_a_float_model_that_changed_is_refused(compare: Taoq, pair: tuple[Path, Path]) -> None:
-    manifest = read(pair[1] / "manifest.json")
+    manifest = read_json(pair[1] / "manifest.json")
     manifest["source"]["sha256"] = "0" * 64
     (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     code, _, err = compare(*map(str, pair))
-    said = (
+    message = (
         f"{pair[1]}: the float model that it was made from, {manifest['source']['path']}, is not there as it was\n"
         "hint: compare in the folder in which it was quantized, with that file in place\n"
     )
-    assert (code, err[-len(said) :]) == (1, said)
+    assert (code, err[-len(message) :]) == (1, message)
 
 
 def test_an_artifact_of_another_task_is_refused(compare: Taoq, pair: tuple[Path, Path]) -> None:
-    manifest = read(pair[1] / "manifest.json")
+    manifest = read_json(pair[1] / "manifest.json")
     manifest["task"] = "rtdetr"
     (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     code, _, err = compare(*map(str, pair))
-    said = f"{pair[1]}: is an artifact of rtdetr\nhint: run it with: taoq rtdetr ...\n"
-    assert (code, err[-len(said) :]) == (1, said)
+    message = f"{pair[1]}: is an artifact of rtdetr\nhint: run it with: taoq rtdetr ...\n"
+    assert (code, err[-len(message) :]) == (1, message)
 
 
 def test_a_marked_artifact_is_named(
     compare: Taoq, digits_words: Words, pair: tuple[Path, Path], taoq: Taoq, tmp_path: Path
 ) -> None:
-    manifest = read(pair[1] / "manifest.json")
+    manifest = read_json(pair[1] / "manifest.json")
     manifest["accuracy"] = {
         "metric": "val_acc_1", "float": 0.98, "quantized": 0.95, "drop": 0.03, "max_drop": 0.01, "met": False,
     }  # fmt: skip
     (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    said = f"warning: {pair[1]}: does not meet its accuracy budget: val_acc_1 fell by 0.0300, 0.01 was accepted\n"
-    assert said in taoq(*digits_words("evaluate", "vit_tiny", f"evaluate.checkpoint={pair[1]}"))[2]
+    message = f"warning: {pair[1]}: does not meet its accuracy budget: val_acc_1 fell by 0.0300, 0.01 was accepted\n"
+    assert message in taoq(*digits_words("evaluate", "vit_tiny", f"evaluate.checkpoint={pair[1]}"))[2]
     code, _, err = compare(*map(str, pair))
     assert code == 0
-    assert said in err
+    assert message in err
     page = check_page(tmp_path / "results" / "compare" / "compare.html")
     assert "weights does not meet its accuracy budget: val_acc_1 fell by 3.00 points, 1.00 were accepted" in page
 

@@ -1,21 +1,22 @@
-"""The whole road of a detector: quantize, reload, evaluate, inference, on real scenes with a trained network."""
+"""A detector from quantize to inference, on real scenes with a trained network."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from support.commands import Taoq, Words, read_json, status_lines
+from taoq.actions import quantize
+from taoq.actions.base import nowhere
+from taoq.spec.source import read_spec
+from taoq.tasks import load_task
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
-
-Taoq = Callable[..., tuple[int, str, str]]
-Words = Callable[..., list[str]]
 
 RELOAD = """
 import json, sys
@@ -38,8 +39,9 @@ INT8 = "weights: {dtype: int8}, activations: {dtype: int8}"
 
 
 def report(tmp_path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((tmp_path / "results" / "quantize" / "quantization_report.json").read_text())
-    return data
+    """The report of the last quantization."""
+    report: dict[str, Any] = read_json(tmp_path / "results" / "quantize" / "quantization_report.json")
+    return report
 
 
 def quantized(tmp_path: Path) -> set[str]:
@@ -64,51 +66,40 @@ def quantized(tmp_path: Path) -> set[str]:
     ],
 )
 def test_an_artifact_reloads_bit_for_bit_in_a_new_process(
-    taoq: Taoq, scenes_words: Words, tmp_path: Path, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    scenes_words: Words, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    from taoq.actions import quantize
-
+    _, _, _, spec, *fields = scenes_words("quantize", *overrides)
+    result = quantize.run(load_task("rtdetr"), read_spec(spec, fields), nowhere)
     images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    outputs: list[Any] = []
-    check = quantize._check_runs
-
-    def keep(runtime: Any, inputs: Any) -> None:
-        check(runtime, inputs)
-        outputs.append(tuple(runtime.run({"inputs": images}).values()))
-
-    monkeypatch.setattr(quantize, "_check_runs", keep)
-    code, out, _ = taoq(*scenes_words("quantize", *overrides))
-    assert code == 0, out
-    directory = tmp_path / "results" / "quantize"
+    with torch.inference_mode():
+        outputs = result.model(images)
     torch.save(images, tmp_path / "images.pt")
+    directory = tmp_path / "results" / "quantize"
     subprocess.run(
         [sys.executable, "-c", RELOAD, str(directory), str(tmp_path / "images.pt"), str(tmp_path / "outputs.pt")],
         check=True,
         capture_output=True,
     )
-    for mine, other in zip(outputs[0], torch.load(tmp_path / "outputs.pt", weights_only=True), strict=True):
-        assert torch.equal(mine, other)
+    reloaded = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    assert len(outputs) == 2
+    assert all(torch.equal(output, again) for output, again in zip(outputs, reloaded, strict=True))
 
 
-def test_int8_by_recipe_a_is_as_good_as_float(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
-    code, _, _ = taoq(*scenes_words("quantize"))
-    assert code == 0
-    for name, overrides in {
-        "float": [
-            f"evaluate.checkpoint={Path(__file__).parents[2] / 'examples/digit_scenes/checkpoints/rtdetr_small'}"
-        ],
-        "int8": [],
-    }.items():
-        code, _, _ = taoq(*scenes_words("evaluate", *overrides, f"evaluate.results_dir={tmp_path / name}"))
-        assert code == 0
-    results = {name: json.loads((tmp_path / name / "results.json").read_text()) for name in ("float", "int8")}
+def test_int8_by_recipe_a_is_as_good_as_float(
+    taoq: Taoq, scenes_words: Words, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    assert taoq(*scenes_words("quantize"))[0] == 0
+    float_checkpoint = f"evaluate.checkpoint={checkpoints['detector']}"
+    for name, overrides in {"float": [float_checkpoint], "int8": []}.items():
+        assert taoq(*scenes_words("evaluate", *overrides, f"evaluate.results_dir={tmp_path / name}"))[0] == 0
+    results = {name: read_json(tmp_path / name / "results.json") for name in ("float", "int8")}
     assert results["float"]["num_images"] == 24
     assert results["float"]["metrics"]["val_mAP"] > 0.8
     assert abs(results["float"]["metrics"]["val_mAP"] - results["int8"]["metrics"]["val_mAP"]) < 0.01
     assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
         "detections.json", "experiment.yaml", "log.txt", "precision_recall.png", "results.json", "status.json",
     ]  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "int8" / "status.json").read_text().splitlines()]
+    lines = status_lines(tmp_path / "int8")
     assert [line["status"] for line in lines] == ["STARTED", "RUNNING", "SUCCESS"]
     assert set(lines[1]["kpi"]) >= {"val_mAP", "val_mAP50"}
 
@@ -168,25 +159,23 @@ def test_a_pattern_matches_our_name_or_the_original_one(
 
 
 def test_inference_writes_pictures_labels_and_one_json(
-    taoq: Taoq, scenes_words: Words, scenes: Path, tmp_path: Path
+    taoq: Taoq, scenes_words: Words, scenes: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in (1, 2, 3):
         (folder / f"{number}.jpg").write_bytes((scenes / "val" / f"000{number}.jpg").read_bytes())
-    checkpoint = Path(__file__).parents[2] / "examples" / "digit_scenes" / "checkpoints" / "rtdetr_small"
-    code, _, _ = taoq(
-        *scenes_words(
-            "inference", f"inference.checkpoint={checkpoint}", f"dataset.infer_data_sources.image_dir=[{folder}]"
-        )
-    )
-    assert code == 0
+    options = [
+        f"inference.checkpoint={checkpoints['detector']}",
+        f"dataset.infer_data_sources.image_dir=[{folder}]",
+    ]
+    assert taoq(*scenes_words("inference", *options))[0] == 0
     results = tmp_path / "results" / "inference"
     assert sorted(path.name for path in (results / "images_annotated").iterdir()) == ["1.png", "2.png", "3.png"]
-    data = json.loads((results / "detections.json").read_text())
+    data = read_json(results / "detections.json")
     assert [image["file_name"] for image in data["images"]] == ["1.jpg", "2.jpg", "3.jpg"]
     assert [category["name"] for category in data["categories"]] == [str(digit) for digit in range(10)]
-    truth = json.loads((scenes / "val.json").read_text())
+    truth = read_json(scenes / "val.json")
     wanted = sorted(
         (entry["image_id"], str(entry["category_id"] - 1)) for entry in truth["annotations"] if entry["image_id"] <= 3
     )
@@ -199,7 +188,7 @@ def test_inference_writes_pictures_labels_and_one_json(
 def test_scenes_without_annotations_define_no_accuracy(
     taoq: Taoq, scenes: Path, scenes_words: Words, tmp_path: Path
 ) -> None:
-    data = json.loads((scenes / "val_24.json").read_text(encoding="utf-8"))
+    data = read_json(scenes / "val_24.json")
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps(data | {"annotations": [], "images": data["images"][:2]}), encoding="utf-8")
     words = [f"dataset.test_data_sources.json_file={empty}", "quantize.evaluate=true"]

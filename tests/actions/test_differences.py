@@ -1,4 +1,4 @@
-"""In what artifacts differ, on plain data."""
+"""How the settings and layers of artifacts differ, on plain data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def row(layer: str, weights: Any, activations: Any, alias: str = "") -> dict[str
     return {"layer": layer, "alias": alias, "weights": weights, "activations": activations}
 
 
-def test_settings() -> None:
+def test_settings_with_different_values_are_listed() -> None:
     sections = {
         "a": {
             "backend": "torchao",
@@ -28,7 +28,7 @@ def test_settings() -> None:
     }
 
 
-def test_layers() -> None:
+def test_layers_in_different_formats_are_listed_by_module() -> None:
     plans = {
         "torch": [row("conv", INT8, INT8), row("head", INT8, None), row("same", None, None)],
         "onnx": [
