@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
-from taoq.actions.float_model import named
 
-from taoq.actions import ACTIONS, others
-from taoq.checkpoint import WithoutInitialisation
+from support.commands import Taoq
+from taoq.actions import ACTIONS
+from taoq.actions.base import load_experiment
+from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.models import build_empty
+from taoq.pipeline.prepare import Checked, plan_layers
 from taoq.quantization.backends import load_backend
-from taoq.quantization.capability import check
 from taoq.quantization.formats.onnx.export import export_graph
+from taoq.quantization.formats.onnx.graph import Graph
 from taoq.quantization.formats.onnx.layers import prepare
-from taoq.quantization.plan import resolve
-from taoq.spec.load import load_spec
 from taoq.spec.source import read_spec
 from taoq.tasks import load_task
-from taoq.tasks.base import Task
-
-Taoq = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).parent.parent
 SPECS = sorted(ROOT.glob("specs/**/*.yaml")) + sorted(ROOT.glob("examples/**/*.yaml"))
@@ -39,29 +36,27 @@ def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> Non
     task = load_task(folders.get(path.parent.name, path.parent.name))
     action = path.stem.partition("_")[0] if path.is_relative_to(ROOT / "specs") else "quantize"
     assert action in ACTIONS
-    spec = load_spec(read_spec(str(path), []), task.spec, unused=task.unused, not_needed=others(action))
+    experiment = load_experiment(task, read_spec(str(path), []), action)
     if action == "quantize":
-        backend = load_backend(spec.quantize.backend)
-        warnings = check(spec.quantize, backend.support)
-        if backend.format == "onnx":
-            model = exported(task, spec)
+        section = experiment.spec.quantize
+        checked = Checked(experiment=experiment, backend=load_backend(section.backend))
+        if checked.backend.capability.format == "onnx":
+            model: object = exported(experiment)
         else:
             with torch.device("meta"):  # the names of the layers, without their memory
-                model = task.build_model(spec, None)
-        layers = [named(layer, task) for layer in backend.layers(model, {})]
-        assert resolve(spec.quantize, layers, backend.support, warnings).warnings == ()
+                model = experiment.build(None)
+        assert plan_layers(checked, model, section).notices == ()
 
 
-def exported(task: Task[Any], spec: Any) -> Any:
+def exported(experiment: Experiment) -> Graph:
     """The graph that `export` makes of the network of a spec, ready to be quantized."""
-    with WithoutInitialisation():
-        model = task.build_model(spec, None).eval()
-    graph = export_graph(model, task.example_inputs(spec), list(task.outputs(spec)), opset=17, dynamic=True, fold=True)
+    model = build_empty(experiment).eval()
+    graph = export_graph(model, experiment.example(), list(experiment.outputs), opset=17, dynamic=True, fold=True)
     return prepare(graph, "model.onnx")
 
 
 @pytest.fixture
-def job(tmp_path: Path, digits: Path) -> Callable[[str], Path]:
+def write_spec(tmp_path: Path, digits: Path) -> Callable[[str], Path]:
     """Write a spec on a tiny ResNet with its checkpoint in place of the paths."""
     network = timm.create_model("resnet18", num_classes=10, channels=(8, 8, 8, 8))
     torch.save({"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "model.pth")
@@ -107,9 +102,9 @@ quantize:
 
 
 def test_the_weight_only_example_of_tao_s_documentation_runs(
-    taoq: Taoq, job: Callable[[str], Path], tmp_path: Path
+    taoq: Taoq, write_spec: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    spec = job(WEIGHT_ONLY)
+    spec = write_spec(WEIGHT_ONLY)
     code, out, err = taoq(
         "classification_pyt", "quantize", "-e", str(spec),
         f"quantize.model_path={tmp_path / 'model.pth'}", f"quantize.results_dir={tmp_path / 'out'}",
@@ -120,18 +115,20 @@ def test_the_weight_only_example_of_tao_s_documentation_runs(
     assert (tmp_path / "out" / "quantized_model_torchao.pth").is_file()
 
 
-def test_the_static_example_of_tao_s_documentation_runs(taoq: Taoq, job: Callable[[str], Path], tmp_path: Path) -> None:
-    code, out, err = taoq("classification_pyt", "quantize", "-e", str(job(STATIC)))
+def test_the_static_example_of_tao_s_documentation_runs(
+    taoq: Taoq, write_spec: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code, out, err = taoq("classification_pyt", "quantize", "-e", str(write_spec(STATIC)))
     assert code == 0, err
     assert "quantized 22 of 22 layers with 200 calibration images" in out
     assert (tmp_path / "out" / "quantized_model_modelopt.pytorch.pth").is_file()
 
 
 def test_a_whole_spec_of_a_tao_user_runs_unchanged(
-    taoq: Taoq, job: Callable[[str], Path], tmp_path: Path, digits: Path
+    taoq: Taoq, write_spec: Callable[[str], Path], tmp_path: Path, digits: Path
 ) -> None:
     """Sections of other jobs, missing values in them, training fields, a stock skip list, TAO's file names."""
-    spec = job(f"""\
+    spec = write_spec(f"""\
 results_dir: {tmp_path}
 encryption_key: tlt_encode
 model_name: flowers
@@ -188,7 +185,10 @@ evaluate:
     assert code == 0, err
     assert "quantized 21 of 22 layers" in out
     assert "'*lm_head*' matches no layer" in err
-    assert "quantize.default_layer_dtype, quantize.default_activation_dtype: deprecated, no effect" in err
+    fields = [line.strip().partition(":")[0] for line in spec.read_text(encoding="utf-8").splitlines()]
+    for name in ("default_layer_dtype", "default_activation_dtype"):
+        where = f"{spec}:{fields.index(name) + 1}: quantize.{name}"
+        assert f"warning: {where}: deprecated, no effect; the dtype comes from each rule\n" in err
     not_used = next(line for line in err.splitlines() if line.startswith("not used by taoq: "))
     assert [word.partition(" ")[0] for word in not_used.removeprefix("not used by taoq: ").split("), ")] == [
         "model.backbone.freeze_backbone",
