@@ -11,8 +11,8 @@ import pytest
 
 from support.coco import remove_images
 from support.commands import Refusal, edit_json
+from support.damage import Damage
 
-Damage = Callable[[], object]
 JSON_FIELD = "spec.yaml:15: dataset.test_data_sources.json_file"
 FOLDER_FIELD = "spec.yaml:14: dataset.test_data_sources.image_dir"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from support.commands import Refusal, unchanged
+from support.damage import Damage
 from support.pickles import Bomb
 
-Damage = Callable[[], object]
 CLASSIFIER = Path(__file__).parents[3] / "examples" / "digits" / "checkpoints" / "resnet_18.safetensors"
 CONFIG = Path("model/config.json")
 WEIGHTS = Path("model/model.safetensors")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.commands import Refusal, edit_json, unchanged
+from support.damage import Damage
 
 
 def keep_four_categories(data: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ def test_a_number_of_classes_that_does_not_fit_the_annotations_is_refused(
     ids=["as many as the annotations", "the largest id of the annotations + 1"],
 )
 def test_a_number_of_classes_that_fits_the_annotations_alone_is_refused(
-    refusal: Refusal, damage: Callable[[], None], classes: int
+    refusal: Refusal, damage: Damage, classes: int
 ) -> None:
     damage()
     assert refusal("evaluate", f"dataset.num_classes={classes}") == (

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from support.coco import remove_images
 from support.commands import Refusal, Taoq, read_json, unchanged
+from support.damage import Damage
 
-Damage = Callable[[], object]
 IMAGE_DIR = "dataset.quant_calibration_data_sources.image_dir"
 JSON_FILE = "dataset.quant_calibration_data_sources.json_file"
 NO_IMAGE = ["data/0002.jpg: cannot be read as an image: its content is of no image format"]
