@@ -20,11 +20,11 @@ from torch import nn
 
 from taoq.actions import ACTIONS
 from taoq.actions.base import nowhere
-from taoq.errors import Fault, RequirementNotMet, SpecError, TaoqError, did_you_mean
+from taoq.errors import Fault, RequirementNotMet, SpecError, TaoqError, abbreviated, did_you_mean
 from taoq.files import total_size
 from taoq.pipeline.analyze import AnalyzeResult
 from taoq.pipeline.analyze import analyze as analyze_checked
-from taoq.pipeline.artifacts import find_artifact, read_artifact
+from taoq.pipeline.artifacts import Artifact, find_artifact, read_artifact
 from taoq.pipeline.benchmark import FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel, benchmark_models
 from taoq.pipeline.compare import CompareResult, read_artifacts
 from taoq.pipeline.compare import compare as compare_artifacts
@@ -42,8 +42,9 @@ from taoq.pipeline.models import OpenedModel, fitting_artifact, open_artifact, s
 from taoq.pipeline.prepare import check, prepare
 from taoq.pipeline.quantize import quantize as quantize_prepared
 from taoq.pipeline.results import QuantizeResult
-from taoq.pipeline.supplied import Loader, Model, left_as_it_was, supply
+from taoq.pipeline.supplied import Loader, Model, left_as_it_was, model_format_of, supply
 from taoq.pipeline.tune import tune
+from taoq.plugins import BACKENDS
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import FORMATS, format_of, load_format
 from taoq.runtimes.base import Runtime
@@ -85,7 +86,10 @@ def quantize(
         RequirementNotMet: It loses more than `accuracy` of the config accepts; with the result of a check.
     """
     spec = _spec(quantize=_section(config))
-    _refuse_files_without_folder(model, results_dir)
+    _check_model(model, spec)
+    if results_dir is None and not isinstance(model, nn.Module):
+        what = "missing: an ONNX file is quantized into a file"
+        raise SpecError(Fault("results_dir", what, "name a folder for the artifact"))
     experiment = supply(
         model,
         _with_evaluation(spec, evaluation),
@@ -139,6 +143,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, device: str | No
         what = "was made from a network of your own, which it does not contain"
         raise SpecError(Fault(str(folder), what, "give that network: taoq.load(folder, model)"))
     else:
+        _check_layers(model, artifact)
         experiment = supply(model, TaskSpec())
     opened = open_artifact(experiment, fitting_artifact(experiment, directory))
     if info.whole:
@@ -241,6 +246,7 @@ def analyze(
         TaoqError: The model does not run.
     """
     spec = _spec(quantize=_section(config), analyze=options)
+    _check_model(model, spec)
     experiment = supply(
         model,
         _with_evaluation(spec, evaluation),
@@ -410,17 +416,41 @@ def _with_evaluation(spec: TaskSpec, evaluation: Loader | None) -> TaskSpec:
     return dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, evaluate=evaluate))
 
 
-def _refuse_files_without_folder(model: Model, results_dir: str | Path | None) -> None:
-    if results_dir is None and not isinstance(model, nn.Module):
-        what = "missing: an ONNX file is quantized into a file"
-        raise SpecError(Fault("results_dir", what, "name a folder for the artifact"))
+def _check_layers(model: nn.Module, artifact: Artifact) -> None:
+    """Refuse a network without the layers of an artifact.
+
+    Raises:
+        TaoqError: It lacks one.
+    """
+    own = {name for name, _ in model.named_modules()}
+    missing = [row["name"] for row in artifact.manifest.plan if row["name"] not in own]
+    if missing:
+        what = f"does not fit this {type(model).__name__}, which has no layer {abbreviated(missing)}"
+        raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized"))
+
+
+def _check_model(model: Model, spec: TaskSpec) -> None:
+    """Refuse a model that is not of the format that the backend quantizes.
+
+    Raises:
+        SpecError: It is not.
+    """
+    backend = spec.quantize.backend
+    wanted = FORMATS[load_backend(backend).capability.format]
+    given = model_format_of(model)
+    if given != wanted:
+        backends = [name for name in BACKENDS.names() if load_backend(name).capability.format == given.name]
+        hint = f"choose {' or '.join(backends)}"
+        if wanted.whole:
+            hint += ", or make an ONNX file with taoq.export"
+        what = f"the model is {'an ONNX file' if given.whole else 'a torch network'}, which {backend} does not quantize"
+        raise SpecError(Fault("quantize.backend", what, hint))
 
 
 @contextlib.contextmanager
 def _folder(results_dir: str | Path | None) -> Iterator[Path]:
     """The folder of the results; a temporary one if none is kept."""
     if results_dir is not None:
-        Path(results_dir).mkdir(parents=True, exist_ok=True)
         yield Path(results_dir)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ from taoq.errors import Fault, Notice, TaoqError, abbreviated, first_line
 
 log = logging.getLogger(__name__)
 
+_ANOTHER_NETWORK = "check that the spec describes the network of this checkpoint"
 _CONTAINERS = ("ema", "module", "state_dict", "model_state_dict", "model")
 """Keys under which training frameworks keep the state dict; an averaged one (`ema`) goes first."""
 _REFUSED = "nsupported (global|class)|GLOBAL|unrecognized function|Can only|instantiate"
@@ -59,10 +60,15 @@ class WithoutInitialisation(TorchFunctionMode):
         return func(*args, **arguments)
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> None:
+def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK) -> None:
     """Load every tensor of a model from a file; values are converted to the model's dtype.
 
     A prefix that a framework put in front of all names (`model.`, `module.`) is found and taken off.
+
+    Args:
+        model: The model.
+        checkpoint: The file.
+        hint: What to look at in the spec if they do not fit.
 
     Raises:
         TaoqError: The file is missing, damaged, holds code or no tensors, or does not fit the model.
@@ -72,7 +78,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
     prefix = _prefix(state, own)
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     outside = sorted(key for key in state if not key.startswith(prefix))
-    load_state(model, inside, checkpoint, "check model.backbone.type, model.backbone.args and dataset.num_classes")
+    load_state(model, inside, checkpoint, hint)
     if outside:
         what = f"{len(outside)} tensors outside of '{prefix}*' are not of this network: {abbreviated(outside)}"
         log.info(Notice(checkpoint, what))

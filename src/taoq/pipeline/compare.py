@@ -326,8 +326,10 @@ def _read(experiment: Experiment, artifacts: Sequence[str]) -> list[ComparedArti
         artifact = opened[path] = fitting_artifact(experiment, directory)
         source = artifact.manifest.source
         if not _source_is_there(experiment, source):
-            what = f"the float model that it was made from, {source['path'] or 'none'}, is not there as it was"
+            what = f"the float model that it was made from, {source['path']}, is not there as it was"
             hint = "compare in the folder in which it was quantized, with that file in place"
+            if not source["path"]:
+                what, hint = "was made from another network", "give the network, with its weights, that was quantized"
             raise TaoqError(Fault(path, what, hint))
     sources: dict[str, str] = {}  # one float model may have been given by several paths
     for artifact in opened.values():

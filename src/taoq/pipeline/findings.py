@@ -62,6 +62,7 @@ class Findings:
         if finding not in self.values:
             self.values[finding] = measure()
             if self.path:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 replace_text(_unfinished(self.path), self._text({}))
         return self.values[finding]
 

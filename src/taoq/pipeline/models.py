@@ -220,6 +220,9 @@ def open_artifact(experiment: Experiment, artifact: Artifact) -> OpenedModel:
         what = "holds objects besides tensors, which taoq does not load: they could run code"
         raise TaoqError(Fault(str(artifact.payload), what, "quantize again")) from None
     except (RuntimeError, KeyError, AttributeError) as error:
+        if not experiment.task:
+            what = f"does not fit this network: {str(error).splitlines()[-1].strip()}"
+            raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized")) from error
         if not changed:
             raise  # the libraries are those that wrote it: a bug
         what = f"does not load with these libraries: {first_line(error)}"

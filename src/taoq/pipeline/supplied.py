@@ -19,7 +19,7 @@ from taoq.errors import Fault, NotGiven, SpecError, TaoqError, first_line
 from taoq.network import Inputs, OutputSpec, first_samples
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.loaders import LoaderBatches, Signature, open_loader
-from taoq.quantization.formats import format_of
+from taoq.quantization.formats import FORMATS, FormatInfo, format_of
 from taoq.quantization.formats.torch.call import call
 from taoq.tasks.base import Batches, Metric, Predictions
 from taoq.tasks.metrics import AnyMetric, metric_factory
@@ -50,17 +50,16 @@ class Subject:
     outputs: Callable[[Inputs], Mapping[str, OutputSpec]]
 
 
-def subject_of(model: Model) -> Subject:
-    """What the pipeline asks of a model.
+def model_format_of(model: Model) -> FormatInfo:
+    """The format of a model.
 
     Raises:
         SpecError: It is neither a network nor an ONNX file.
-        TaoqError: The file is damaged.
     """
     if isinstance(model, nn.Module):
-        return _network(model)
+        return FORMATS["torch"]
     if isinstance(model, str | Path) and format_of(str(model)).whole:
-        return _file(Path(model))
+        return format_of(str(model))
     name = model if isinstance(model, str | Path) else type(model).__name__
     what = f"{name} is neither a torch network nor an ONNX file"
     raise SpecError(Fault("model", what, "give an nn.Module, or the path of a .onnx file"))
@@ -92,7 +91,8 @@ def supply(
     if (evaluation is None) != (metric is None):
         missing, given = ("metric", "evaluation") if metric is None else ("evaluation", "metric")
         raise SpecError(Fault(missing, f"missing: {given} is given", "give both, or none of them"))
-    subject = subject_of(model)
+    model_format_of(model)
+    subject = _network(model) if isinstance(model, nn.Module) else _file(Path(model))
     opened = None if calibration is None else open_loader(calibration, subject.signature, "calibration", labelled=False)
     evaluated = None if evaluation is None else open_loader(evaluation, subject.signature, "evaluation", labelled=True)
     if opened is not None:

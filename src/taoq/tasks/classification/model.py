@@ -22,6 +22,7 @@ _TAO_NAMES = (
 """TAO's names whose timm name differs; convnext_*, swin_*, efficientvit_*, edgenext_* are the same."""
 
 
+_CHECK = "check model.backbone.type, model.backbone.args and dataset.num_classes"
 _CHECKPOINT = "the checkpoint of the action"
 _NOT_ARGUMENTS = {
     "num_classes": "dataset.num_classes",
@@ -64,7 +65,7 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
     with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
         model = _create(library, name, spec, pretrained=pretrained)
     if checkpoint:
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, _CHECK)
     return model
 
 
