@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,63 +111,5 @@ def taoq(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         code = main(list(words))
         out, err = capfd.readouterr()
         return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def work(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: spec.yaml, weights.safetensors, and data/ with two images of each digit in each split."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(Path(__file__).parent / "good.yaml", "spec.yaml")
-    shutil.copy(DIGITS / "checkpoints" / "resnet_18.safetensors", "weights.safetensors")
-    for split, source in (("val", "val"), ("test", "val"), ("calibration", "calibration")):
-        for digit in map(str, range(10)):
-            folder = Path("data", split, digit)
-            folder.mkdir(parents=True)
-            for image in sorted((digits / source / digit).iterdir())[:2]:
-                shutil.copy(image, folder)
-    shutil.copy(digits / "classes.txt", "data")
-    return tmp_path
-
-
-@pytest.fixture
-def edit(work: Path) -> Callable[[Mapping[str, str]], None]:
-    """Replace parts of spec.yaml, each of which it has once."""
-
-    def replace(changes: Mapping[str, str]) -> None:
-        text = Path("spec.yaml").read_text(encoding="utf-8")
-        for old, new in changes.items():
-            assert text.count(old) == 1, old
-            text = text.replace(old, new)
-        Path("spec.yaml").write_text(text, encoding="utf-8")
-
-    return replace
-
-
-@pytest.fixture
-def refused(taoq: Callable[..., tuple[int, str, str]], work: Path) -> Callable[..., tuple[int, str]]:
-    """Run an action that must fail, on spec.yaml; returns exit code and stderr.
-
-    What was in the folder is there as before. New is nothing, or, where the run had started, log.txt and
-    status.json that ends with FAILURE.
-    """
-
-    def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
-
-    def run(action: str, *words: str) -> tuple[int, str]:
-        before = files()
-        code, _, err = taoq("classification_pyt", action, "-e", "spec.yaml", *words)
-        after = files()
-        started = [path for path in after if path.name == "status.json" and after[path] != before.get(path)]
-        logs = {folder / name for folder in {path.parent for path in started} for name in ("status.json", "log.txt")}
-        assert {path: data for path, data in after.items() if path not in logs} == {
-            path: data for path, data in before.items() if path not in logs
-        }
-        for path in started:
-            last = json.loads(after[path].splitlines()[-1])
-            assert (last["status"], last["verbosity"]) == ("FAILURE", "ERROR")
-        return code, err
 
     return run

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import pytest
+
 Edit = Callable[[Mapping[str, str]], None]
 """Replaces parts of spec.yaml: (old and new text of each)."""
 Refused = Callable[..., tuple[int, str]]
 """Runs an action that must fail, on spec.yaml: (action, *overrides); returns exit code and stderr."""
+RefusedByAll = Callable[..., tuple[int, str]]
+"""Runs actions that read float.onnx and must say the same: (actions=...); returns exit code and stderr."""
+Quantize = Callable[..., tuple[int, str]]
+"""Quantizes as spec.yaml says: (*overrides); returns exit code and stderr."""
 
 LAYERS = """\
   layers:
@@ -44,6 +50,7 @@ ONNX_EDITS = {
 }
 """Turns the spec into static quantization of float.onnx with onnxruntime."""
 ONNX_BACKENDS = ("modelopt.onnx", "onnxruntime")
+every_onnx_backend = pytest.mark.parametrize("backend", ONNX_BACKENDS)
 
 PURPOSE = {
     "torchao": "torchao is for smaller files and less memory; on a CPU in eager mode slower than float\n",
