@@ -1,16 +1,13 @@
-"""The pages that show what commands print."""
+"""docs/figures.py: pages that show what commands print get new output, and nothing else changes."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+from support.scripts import load_script
+
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
-assert spec is not None
-assert spec.loader is not None
-figures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(figures)
+figures = load_script(ROOT / "docs" / "figures.py")
 
 
 def test_the_output_of_a_block_is_renewed_and_nothing_else() -> None:

@@ -2,59 +2,71 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-Taoq = Callable[..., tuple[int, str, str]]
-Words = Callable[..., list[str]]
+from support.commands import Taoq, Words, read_json, rules
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-BOTH = "weights: {{dtype: {0}}}, activations: {{dtype: {0}}}"
-VARIANTS = [
-    ("torchao", "weight_only_ptq", "{{module_name: Linear, weights: {{dtype: {0}}}}}", "int8"),
-    ("torchao", "weight_only_ptq", "{{module_name: Linear, weights: {{dtype: {0}}}}}", "fp8_e4m3fn"),
-    ("modelopt.pytorch", "static_ptq", "{{module_name: '*', " + BOTH + "}}", "int8"),
-    ("modelopt.pytorch", "static_ptq", "{{module_name: '*', " + BOTH + "}}", "fp8_e4m3fn"),
-]
 
 
-@pytest.mark.parametrize(("backend", "mode", "rule", "dtype"), VARIANTS)
+@pytest.fixture
+def metric_on_each_device(taoq: Taoq, tmp_path: Path) -> Callable[[Words, str], list[float]]:
+    """A metric of the quantized model, evaluated on a GPU and on the CPU: an artifact of a GPU is for any machine."""
+
+    def measure(words: Words, metric: str) -> list[float]:
+        values = []
+        for device in ("cuda", "cpu"):
+            checkpoint = f"evaluate.checkpoint={tmp_path / 'results' / 'quantize'}"
+            code, _, err = taoq(*words("evaluate", checkpoint, f"evaluate.device={device}"))
+            assert code == 0, err
+            values.append(read_json(tmp_path / "results" / "evaluate" / "results.json")["metrics"][metric])
+        return values
+
+    return measure
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3fn"])
+@pytest.mark.parametrize(
+    ("backend", "mode", "pattern"),
+    [("torchao", "weight_only_ptq", "Linear"), ("modelopt.pytorch", "static_ptq", "*")],
+)
 def test_quantize_and_evaluate_on_a_gpu(
-    taoq: Taoq, digits_words: Words, tmp_path: Path, backend: str, mode: str, rule: str, dtype: str
+    taoq: Taoq,
+    digits_words: Words,
+    metric_on_each_device: Callable[[Words, str], list[float]],
+    backend: str,
+    mode: str,
+    pattern: str,
+    dtype: str,
 ) -> None:
-    words = digits_words("quantize", "vit_tiny", "quantize.device=cuda", f"quantize.backend={backend}")
-    code, out, err = taoq(*words, f"quantize.mode={mode}", f"quantize.layers=[{rule.format(dtype)}]")
+    def words(action: str, *overrides: str) -> list[str]:
+        return digits_words(action, "vit_tiny", *overrides)
+
+    layers = rules(dtype, pattern, activations=mode == "static_ptq")
+    options = ("quantize.device=cuda", f"quantize.backend={backend}", f"quantize.mode={mode}", layers)
+    code, out, err = taoq(*words("quantize", *options))
     assert code == 0, err
     assert " s on cuda:0; " in out
-    accuracy = []
-    for device in ("cuda", "cpu"):  # an artifact made on a GPU is for any machine
-        checkpoint = f"evaluate.checkpoint={tmp_path / 'results' / 'quantize'}"
-        code, _, err = taoq(*digits_words("evaluate", "vit_tiny", checkpoint, f"evaluate.device={device}"))
-        assert code == 0, err
-        results = json.loads((tmp_path / "results" / "evaluate" / "results.json").read_text())
-        accuracy.append(results["metrics"]["val_acc_1"])
-    assert min(accuracy) >= 0.97
-    assert accuracy[0] == pytest.approx(accuracy[1], abs=0.005)
+    on_gpu, on_cpu = metric_on_each_device(words, "val_acc_1")
+    assert min(on_gpu, on_cpu) >= 0.97
+    assert on_gpu == pytest.approx(on_cpu, abs=0.005)
 
 
-def test_a_detector_on_a_gpu(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
+def test_a_detector_on_a_gpu(
+    taoq: Taoq, scenes_words: Words, metric_on_each_device: Callable[[Words, str], list[float]]
+) -> None:
     code, _, err = taoq(*scenes_words("quantize", "quantize.device=cuda"))
     assert code == 0, err
-    precision = []
-    for device in ("cuda", "cpu"):
-        code, _, err = taoq(*scenes_words("evaluate", f"evaluate.device={device}"))
-        assert code == 0, err
-        results = json.loads((tmp_path / "results" / "evaluate" / "results.json").read_text())
-        precision.append(results["metrics"]["val_mAP"])
-    assert min(precision) > 0.8
-    assert precision[0] == pytest.approx(precision[1], abs=0.01)
+    on_gpu, on_cpu = metric_on_each_device(scenes_words, "val_mAP")
+    assert min(on_gpu, on_cpu) > 0.8
+    assert on_gpu == pytest.approx(on_cpu, abs=0.01)
 
 
 def test_a_gpu_that_is_not_there_is_refused(taoq: Taoq, digits_words: Words) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from support.commands import Taoq
+from support.scripts import load_script
 from taoq.plugins import BACKENDS, TASKS
 from taoq.quantization.backends import load_backend
 from taoq.quantization.dtypes import IN_RULES
@@ -20,17 +20,8 @@ from taoq.tasks import load_task
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def generated() -> list[tuple[Path, str]]:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return list(module.pages())
-
-
 def test_generated_pages_are_not_stale() -> None:
-    pages = generated()
+    pages = list(load_script(DOCS / "generate.py").pages())
     assert len(pages) == 4
     for path, text in pages:
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run make docs"
