@@ -10,14 +10,8 @@ import pytest
 import torch
 
 from support.commands import Taoq, Words, export_words, read_json
+from support.examples import CHECKPOINTS
 from taoq.cli import main
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-CHECKPOINTS = {
-    "resnet_18": EXAMPLES / "digits" / "checkpoints" / "resnet_18.safetensors",
-    "vit_tiny": EXAMPLES / "digits" / "checkpoints" / "vit_tiny.safetensors",
-    "detector": EXAMPLES / "digit_scenes" / "checkpoints" / "rtdetr_small",
-}
 
 
 @pytest.fixture
@@ -27,12 +21,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def checkpoints() -> dict[str, Path]:
-    """The trained checkpoints of the example networks; "detector" is the RT-DETR."""
-    return CHECKPOINTS
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +82,11 @@ def network_words(request: pytest.FixtureRequest) -> Words:
 
 
 @pytest.fixture
-def export_network(network_words: Words, checkpoints: dict[str, Path]) -> Words:
+def export_network(network_words: Words) -> Words:
     """Words of an export of an example checkpoint: (network, *overrides)."""
 
     def words(network: str, *overrides: str) -> list[str]:
-        checkpoint = f"export.checkpoint={checkpoints[network]}"
+        checkpoint = f"export.checkpoint={CHECKPOINTS[network]}"
         return network_words("export", network, "export.on_cpu=true", checkpoint, *overrides)
 
     return words

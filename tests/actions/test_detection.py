@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from support.commands import Taoq, Words, read_json, status_lines
+from support.examples import CHECKPOINTS
 from taoq.actions import quantize
 from taoq.actions.base import nowhere
 from taoq.spec.source import read_spec
@@ -85,11 +86,9 @@ def test_an_artifact_reloads_bit_for_bit_in_a_new_process(
     assert all(torch.equal(output, again) for output, again in zip(outputs, reloaded, strict=True))
 
 
-def test_int8_by_recipe_a_is_as_good_as_float(
-    taoq: Taoq, scenes_words: Words, checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_int8_by_recipe_a_is_as_good_as_float(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
     assert taoq(*scenes_words("quantize"))[0] == 0
-    float_checkpoint = f"evaluate.checkpoint={checkpoints['detector']}"
+    float_checkpoint = f"evaluate.checkpoint={CHECKPOINTS['detector']}"
     for name, overrides in {"float": [float_checkpoint], "int8": []}.items():
         assert taoq(*scenes_words("evaluate", *overrides, f"evaluate.results_dir={tmp_path / name}"))[0] == 0
     results = {name: read_json(tmp_path / name / "results.json") for name in ("float", "int8")}
@@ -159,14 +158,14 @@ def test_a_pattern_matches_our_name_or_the_original_one(
 
 
 def test_inference_writes_pictures_labels_and_one_json(
-    taoq: Taoq, scenes_words: Words, scenes: Path, checkpoints: dict[str, Path], tmp_path: Path
+    taoq: Taoq, scenes_words: Words, scenes: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in (1, 2, 3):
         (folder / f"{number}.jpg").write_bytes((scenes / "val" / f"000{number}.jpg").read_bytes())
     options = [
-        f"inference.checkpoint={checkpoints['detector']}",
+        f"inference.checkpoint={CHECKPOINTS['detector']}",
         f"dataset.infer_data_sources.image_dir=[{folder}]",
     ]
     assert taoq(*scenes_words("inference", *options))[0] == 0

@@ -15,9 +15,8 @@ from torch import nn
 
 import taoq as package
 from support.commands import Taoq, Words, read_json, status_lines
+from support.examples import CHECKPOINTS, OUTPUTS, SIZES
 from support.exported import (
-    OUTPUTS,
-    SIZES,
     exported_network,
     layer_weights,
     module_of,
@@ -58,11 +57,9 @@ def test_inputs_and_outputs_have_tao_s_names_and_any_batch(float_file: FloatFile
 
 
 @every_network
-def test_the_file_computes_what_torch_computes(
-    float_file: FloatFile, checkpoints: dict[str, Path], network: str
-) -> None:
+def test_the_file_computes_what_torch_computes(float_file: FloatFile, network: str) -> None:
     file = float_file(network)
-    experiment, net = exported_network(file, checkpoints[network])
+    experiment, net = exported_network(file, CHECKPOINTS[network])
     images = random_images(3, SIZES[network])
     with torch.inference_mode():
         outputs = net(images)
@@ -74,12 +71,10 @@ def test_the_file_computes_what_torch_computes(
 
 
 @every_network
-def test_nodes_are_named_by_the_module_they_come_from(
-    float_file: FloatFile, checkpoints: dict[str, Path], network: str
-) -> None:
+def test_nodes_are_named_by_the_module_they_come_from(float_file: FloatFile, network: str) -> None:
     file = float_file(network)
     graph = read_graph(file)
-    modules = dict(exported_network(file, checkpoints[network])[1].named_modules())
+    modules = dict(exported_network(file, CHECKPOINTS[network])[1].named_modules())
     assert len({node.name for node in graph.proto.node}) == len(graph.proto.node)
     for node in graph.proto.node:
         path, slash, last = node.name.removeprefix("/").rpartition("/")
@@ -159,12 +154,10 @@ def test_the_same_command_gives_the_same_bytes(taoq: Taoq, export_network: Words
 
 
 @every_network
-def test_the_report_says_how_far_torch_and_onnx_are_apart(
-    float_file: FloatFile, checkpoints: dict[str, Path], network: str
-) -> None:
+def test_the_report_says_how_far_torch_and_onnx_are_apart(float_file: FloatFile, network: str) -> None:
     file = float_file(network)
     report = read_json(file.with_name(f"{network}_export.json"))
-    assert (report["onnx_file"], report["checkpoint"]) == (str(file), str(checkpoints[network]))
+    assert (report["onnx_file"], report["checkpoint"]) == (str(file), str(CHECKPOINTS[network]))
     assert (report["opset_version"], report["nodes"]) == (17, len(onnx.load(str(file)).graph.node))
     assert (report["quantized_layers"], report["size"]) == (0, file.stat().st_size)
     assert set(report["versions"]) >= {"python", "torch", "onnx", "onnxruntime-gpu"}
@@ -177,17 +170,17 @@ def test_the_report_says_how_far_torch_and_onnx_are_apart(
 
 
 @every_network
-def test_a_file_says_what_it_was_made_from(float_file: FloatFile, checkpoints: dict[str, Path], network: str) -> None:
+def test_a_file_says_what_it_was_made_from(float_file: FloatFile, network: str) -> None:
     properties = properties_of(float_file(network))
     assert properties["taoq"] == package.__version__
     assert properties["task"] == ("rtdetr" if network == "detector" else "classification_pyt")
-    assert properties["source"] == {"path": str(checkpoints[network]), "sha256": sha256(checkpoints[network])}
+    assert properties["source"] == {"path": str(CHECKPOINTS[network]), "sha256": sha256(CHECKPOINTS[network])}
     assert properties["spec"]["dataset"]["num_classes"] == 10
 
 
-def test_the_checkpoint_is_hashed_as_a_whole(float_file: FloatFile, checkpoints: dict[str, Path]) -> None:
+def test_the_checkpoint_is_hashed_as_a_whole(float_file: FloatFile) -> None:
     """The hash of a file is its own; that of a folder is that of a list of its files."""
-    digest = hashlib.sha256(checkpoints["resnet_18"].read_bytes()).hexdigest()
+    digest = hashlib.sha256(CHECKPOINTS["resnet_18"].read_bytes()).hexdigest()
     assert properties_of(float_file("resnet_18"))["source"]["sha256"] == digest
 
 

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from support.commands import Taoq, Words, read_json, status_lines
+from support.examples import CHECKPOINTS, SPECS
 from support.exported import exported_network, files_of
 from taoq.actions.base import load_experiment
 from taoq.errors import TaoqError
@@ -24,7 +25,6 @@ from taoq.quantization.formats.onnx.file import read_graph
 from taoq.spec.source import read_spec
 from taoq.tasks import load_task
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NO_IMAGES = [
     f"dataset.{name}.images_dir=nowhere" for name in ("quant_calibration_dataset", "val_dataset", "test_dataset")
 ]
@@ -41,13 +41,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def detector() -> Experiment:
     """The example detector."""
-    return load_experiment(load_task("rtdetr"), read_spec(str(EXAMPLES / "digit_scenes" / "rtdetr.yaml"), []), "export")
+    return load_experiment(load_task("rtdetr"), read_spec(str(SPECS["detector"]), []), "export")
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Experiment:
     """An example classifier."""
-    spec = read_spec(str(EXAMPLES / "digits" / "resnet_18.yaml"), [])
+    spec = read_spec(str(SPECS["resnet_18"]), [])
     return load_experiment(load_task("classification_pyt"), spec, "export")
 
 
@@ -176,7 +176,6 @@ def enlarge_boxes(model: onnx.ModelProto) -> None:
 )
 def test_a_file_that_was_changed_is_caught(
     float_file: Callable[[str], Path],
-    checkpoints: dict[str, Path],
     tmp_path: Path,
     network: str,
     change: Callable[[onnx.ModelProto], None],
@@ -187,7 +186,7 @@ def test_a_file_that_was_changed_is_caught(
     bad = tmp_path / "bad.onnx"
     onnx.save(model, str(bad))
     with pytest.raises(TaoqError) as error:
-        prove_file(bad, checkpoints[network])
+        prove_file(bad, CHECKPOINTS[network])
     assert re.fullmatch(
         rf"export\.tolerance: torch and ONNX differ: {output} by [0-9.]+, its largest value is [0-9.]+\n"
         r"hint: the file was not written; export\.tolerance is 0\.001 of the largest value",

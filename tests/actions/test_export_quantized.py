@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from support.commands import Taoq, Words, read_json, rules
+from support.examples import CHECKPOINTS
 from support.exported import (
     files_of,
     layer_weights,
@@ -164,7 +165,6 @@ def test_a_dequantized_artifact_of_modelopt_is_a_float_file(
     taoq: Taoq,
     network_words: Words,
     export_network: Words,
-    checkpoints: dict[str, Path],
     artifact: Path,
     model_file: Path,
 ) -> None:
@@ -178,6 +178,6 @@ def test_a_dequantized_artifact_of_modelopt_is_a_float_file(
     state, _ = load_backend(quantized.manifest.backend).dequantized(net)
     exported = layer_weights(graph)["/fc/Gemm"]
     assert np.array_equal(exported, state["fc.weight"].numpy())
-    assert not np.array_equal(exported, load_file(checkpoints["resnet_18"])["fc.weight"])
+    assert not np.array_equal(exported, load_file(CHECKPOINTS["resnet_18"])["fc.weight"])
     report = read_json(model_file.with_name("model_export.json"))
     assert (report["quantized_layers"], report["proof"]["tolerance"]) == (0, 1e-3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import Taoq, Words, rules
+from support.examples import CHECKPOINTS
 from support.exported import files_of, properties_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,23 +100,19 @@ def test_a_checkpoint_that_is_not_there_or_is_onnx_already_is_refused(
     assert not (tmp_path / "results").exists()
 
 
-def test_is_quantized_must_not_contradict_the_checkpoint(
-    taoq: Taoq, export_network: Words, checkpoints: dict[str, Path]
-) -> None:
+def test_is_quantized_must_not_contradict_the_checkpoint(taoq: Taoq, export_network: Words) -> None:
     code, _, err = taoq(*export_network("resnet_18", "export.is_quantized=true"))
     assert (code, err) == (
         2,
         "override export.is_quantized=true: export.is_quantized: is true, but"
-        f" {checkpoints['resnet_18']} is no artifact\n"
+        f" {CHECKPOINTS['resnet_18']} is no artifact\n"
         "hint: leave the field out: the artifact knows\n",
     )
     assert taoq(*export_network("resnet_18", "export.is_quantized=false", "export.check_images=1"))[0] == 0
 
 
-def test_a_file_made_from_something_else_is_not_replaced(
-    taoq: Taoq, export_network: Words, checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
-    checkpoint, file = checkpoints["resnet_18"], tmp_path / "model.onnx"
+def test_a_file_made_from_something_else_is_not_replaced(taoq: Taoq, export_network: Words, tmp_path: Path) -> None:
+    checkpoint, file = CHECKPOINTS["resnet_18"], tmp_path / "model.onnx"
     other, same = tmp_path / "other.safetensors", tmp_path / "same.safetensors"
     other.write_bytes(checkpoint.read_bytes() + b" ")
     shutil.copy(checkpoint, same)

@@ -20,15 +20,6 @@ from taoq.quantization.formats.onnx.graph import Graph
 from taoq.spec.load import spec_from_dict
 from taoq.tasks import load_task
 
-SIZES = {"resnet_18": 32, "vit_tiny": 32, "detector": 160}
-"""Height and width of the input of the example networks."""
-OUTPUTS = {
-    "resnet_18": {"output": ["batch", 10]},
-    "vit_tiny": {"output": ["batch", 10]},
-    "detector": {"pred_logits": ["batch", 30, 10], "pred_boxes": ["batch", 30, 4]},
-}
-"""Names and shapes of their outputs in an ONNX file of any batch."""
-
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Contents of the files of a folder, besides the log and the status."""
