@@ -16,19 +16,15 @@ from torch import Tensor, nn
 from support.commands import unchanged
 from support.damage import GIT_LFS, Damage, cut
 from support.pickles import Bomb
-from support.small_spec import (
-    Refused,
-)
+from support.small_spec import Refused
 from taoq.checkpoint import read_state_dict
 from taoq.errors import TaoqError
 
 DAMAGED = "is cut off, or is not a checkpoint of torch\nhint: copy the file again, or give another one\n"
-
 HOLDS_CODE = (
     "holds objects besides tensors, which taoq does not load: they could run code\n"
     "hint: save the tensors alone where you trust the file: torch.save(model.state_dict(), 'weights.pth')\n"
 )
-
 NO_STATE_DICT = "holds no state dict\nhint: give a file that torch.save wrote of a state dict\n"
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import Taoq
-from support.small_spec import (
-    Refused,
-)
+from support.small_spec import Refused
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,7 @@ import pytest
 
 from support.commands import Taoq
 from support.damage import Damage, cut
-from support.small_spec import (
-    STATIC_OVERRIDES,
-    Refused,
-)
+from support.small_spec import STATIC_OVERRIDES, Refused
 from taoq.pipeline.artifacts import MANIFEST
 
 

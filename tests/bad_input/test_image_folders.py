@@ -9,12 +9,7 @@ import pytest
 
 from support.commands import unchanged
 from support.damage import Damage, cut
-from support.small_spec import (
-    CALIBRATION_NOTICES,
-    PURPOSE,
-    STATIC_OVERRIDES,
-    Refused,
-)
+from support.small_spec import CALIBRATION_NOTICES, PURPOSE, STATIC_OVERRIDES, Refused
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from support.small_spec import (
-    CALIBRATION_NOTICES,
-    STATIC_EDITS,
-    Edit,
-    Refused,
-)
+from support.small_spec import CALIBRATION_NOTICES, STATIC_EDITS, Edit, Refused
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from support.commands import Taoq
 from support.onnx_files import change_file, remove_properties
-from support.small_spec import (
-    Refused,
-)
+from support.small_spec import Refused
 from taoq.quantization.formats.onnx.file import read_properties
 from taoq.quantization.formats.onnx.graph import Graph
 
@@ -195,9 +193,9 @@ def test_an_opset_without_the_operators_of_a_detector_is_refused(
     words = [f"export.checkpoint={SCENES / 'checkpoints' / 'rtdetr_small'}", f"export.opset_version={version}"]
     words += ["export.on_cpu=true", "results_dir=results"]
     code, _, err = taoq("rtdetr", "export", "-e", str(SCENES / "rtdetr.yaml"), *words)
-    what, hint = err.splitlines()[-2:]
+    fault, hint = err.splitlines()[-2:]
     assert code == 2
-    assert what.startswith(
+    assert fault.startswith(
         f"override export.opset_version={version}: export.opset_version: the network cannot be written with opset"
         f" {version}: Exporting the operator 'aten::{operator}' to ONNX opset version {version} is not supported."
     )

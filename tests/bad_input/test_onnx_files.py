@@ -16,24 +16,14 @@ from safetensors.torch import load_file
 
 from support.commands import Taoq
 from support.damage import GIT_LFS, Damage, cut
-from support.onnx_files import change_file, remove_properties
-from support.small_spec import (
-    CALIBRATION_NOTICES,
-    Quantize,
-    Refused,
-    RefusedByAll,
-    every_onnx_backend,
-)
+from support.onnx_files import EXPORT_AGAIN, change_file, remove_properties
+from support.small_spec import CALIBRATION_NOTICES, Quantize, Refused, RefusedByAll, every_onnx_backend
 from taoq.errors import TaoqError
 from taoq.quantization.formats.onnx.file import read_graph
 
 NO_FILE = "there is no such file\nhint: export one first, or correct the path\n"
-
-AGAIN = "hint: export it again, or copy it again: a part may be missing\n"
-
-NO_ONNX = f"is not an ONNX file, or was cut off\n{AGAIN}"
-
-NO_GRAPH = f"is not an ONNX file: it has no graph\n{AGAIN}"
+NO_ONNX = f"is not an ONNX file, or was cut off\n{EXPORT_AGAIN}"
+NO_GRAPH = f"is not an ONNX file: it has no graph\n{EXPORT_AGAIN}"
 
 
 def keep_part(part: float) -> None:
@@ -72,12 +62,12 @@ def test_the_unchanged_file_quantizes(taoq: Taoq, quantize: Quantize, onnx_file:
         ),
         pytest.param(
             lambda: change_file(lambda model: model.ClearField("opset_import")),
-            f"is no valid ONNX file: model with IR version >= 3 must specify opset_import for ONNX\n{AGAIN}",
+            f"is no valid ONNX file: model with IR version >= 3 must specify opset_import for ONNX\n{EXPORT_AGAIN}",
             id="cut off behind the graph",
         ),
         pytest.param(
             lambda: change_file(lambda model: model.ClearField("ir_version")),
-            f"is no valid ONNX file: The model does not have an ir_version set properly.\n{AGAIN}",
+            f"is no valid ONNX file: The model does not have an ir_version set properly.\n{EXPORT_AGAIN}",
             id="without a version",
         ),
     ],

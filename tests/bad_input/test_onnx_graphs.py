@@ -10,17 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from support.commands import Taoq
-from support.onnx_files import Change, change_file, remove_properties, set_classes, set_shape
-from support.small_spec import (
-    CALIBRATION_NOTICES,
-    Quantize,
-    Refused,
-    RefusedByAll,
-    every_onnx_backend,
-)
+from support.onnx_files import EXPORT_AGAIN, Change, change_file, remove_properties, set_classes, set_shape
+from support.small_spec import CALIBRATION_NOTICES, Quantize, Refused, RefusedByAll, every_onnx_backend
 from taoq.pipeline.artifacts import read_artifact
-
-AGAIN = "hint: export it again, or copy it again: a part may be missing\n"
 
 OTHER_TASK = "hint: the file is of another task, or of another number of classes\n"
 DATA = "the data is float32 [N, 3, 32, 32]\nhint: export the network for inputs like the data\n"
@@ -89,7 +81,7 @@ def add_input(name: str, *sizes: int | str) -> Change:
         ),
         pytest.param(
             lambda model: model.graph.input[0].type.tensor_type.ClearField("shape"),
-            f"is no valid ONNX file: Field 'shape' of 'type' is required but missing.\n{AGAIN}",
+            f"is no valid ONNX file: Field 'shape' of 'type' is required but missing.\n{EXPORT_AGAIN}",
             id="without a shape",
         ),
         pytest.param(
@@ -238,7 +230,7 @@ def test_a_graph_that_breaks_the_rules_of_onnx_is_refused(
     refused_by_all: RefusedByAll, change: Change, reason: str
 ) -> None:
     change_file(change)
-    assert refused_by_all() == (1, f"float.onnx: is no valid ONNX file: {reason}\n{AGAIN}")
+    assert refused_by_all() == (1, f"float.onnx: is no valid ONNX file: {reason}\n{EXPORT_AGAIN}")
 
 
 def test_an_operator_that_onnxruntime_lacks_is_refused(onnx_file: Path, refused: Refused) -> None:

@@ -11,12 +11,7 @@ import pytest
 
 from support.commands import Taoq
 from support.onnx_files import Change, change_file
-from support.small_spec import (
-    ONNX_BACKENDS,
-    Refused,
-    RefusedByAll,
-    every_onnx_backend,
-)
+from support.small_spec import ONNX_BACKENDS, Refused, RefusedByAll, every_onnx_backend
 from taoq.quantization.formats.onnx.file import read_properties, write_properties
 from taoq.quantization.formats.onnx.graph import Graph
 

@@ -11,14 +11,7 @@ import pytest
 from support.commands import Taoq, unchanged
 from support.damage import Damage, cut
 from support.onnx_files import change_file, remove_properties, set_classes
-from support.small_spec import (
-    ALL_IMAGES_USED,
-    CALIBRATION_NOTICES,
-    ONNX_BACKENDS,
-    PURPOSE,
-    Refused,
-    every_onnx_backend,
-)
+from support.small_spec import ALL_IMAGES_USED, CALIBRATION_NOTICES, ONNX_BACKENDS, PURPOSE, Refused, every_onnx_backend
 from taoq.pipeline.artifacts import MANIFEST, read_artifact
 
 

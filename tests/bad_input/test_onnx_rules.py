@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.small_spec import (
-    ONNX_BACKENDS,
-    STATIC_FC,
-    Edit,
-    Refused,
-)
+from support.small_spec import ONNX_BACKENDS, STATIC_FC, Edit, Refused
 
 
 @pytest.mark.parametrize(

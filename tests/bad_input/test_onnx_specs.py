@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.small_spec import (
-    Refused,
-    every_onnx_backend,
-)
+from support.small_spec import Refused, every_onnx_backend
 
 TORCH_OVERRIDES = (
     "quantize.model_path=weights.safetensors",

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.small_spec import (
-    FC,
-    STATIC_EDITS,
-    Edit,
-    Refused,
-)
+from support.small_spec import FC, STATIC_EDITS, Edit, Refused
 
 
 @pytest.mark.parametrize(

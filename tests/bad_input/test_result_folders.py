@@ -13,12 +13,7 @@ from safetensors.torch import load_file
 
 from support.commands import Taoq
 from support.damage import cut
-from support.small_spec import (
-    CALIBRATION_NOTICES,
-    PURPOSE,
-    STATIC_OVERRIDES,
-    Refused,
-)
+from support.small_spec import CALIBRATION_NOTICES, PURPOSE, STATIC_OVERRIDES, Refused
 from taoq.pipeline.artifacts import MANIFEST, read_artifact
 
 

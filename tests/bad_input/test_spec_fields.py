@@ -8,19 +8,12 @@ from pathlib import Path
 import pytest
 
 from support.commands import Taoq
-from support.small_spec import (
-    FC,
-    LINEAR,
-    STATIC_EDITS,
-    Edit,
-    Refused,
-)
+from support.small_spec import FC, LINEAR, STATIC_EDITS, Edit, Refused
 
 DATASET_FIELDS = (
     "dataset, root_dir, classes_file, num_classes, img_size, batch_size, workers, val_dataset, test_dataset,"
     " quant_calibration_dataset, augmentation"
 )
-
 MAX_ARGUMENTS = (
     "moe_calib_experts_ratio, layerwise, shared_states, distributed_sync, sync_expert_weight_amax,"
     " skip_forward_without_activation_calib"

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.small_spec import (
-    Edit,
-    Refused,
-)
+from support.small_spec import Edit, Refused
 
 
 @pytest.mark.parametrize(

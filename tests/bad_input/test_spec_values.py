@@ -8,15 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import Taoq
-from support.small_spec import (
-    FC,
-    LAYERS,
-    LINEAR,
-    PURPOSE,
-    STATIC_EDITS,
-    Edit,
-    Refused,
-)
+from support.small_spec import FC, LAYERS, LINEAR, PURPOSE, STATIC_EDITS, Edit, Refused
 
 MAX_DROP = "hint: the field is: Largest loss of the metric that is accepted, as a part of 1: 0.005 is half a point"
 

@@ -13,5 +13,5 @@ GIT_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsiz
 
 
 def cut(path: Path | str, size: int) -> None:
-    """Keep the first `size` bytes of a file; of a negative size, all but as many."""
+    """Keep the first `size` bytes of a file; a negative size drops as many at the end."""
     Path(path).write_bytes(Path(path).read_bytes()[:size])

@@ -11,6 +11,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Change = Callable[[onnx.ModelProto], Any]
+"""Changes a model in place."""
+
+EXPORT_AGAIN = "hint: export it again, or copy it again: a part may be missing\n"
 
 
 def change_file(*changes: Change, path: Path | str = "float.onnx") -> None:
