@@ -1,18 +1,16 @@
+"""`evaluate` and `inference` of float and quantized classifiers, on the example networks."""
+
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-Taoq = Callable[..., tuple[int, str, str]]
-Words = Callable[..., list[str]]
+from support.commands import Taoq, Words, read_json, status_lines
 
 VARIANTS = {
     "torchao-int8": ("torchao", "weight_only_ptq", "{module_name: Linear, weights: {dtype: int8}}"),
@@ -30,39 +28,35 @@ VARIANTS = {
 }
 
 
-def variant(name: str) -> tuple[str, ...]:
-    backend, mode, rule = VARIANTS[name]
+def options_of(variant: str) -> tuple[str, ...]:
+    """Overrides of a variant."""
+    backend, mode, rule = VARIANTS[variant]
     return (f"quantize.backend={backend}", f"quantize.mode={mode}", f"quantize.layers=[{rule}]")
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_the_float_networks_are_good_enough_to_measure_on(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
     for network in ("resnet_18", "vit_tiny"):
         assert taoq(*digits_words("evaluate", network, "evaluate.checkpoint=${quantize.model_path}"))[0] == 0
-        assert read(tmp_path / "results" / "evaluate" / "results.json")["metrics"]["val_acc_1"] >= 0.97
+        assert read_json(tmp_path / "results" / "evaluate" / "results.json")["metrics"]["val_acc_1"] >= 0.97
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_quantized_network_keeps_its_accuracy(taoq: Taoq, digits_words: Words, tmp_path: Path, name: str) -> None:
-    assert taoq(*digits_words("quantize", "vit_tiny", *variant(name)))[0] == 0
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_quantized_network_keeps_its_accuracy(taoq: Taoq, digits_words: Words, tmp_path: Path, variant: str) -> None:
+    assert taoq(*digits_words("quantize", "vit_tiny", *options_of(variant)))[0] == 0
     artifact = tmp_path / "results" / "quantize"
     code, out, _ = taoq(*digits_words("evaluate", "vit_tiny", f"evaluate.checkpoint={artifact}"))
     assert code == 0
-    results = read(tmp_path / "results" / "evaluate" / "results.json")
+    results = read_json(tmp_path / "results" / "evaluate" / "results.json")
     assert results["metrics"]["val_acc_1"] >= 0.97
     assert results["metrics"]["val_acc_5"] >= results["metrics"]["val_acc_1"]
     assert f"│ val_acc_1 │ {results['metrics']['val_acc_1']:.4f} │" in out
 
 
 def test_results_json_has_classes_and_the_confusion_matrix(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
-    taoq(
-        *digits_words("evaluate", "resnet_18", "evaluate.checkpoint=${quantize.model_path}", "evaluate.batch_size=100")
-    )
+    options = ["evaluate.checkpoint=${quantize.model_path}", "evaluate.batch_size=100"]
+    assert taoq(*digits_words("evaluate", "resnet_18", *options))[0] == 0
     directory = tmp_path / "results" / "evaluate"
-    results = read(directory / "results.json")
+    results = read_json(directory / "results.json")
     matrix = results["confusion_matrix"]
     assert (results["num_images"], results["device"]) == (597, "cpu")
     assert sum(map(sum, matrix)) == 597
@@ -72,25 +66,25 @@ def test_results_json_has_classes_and_the_confusion_matrix(taoq: Taoq, digits_wo
     assert three == {"images": sum(matrix[3]), "accuracy": pytest.approx(matrix[3][3] / sum(matrix[3]))}
     with Image.open(directory / "confusion_matrix.png") as picture:
         assert min(picture.size) > 300
-    status = [json.loads(line) for line in (directory / "status.json").read_text().splitlines()]
+    status = status_lines(directory)
     assert status[1]["kpi"] == results["metrics"]
     assert [line["status"] for line in status] == ["STARTED", "RUNNING", "SUCCESS"]
 
 
-def scores(path: Path) -> list[list[str]]:
+def read_table(path: Path) -> list[list[str]]:
+    """The rows of a csv file, its header first."""
     with path.open(newline="") as file:
         return list(csv.reader(file))
 
 
-@pytest.mark.parametrize("name", ["torchao-fp8_e5m2", "modelopt-int8"])
+@pytest.mark.parametrize("variant", ["torchao-fp8_e5m2", "modelopt-int8"])
 def test_an_artifact_is_the_same_model_in_a_new_process_from_its_manifest_alone(
-    taoq: Taoq, digits_words: Words, tmp_path: Path, name: str
+    taoq: Taoq, digits_words: Words, digits: Path, tmp_path: Path, variant: str
 ) -> None:
-    taoq(*digits_words("quantize", "vit_tiny", *variant(name)))
+    taoq(*digits_words("quantize", "vit_tiny", *options_of(variant)))
     artifact = tmp_path / "results" / "quantize"
     spec = tmp_path / "data.yaml"  # no model, no quantize section
-    dataset = digits_words("inference", "vit_tiny")[5]
-    test_images = dataset.partition("=")[2] + "/val/3"
+    test_images = digits / "val" / "3"
     spec.write_text(
         f"results_dir: {tmp_path}/new\n"
         "dataset:\n  {num_classes: 10, img_size: 32, workers: 0, batch_size: 64,\n"
@@ -100,7 +94,7 @@ def test_an_artifact_is_the_same_model_in_a_new_process_from_its_manifest_alone(
     words = ["classification_pyt", "inference", "-e", str(spec)]
     assert taoq(*words, f"results_dir={tmp_path}/here")[0] == 0
     subprocess.run([sys.executable, "-m", "taoq", *words], check=True, capture_output=True)
-    here, new = scores(tmp_path / "here/inference/result.csv"), scores(tmp_path / "new/inference/result.csv")
+    here, new = read_table(tmp_path / "here/inference/result.csv"), read_table(tmp_path / "new/inference/result.csv")
     assert here == new
     assert sum(row[1] == "3" for row in here[1:]) > 0.9 * (len(here) - 1)
 
@@ -110,7 +104,7 @@ def test_inference_writes_a_table_and_pictures(taoq: Taoq, digits_words: Words, 
     code, out, _ = taoq(*words, "inference.vis_after_n_batches=5")
     directory = tmp_path / "results" / "inference"
     assert (code, out) == (0, f"597 images on cpu; wrote {directory}/result.csv, {directory}/visualize\n")
-    rows = scores(directory / "result.csv")
+    rows = read_table(directory / "result.csv")
     assert rows[0] == ["image", "prediction", "score", "ground_truth", *"0123456789"]
     assert len(rows) == 598
     assert sum(row[1] == row[3] for row in rows[1:]) / 597 >= 0.97
@@ -131,5 +125,5 @@ def test_an_unlabelled_folder_serves_for_inference(
         (flat / f"{number}.png").write_bytes(path.read_bytes())
     words = digits_words("inference", "resnet_18", "inference.checkpoint=${quantize.model_path}")
     assert taoq(*words, f"dataset.test_dataset.images_dir={flat}")[0] == 0
-    rows = scores(tmp_path / "results" / "inference" / "result.csv")
+    rows = read_table(tmp_path / "results" / "inference" / "result.csv")
     assert [(row[0], row[1], row[3]) for row in rows[1:]] == [(f"{number}.png", "7", "") for number in range(3)]

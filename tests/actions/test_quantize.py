@@ -1,36 +1,30 @@
+"""`quantize` of the example classifiers: the folder of the artifact, the plan, the data that is opened."""
+
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
 
+from support.commands import Taoq, Words, read_json, rules, status_lines
 from taoq.files import sha256
 from taoq.pipeline.artifacts import read_artifact
 
-Taoq = Callable[..., tuple[int, str, str]]
-Words = Callable[..., list[str]]
-
 TORCHAO = ("quantize.backend=torchao", "quantize.mode=weight_only_ptq")
-LINEAR = "quantize.layers=[{module_name: Linear, weights: {dtype: int8}}]"
+LINEAR = rules("int8", "Linear", activations=False)
 NO_DATA = "dataset.quant_calibration_dataset.images_dir=nowhere"
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where `quantize` writes."""
+    return tmp_path / "results" / "quantize"
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def test_the_artifact_folder(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+def test_the_artifact_folder(taoq: Taoq, digits_words: Words, directory: Path) -> None:
     code, out, _ = taoq(*digits_words("quantize", "resnet_18", "quantize.skip_names=[conv1]"))
-    directory = tmp_path / "results" / "quantize"
     assert code == 0
     assert out.rstrip().endswith(f"artifact: {directory}")
     assert sorted(path.name for path in directory.iterdir()) == [
@@ -62,21 +56,21 @@ def test_the_artifact_folder(taoq: Taoq, digits_words: Words, tmp_path: Path) ->
         "reason": "skipped",
     }
     assert rows["fc"]["weights"] == {"dtype": "int8", "axis": 0, "asked": "int8"}
-    report = read(directory / "quantization_report.json")
+    report = read_json(directory / "quantization_report.json")
     assert (report["layers_quantized"], report["layers_quantizable"]) == (21, 22)
     assert [{key: row[key] for key in manifest.plan[0]} for row in report["layers"]] == list(manifest.plan)
 
 
-def test_status_json_has_tao_s_lines(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
+def test_status_json_has_tao_s_lines(taoq: Taoq, digits_words: Words, directory: Path) -> None:
     taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR))
-    found = lines(tmp_path / "results" / "quantize" / "status.json")
-    assert [(line["status"], line["verbosity"], line["message"]) for line in found] == [
+    lines = status_lines(directory)
+    assert [(line["status"], line["verbosity"], line["message"]) for line in lines] == [
         ("STARTED", "INFO", "Starting classification_pyt quantize."),
         ("RUNNING", "INFO", "Quantized."),
         ("SUCCESS", "INFO", "Quantize finished successfully."),
     ]
-    assert found[1]["kpi"]["layers_quantized"] == 25
-    assert set(found[0]) == {"date", "time", "status", "verbosity", "message"}
+    assert lines[1]["kpi"]["layers_quantized"] == 25
+    assert set(lines[0]) == {"date", "time", "status", "verbosity", "message"}
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
@@ -128,17 +122,16 @@ def test_the_same_seed_gives_the_same_artifact(taoq: Taoq, digits_words: Words, 
     assert not torch.equal(first["fc.input_quantizer._amax"], other["fc.input_quantizer._amax"])
 
 
-def test_quantizing_again_replaces_the_artifact_as_a_whole(taoq: Taoq, digits_words: Words, tmp_path: Path) -> None:
-    directory = tmp_path / "results" / "quantize"
+def test_quantizing_again_replaces_the_artifact_as_a_whole(taoq: Taoq, digits_words: Words, directory: Path) -> None:
     taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR))
     first = read_artifact(directory).manifest
     taoq(*digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR.replace("int8", "fp8_e5m2")))
     second = read_artifact(directory).manifest
     assert first.sha256 != second.sha256
-    assert len(lines(directory / "status.json")) == 6
+    assert len(status_lines(directory)) == 6
 
 
-def test_a_fall_back_to_the_cpu_is_said(taoq: Taoq, digits_words: Words) -> None:
+def test_a_fallback_to_the_cpu_gets_a_warning(taoq: Taoq, digits_words: Words) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     words = digits_words("quantize", "vit_tiny", *TORCHAO, LINEAR, "quantize.device=cuda:1")
