@@ -52,18 +52,26 @@ def test_tensors_outside_of_the_network_are_said(tmp_path: Path, caplog: pytest.
     assert caplog.messages == [f"{path}: 1 tensors outside of 'model.*' are not of this network: criterion.weight"]
 
 
-def test_a_mismatch_says_which_keys_and_shapes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hint", "printed"),
+    [
+        ((), "check that the spec describes the network of this checkpoint"),
+        (("check model.width",), "check model.width"),
+    ],
+    ids=["by default", "of a task"],
+)
+def test_a_mismatch_says_which_keys_and_shapes(tmp_path: Path, hint: tuple[str, ...], printed: str) -> None:
     state = net(8).state_dict()
     del state["3.bias"]
     state["4.weight"] = torch.ones(1)
     path = tmp_path / "a.pth"
     torch.save(state, path)
     with pytest.raises(TaoqError) as error:
-        load_weights(net(), str(path))
+        load_weights(net(), str(path), *hint)
     assert str(error.value) == (
         f"{path}: does not fit the network: tensors 7 of another shape (0.weight [8, 3, 3, 3] for [4, 3, 3, 3],"
         " 0.bias [8] for [4], 1.weight [8] for [4], ...), 1 missing (3.bias), 1 unknown (4.weight)\n"
-        "hint: check model.backbone.type, model.backbone.args and dataset.num_classes"
+        f"hint: {printed}"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,8 +23,10 @@ from taoq.quantization.formats.onnx.graph import Graph
 from taoq.quantization.formats.onnx.layers import prepare
 from taoq.spec.source import read_spec
 from taoq.tasks import load_task
+from taoq.tasks.base import Task
 
 ROOT = Path(__file__).parent.parent
+PLUGIN = ROOT / "examples" / "plugin_segmentation"
 SPECS = sorted(ROOT.glob("specs/**/*.yaml")) + sorted(ROOT.glob("examples/**/*.yaml"))
 
 
@@ -31,9 +35,9 @@ def test_there_are_specs() -> None:
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> None:
-    folders = {"digits": "classification_pyt", "digit_scenes": "rtdetr"}
-    task = load_task(folders.get(path.parent.name, path.parent.name))
+def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PLUGIN / "src")  # its package need not be installed
+    task = task_of(path)
     action = path.stem.partition("_")[0] if path.is_relative_to(ROOT / "specs") else "quantize"
     assert action in ACTIONS
     experiment = load_experiment(task, read_spec(str(path), []), action)
@@ -46,6 +50,14 @@ def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path) -> Non
             with torch.device("meta"):  # the names of the layers, without their memory
                 model = experiment.build(None)
         assert plan_layers(checked, model, section).notices == ()
+
+
+def task_of(path: Path) -> Task[Any]:
+    """The task of a shipped spec."""
+    if path.parent == PLUGIN:
+        return importlib.import_module("taoq_segmentation.task").TASK
+    examples = {"digits": "classification_pyt", "digit_scenes": "rtdetr"}
+    return load_task(examples.get(path.parent.name, path.parent.name))
 
 
 def exported(experiment: Experiment) -> Graph:
