@@ -149,6 +149,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, device: str | No
     if info.whole:
         return start(experiment, opened, _device(device), "device")
     network: nn.Module = opened.model
+    if model is not None and not manifest.task:
+        _check_shapes(model, network, artifact)
     return network
 
 
@@ -423,10 +425,24 @@ def _check_layers(model: nn.Module, artifact: Artifact) -> None:
         TaoqError: It lacks one.
     """
     own = {name for name, _ in model.named_modules()}
-    missing = [row["name"] for row in artifact.manifest.plan if row["name"] not in own]
+    missing = [row["layer"] for row in artifact.manifest.plan if row["layer"] not in own]
     if missing:
         what = f"does not fit this {type(model).__name__}, which has no layer {abbreviated(missing)}"
         raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized"))
+
+
+def _check_shapes(model: nn.Module, loaded: nn.Module, artifact: Artifact) -> None:
+    """Refuse a network whose layers have other shapes: a library may take the stored weights all the same.
+
+    Raises:
+        TaoqError: One has.
+    """
+    for row in artifact.manifest.plan:
+        name = row["layer"]
+        own, stored = (list(network.get_parameter(f"{name}.weight").shape) for network in (model, loaded))
+        if own != stored:
+            what = f"does not fit this {type(model).__name__}: its layer {name} has the shape {own}, not {stored}"
+            raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized"))
 
 
 def _check_model(model: Model, spec: TaskSpec) -> None:

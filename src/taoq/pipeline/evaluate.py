@@ -72,9 +72,12 @@ def figure_named(experiment: Experiment, name: str, where: str) -> str:
         where: The field, for messages.
 
     Raises:
-        SpecError: The metric has no such figure.
+        SpecError: The metric has no such figure, or none that can be compared.
     """
     figures = experiment.metric().figures
+    if not figures:
+        hint = "give a metric that is better the higher it is, or a function that scores samples"
+        raise SpecError(Fault("metric", "has no figure that is better the higher it is, to compare models by", hint))
     if name == "auto":
         return figures[0]
     if name not in figures:
