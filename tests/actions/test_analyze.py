@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from support.commands import Taoq, Words, read_json, rules
 from support.pages import check_page
+from taoq.errors import SpecError
 from taoq.pipeline.analyze import advice
 from taoq.pipeline.findings import Finding, Findings, given_findings
 
@@ -163,3 +165,15 @@ def test_an_analysis_of_other_evaluation_data_gives_its_ranking_alone(
     assert given_findings(file, key, "quantize.accuracy.analysis") == ranking | figures
     other = key | {"evaluation": "other images"}
     assert given_findings(file, other, "quantize.accuracy.analysis") == ranking
+
+
+def test_an_analysis_of_an_earlier_taoq_is_refused(tmp_path: Path) -> None:
+    """Its findings had a text as their key, which nothing reads any more."""
+    file, key = tmp_path / "analysis.json", {"model": "m"}
+    file.write_text(json.dumps({"key": key, "found": {"noise, 1 layers 0a": 0.5}}), encoding="utf-8")
+    with pytest.raises(SpecError) as error:
+        given_findings(file, key, "quantize.accuracy.analysis")
+    assert str(error.value) == (
+        f"quantize.accuracy.analysis: {file} is no analysis\n"
+        "hint: name the analysis.json of taoq <task> analyze, or leave it out"
+    )

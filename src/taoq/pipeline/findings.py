@@ -149,6 +149,8 @@ def _read(path: Path) -> tuple[Mapping[str, str], Mapping[Finding, float]] | Non
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         key = {str(name): str(value) for name, value in data["key"].items()}
+        if not set(data["found"]) <= set(kinds):
+            return None
         values = {
             Finding(kind, str(figure), str(layers)): float(value)
             for kind in kinds
