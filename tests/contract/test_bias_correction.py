@@ -1,4 +1,4 @@
-"""Bias correction, against shifts computed by hand. Real libraries."""
+"""Bias correction, against mean shifts computed by hand. Real libraries."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from support import graphs, networks
-from support.graphs import LAYERS, branches, corrected, exported, pictures
-from support.networks import VARIANTS, backend_of, bare, bias_shifts, fresh_bare, images, layer_errors, normal
+from support.graphs import LAYERS, branches, corrected, every_onnx_backend, exported, pictures
+from support.networks import (
+    backend_of,
+    bare,
+    bias_shifts,
+    every_torch_variant,
+    fresh_bare,
+    images,
+    layer_errors,
+    normal,
+)
 from taoq.errors import TaoqError
 from taoq.quantization.formats.onnx.graph import Graph
 from taoq.quantization.spec import LayerSpec
@@ -28,14 +37,16 @@ ONNX_VARIANTS = [
     ("modelopt.onnx", "int8", None),
     ("onnxruntime", "int8", "int8"),
 ]
-every_torch = pytest.mark.parametrize(("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS])
-every_onnx = pytest.mark.parametrize(
-    ("backend", "weights", "activations"), ONNX_VARIANTS, ids=[" ".join(map(str, each)) for each in ONNX_VARIANTS]
+every_onnx_variant = pytest.mark.parametrize(
+    ("backend", "weights", "activations"),
+    ONNX_VARIANTS,
+    ids=[" ".join(map(str, variant)) for variant in ONNX_VARIANTS],
 )
 
 
 def batches() -> list[Any]:
-    return networks.feed(images(1), images(2)[:5])  # of different sizes: a mean of means would be another
+    """Of different sizes, so that a mean of the batches' means would be wrong."""
+    return networks.feed(images(1), images(2)[:5])
 
 
 def quantized(backend: str, dtype: str) -> nn.Module:
@@ -46,43 +57,43 @@ def quantized_and_corrected(backend: str, dtype: str) -> nn.Module:
     return networks.quantize_corrected(backend, bare, networks.rules(backend, dtype, "*"), batches())
 
 
-def shifts(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
-    """Mean of float minus quantized output for each channel, all images at once."""
-    reference, apart = bare(), {name: [] for name in names}
+def shifts_by_hand(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """Mean of float minus quantized output of each channel, over all images at once."""
+    reference, shifts = bare(), {name: [] for name in names}
 
     def hook(name: str) -> Callable[..., None]:
-        def look(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def append_shift(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             difference = output - model.get_submodule(name)(*inputs)
             axes = (0, 2, 3) if output.ndim == 4 else (0, 1)
-            apart[name].append(difference.double().mean(axes))
+            shifts[name].append(difference.double().mean(axes))
 
-        return look
+        return append_shift
 
     for name in names:
         reference.get_submodule(name).register_forward_hook(hook(name))
     networks.run(reference, torch.cat([inputs["image"] for inputs in batches()]))
-    return {name: torch.stack(found).mean(0) for name, found in apart.items()}
+    return {name: torch.stack(of_each_call).mean(0) for name, of_each_call in shifts.items()}
 
 
-@every_torch
+@every_torch_variant
 def test_the_correction_is_the_mean_shift(backend: str, dtype: str) -> None:
     plain, model = quantized(backend, dtype), quantized_and_corrected(backend, dtype)
     names = list(backend_of(backend).applied(plain))
-    by_hand = shifts(plain, names)
-    assert all(shift.abs().max() > 1e-5 for shift in by_hand.values())
-    for name, shift in by_hand.items():
+    expected = shifts_by_hand(plain, names)
+    assert all(shift.abs().max() > 1e-5 for shift in expected.values())
+    for name, shift in expected.items():
         before = getattr(plain.get_submodule(name).bias, "data", torch.zeros(()))
-        found = model.get_submodule(name).bias - before
-        # a value between two steps may be rounded either way: the images ran one by one there, and all at once here
-        torch.testing.assert_close(found.double(), shift, rtol=1e-2, atol=4e-6)
-    assert all(shift.abs().max() < 4e-6 for shift in shifts(model, names).values())
+        correction = model.get_submodule(name).bias - before
+        # a value between two steps may be rounded either way: taoq runs the batches one by one
+        torch.testing.assert_close(correction.double(), shift, rtol=1e-2, atol=4e-6)
+    assert all(shift.abs().max() < 4e-6 for shift in shifts_by_hand(model, names).values())
     assert backend_of(backend).applied(model) == backend_of(backend).applied(plain)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-@every_torch
+@every_torch_variant
 def test_a_reloaded_model_has_the_new_biases(backend: str, dtype: str, tmp_path: Path) -> None:
-    """In a new process: test_smoothquant.py, since each process takes seconds."""
+    """test_smoothquant.py reloads one in a new process too."""
     model = quantized_and_corrected(backend, dtype)
     loaded = networks.saved_and_loaded(backend, model, fresh_bare, tmp_path / "payload.pth")
     assert torch.equal(networks.run(loaded, images()), networks.run(model, images()))
@@ -92,7 +103,7 @@ def test_a_reloaded_model_has_the_new_biases(backend: str, dtype: str, tmp_path:
 
 
 @pytest.mark.parametrize("key", ["norm.offset", "fc.extra", "other.bias"])
-def test_nothing_but_biases_of_layers_is_let_through(key: str, tmp_path: Path) -> None:
+def test_only_biases_of_layers_are_loaded_in_addition(key: str, tmp_path: Path) -> None:
     library, model = backend_of("torchao"), quantized_and_corrected("torchao", "int8")
     torch.save({**model.state_dict(), key: torch.zeros(6)}, tmp_path / "payload.pth")
     with pytest.raises(RuntimeError, match=rf'Unexpected key\(s\) in state_dict: "{key}"'):
@@ -100,7 +111,7 @@ def test_nothing_but_biases_of_layers_is_let_through(key: str, tmp_path: Path) -
 
 
 class Wrapped(nn.Module):
-    """What a network may have beside layers: a bias of its own."""
+    """A network with a `bias` of its own, outside of its layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +122,7 @@ class Wrapped(nn.Module):
         return self.fc(image)
 
 
-def test_a_bias_that_is_not_a_layer_s_is_not_let_through(tmp_path: Path) -> None:
+def test_a_bias_outside_of_layers_is_refused_on_loading(tmp_path: Path) -> None:
     library = backend_of("torchao")
     model = networks.quantize("torchao", Wrapped().eval(), networks.rules("torchao", "int8", "fc"))
     torch.save({**model.state_dict(), "bias": torch.zeros(4)}, tmp_path / "payload.pth")
@@ -124,10 +135,10 @@ def test_weights_alone_are_corrected_too() -> None:
     weight = backend_of("modelopt.pytorch").weight(networks.quantize("modelopt.pytorch", bare(), rules), "fc")
     model = networks.quantize_corrected("modelopt.pytorch", bare, rules, correct_on=batches())
     assert model.stem.bias is None
-    reference, seen = bare(), []
-    reference.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    reference, layer_inputs = bare(), []
+    reference.fc.register_forward_pre_hook(lambda _, inputs: layer_inputs.append(inputs[0]))
     networks.run(reference, torch.cat([inputs["image"] for inputs in batches()]))
-    expected = (reference.fc.weight.double() - weight) @ seen[0].double().mean((0, 1))
+    expected = (reference.fc.weight.double() - weight) @ layer_inputs[0].double().mean((0, 1))
     torch.testing.assert_close(model.fc.bias.double(), expected, rtol=1e-3, atol=1e-7)
 
 
@@ -194,39 +205,39 @@ def graph_rules(weights: str, activations: str | None) -> list[LayerSpec]:
     return [graphs.rule(layer, weights, activations) for layer in layers]
 
 
-def left(backend: str, reference: Graph, graph: Graph, feed: list[Any]) -> dict[str, Any]:
+def remaining_shifts(backend: str, reference: Graph, graph: Graph, feed: list[Any]) -> dict[str, Any]:
     """Shifts that a second correction would add."""
     return bias_shifts(backend, reference, graph, backend_of(backend).applied(graph), feed)
 
 
-def tapped(graph: Graph, *names: str) -> list[Any]:
-    """Values of tensors of a graph, on all images."""
+def tensor_values(graph: Graph, name: str) -> Any:
+    """Values of a tensor of a graph, for all images."""
     model = graph.copy().model
     del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    fed = np.concatenate([inputs["image"].numpy() for inputs in graph_feed()])
-    return session.run(None, {"image": fed})
+    images = np.concatenate([inputs["image"].numpy() for inputs in graph_feed()])
+    return session.run(None, {"image": images})[0]
 
 
-def test_the_shift_of_a_graph_is_that_computed_by_hand() -> None:
+def test_the_correction_of_a_graph_is_the_mean_shift() -> None:
     reference = branches()
     plain = graphs.quantize("modelopt.onnx", reference, graph_rules("int8", "int8"), graph_feed())
     model = corrected("modelopt.onnx", reference, graph_rules("int8", "int8"), graph_feed())
     expected = {}
     for name in ("/tokens/MatMul", "/head/Gemm"):
         float_node = graphs.node(reference, name)
-        (given,) = tapped(reference, float_node.input[0])
+        inputs = tensor_values(reference, float_node.input[0])
         weight = graphs.tensors(reference)[float_node.input[1]].astype(np.float64)
         stored, scales = graphs.weight_parts(plain, name)
         scale = graphs.input_scale(plain, name)
-        rounded = np.clip(np.rint(given / np.float32(scale)), -128, 127) * scale
+        rounded = np.clip(np.rint(inputs / np.float32(scale)), -128, 127) * scale
         axis = 0 if name == "/head/Gemm" else 1  # of the output channels
         dequantized = stored * np.expand_dims(scales.astype(np.float64), 1 - axis)
         if axis == 0:
             weight, dequantized = weight.T, dequantized.T
         expected[name] = (
-            (given.astype(np.float64) @ weight - rounded @ dequantized).reshape(-1, weight.shape[1]).mean(0)
+            (inputs.astype(np.float64) @ weight - rounded @ dequantized).reshape(-1, weight.shape[1]).mean(0)
         )
     before, after = graphs.tensors(plain), graphs.tensors(model)
     added, head = graphs.node(plain, "/tokens/Add"), graphs.node(plain, "/head/Gemm")
@@ -235,29 +246,27 @@ def test_the_shift_of_a_graph_is_that_computed_by_hand() -> None:
         np.testing.assert_allclose(after[bias] - before[bias], expected[name], rtol=2e-3, atol=2e-7)
 
 
-@every_onnx
-def test_nothing_is_left_to_correct(backend: str, weights: str, activations: str | None) -> None:
+@every_onnx_variant
+def test_a_second_correction_of_a_graph_would_add_nothing(backend: str, weights: str, activations: str | None) -> None:
     rules, feed = graph_rules(weights, activations), graph_feed()
     plain = graphs.quantize(backend, branches(), rules, feed if activations else [])
     model = corrected(backend, branches(), rules, feed if activations else [], correct_on=feed)
     applied = backend_of(backend).applied(plain)
     assert backend_of(backend).applied(model) == applied
-    first, second = left(backend, branches(), plain, feed), left(backend, branches(), model, feed)
+    first, second = (remaining_shifts(backend, branches(), graph, feed) for graph in (plain, model))
     for name in applied:
         assert abs(second[name]).max() < (1e-7 if backend != "onnxruntime" else 3e-5)  # int32 has steps
         assert abs(second[name]).max() < 0.2 * abs(first[name]).max()
     # every layer had a bias, or an Add behind it
-    for graph in (plain, model):
-        assert len(graph.proto.initializer) == len(plain.proto.initializer)
-        assert Counter(node.op_type for node in graph.proto.node) == Counter(node.op_type for node in plain.proto.node)
-    errors = layer_errors(backend, branches(), plain, applied, feed)
-    after = layer_errors(backend, branches(), model, applied, feed)
-    assert all(after[name].outputs > errors[name].outputs for name in applied)
-    assert all(after[name].weights == errors[name].weights for name in applied)
+    assert len(model.proto.initializer) == len(plain.proto.initializer)
+    assert Counter(node.op_type for node in model.proto.node) == Counter(node.op_type for node in plain.proto.node)
+    before, after = (layer_errors(backend, branches(), graph, applied, feed) for graph in (plain, model))
+    assert all(after[name].outputs > before[name].outputs for name in applied)
+    assert all(after[name].weights == before[name].weights for name in applied)
 
 
-class Plain(nn.Module):
-    """Convolution, MatMul and Gemm without a bias; a MatMul is the output."""
+class WithoutBiases(nn.Module):
+    """A convolution and two linear layers without a bias; the last is a MatMul whose output is that of the graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,20 +279,21 @@ class Plain(nn.Module):
         return self.second(self.first(tokens))
 
 
-def plain_graph() -> Graph:
-    graph = exported(networks.seeded(Plain), torch.zeros(2, 3, 8, 8))
-    # a name that correction would give
+def graph_without_biases() -> Graph:
+    graph = exported(networks.seeded(WithoutBiases), torch.zeros(2, 3, 8, 8))
+    # the name that correction would give to a new node
     next(node for node in graph.proto.node if node.op_type == "Transpose").name = "/first/MatMul/bias_correction"
     return Graph(graph.model)
 
 
-@pytest.mark.parametrize("backend", ["modelopt.onnx", "onnxruntime"])
+@every_onnx_backend
 def test_layers_without_a_bias_get_one(backend: str, tmp_path: Path) -> None:
     rules = [graphs.rule(pattern) for pattern in ("Conv", "MatMul")]
-    plain = graphs.quantize(backend, plain_graph(), rules, graph_feed())
+    plain = graphs.quantize(backend, graph_without_biases(), rules, graph_feed())
     output = graphs.node(plain, "/first/MatMul").output[0]
-    model = corrected(backend, plain_graph(), rules, graph_feed())
-    assert max(abs(shift).max() for shift in left(backend, plain_graph(), model, graph_feed()).values()) < 3e-5
+    model = corrected(backend, graph_without_biases(), rules, graph_feed())
+    shifts = remaining_shifts(backend, graph_without_biases(), model, graph_feed())
+    assert all(abs(shift).max() < 3e-5 for shift in shifts.values())
     names = [node.name for node in model.proto.node]
     assert len(set(names)) == len(names)
     makers = graphs.made_by(model)
@@ -291,36 +301,33 @@ def test_layers_without_a_bias_get_one(backend: str, tmp_path: Path) -> None:
     assert len(model.readers[output]) == len(plain.readers[output])
     assert [value.name for value in model.proto.output] == ["scores"]
     path = graphs.saved(backend, model, tmp_path / "model.onnx")
-    loaded = backend_of(backend).load(path, plain_graph)
+    loaded = backend_of(backend).load(path, graph_without_biases)
     result = graphs.run(loaded, pictures(seed=1))
     np.testing.assert_array_equal(result, graphs.run(model, pictures(seed=1)))
-    assert graphs.error(result, graphs.run(plain_graph(), pictures(seed=1))) < 0.1
+    assert graphs.error(result, graphs.run(graph_without_biases(), pictures(seed=1))) < 0.1
     bias = graphs.node(model, "/stem/Conv").input[2]
     if backend == "onnxruntime":
         assert graphs.tensors(model)[makers[bias].input[0]].dtype == np.int32
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "fused.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        kinds = {node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node}
-        assert "QLinearConv" in kinds  # with a float bias it would be a float convolution
-        assert "Conv" not in kinds
+        op_types = {node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node}
+        assert "QLinearConv" in op_types  # with a float bias it would be a float convolution
+        assert "Conv" not in op_types
     else:
         assert graphs.tensors(model)[bias].dtype == np.float32
 
 
-@pytest.mark.parametrize("backend", ["modelopt.onnx", "onnxruntime"])
+@every_onnx_backend
 def test_a_shared_bias_is_corrected_for_each_layer(backend: str) -> None:
-    reference = branches()
-    left_, right = (graphs.node(reference, LAYERS[layer]) for layer in ("left", "right"))
-    right.input[2] = left_.input[2]
-    reference = Graph(reference.model)
-    shared = graphs.tensors(reference)[left_.input[2]]
+    reference = graphs.tied(2)
+    shared = graphs.tensors(reference)[graphs.node(reference, LAYERS["left"]).input[2]]
     model = corrected(backend, reference, [graphs.rule("left")], graph_feed())
     float_layer = graphs.node(model, LAYERS["right"])
     np.testing.assert_array_equal(graphs.tensors(model)[float_layer.input[2]], shared)
     model = corrected(backend, reference, [graphs.rule("left"), graphs.rule("right")], graph_feed())
-    rest = left(backend, reference, model, graph_feed())
-    assert all(abs(shift).max() < 3e-5 for shift in rest.values())
+    shifts = remaining_shifts(backend, reference, model, graph_feed())
+    assert all(abs(shift).max() < 3e-5 for shift in shifts.values())
 
 
 @pytest.mark.parametrize(("beta", "bias"), [(2.0, True), (0.0, True), (2.0, False)])
@@ -332,7 +339,7 @@ def test_the_bias_of_a_gemm_has_a_factor(beta: float, bias: bool) -> None:
         del gemm.input[2:]
     reference = Graph(reference.model)
     model = corrected("modelopt.onnx", reference, [graphs.rule("head")], graph_feed())
-    assert abs(left("modelopt.onnx", reference, model, graph_feed())["/head/Gemm"]).max() < 1e-7
+    assert abs(remaining_shifts("modelopt.onnx", reference, model, graph_feed())["/head/Gemm"]).max() < 1e-7
 
 
 def test_a_computed_bias_gets_an_add_behind_the_layer() -> None:
@@ -344,10 +351,10 @@ def test_a_computed_bias_gets_an_add_behind_the_layer() -> None:
     reference = Graph(reference.model)
     model = corrected("modelopt.onnx", reference, [graphs.rule("left")], graph_feed())
     assert graphs.node(model, "/left/Conv/bias_correction").op_type == "Add"
-    assert abs(left("modelopt.onnx", reference, model, graph_feed())["/left/Conv"]).max() < 1e-7
+    assert abs(remaining_shifts("modelopt.onnx", reference, model, graph_feed())["/left/Conv"]).max() < 1e-7
 
 
-def test_a_constant_that_others_read_as_well_stays_as_it_is() -> None:
+def test_a_constant_with_another_reader_is_not_changed() -> None:
     reference = branches()
     add = graphs.node(reference, "/tokens/Add")
     (index,) = (index for index, name in enumerate(add.input) if name in graphs.tensors(reference))
@@ -358,9 +365,9 @@ def test_a_constant_that_others_read_as_well_stays_as_it_is() -> None:
     model = corrected("modelopt.onnx", reference, [graphs.rule("tokens")], graph_feed())
     before, after = graphs.tensors(reference)[constant], graphs.tensors(model)
     np.testing.assert_array_equal(after[constant], before)
-    own = graphs.node(model, "/tokens/Add").input[index]
-    assert own != constant
-    assert not np.array_equal(after[own], before)
+    corrected_constant = graphs.node(model, "/tokens/Add").input[index]
+    assert corrected_constant != constant
+    assert not np.array_equal(after[corrected_constant], before)
 
 
 def test_a_float16_graph_is_refused() -> None:
@@ -371,9 +378,9 @@ def test_a_float16_graph_is_refused() -> None:
         "hint: take high_precision_dtype: fp16 out of quantize.backend_kwargs"
     )
     with pytest.raises(TaoqError) as error:
-        left("modelopt.onnx", branches(), model, graph_feed())
+        remaining_shifts("modelopt.onnx", branches(), model, graph_feed())
     assert str(error.value) == message
-    with pytest.raises(TaoqError) as error:  # before any work
+    with pytest.raises(TaoqError) as error:  # before calibration
         graphs.plan_of("modelopt.onnx", branches(), [graphs.rule("left")], options, bias_correction=True)
     assert str(error.value) == message
 
@@ -381,4 +388,4 @@ def test_a_float16_graph_is_refused() -> None:
 def test_a_graph_with_a_fixed_batch_is_corrected() -> None:
     reference, feed = branches(batch=4), graphs.feed(pictures(8, 1))
     model = corrected("onnxruntime", reference, [graphs.rule("left")], feed)
-    assert abs(left("onnxruntime", reference, model, feed)["/left/Conv"]).max() < 3e-5
+    assert abs(remaining_shifts("onnxruntime", reference, model, feed)["/left/Conv"]).max() < 3e-5

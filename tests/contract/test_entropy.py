@@ -13,6 +13,7 @@ from support.networks import (
     Untouched,
     backend_of,
     error,
+    every_modelopt_dtype,
     feed,
     images,
     normal,
@@ -36,15 +37,15 @@ def stem_range(algorithm: str, *data: Tensor, options: dict[str, Any] | None = N
 
 
 def heavy_tailed(seed: int = 0) -> Tensor:
-    """Many small values and a few large ones."""
+    """Many small values and a few large values."""
     return normal(64, 3, 12, 12, seed=seed) ** 3
 
 
 def test_entropy_cuts_off_a_heavy_tail() -> None:
     data = heavy_tailed()
-    top = float(data.abs().max())
-    assert stem_range("max", data) == top
-    assert data.abs().quantile(0.5) < stem_range("entropy", data) < 0.8 * top
+    largest = float(data.abs().max())
+    assert stem_range("max", data) == largest
+    assert data.abs().quantile(0.5) < stem_range("entropy", data) < 0.8 * largest
 
 
 def test_entropy_is_the_better_range_where_there_is_an_outlier() -> None:
@@ -90,8 +91,8 @@ def test_entropy_with_one_range_per_index_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3fn"])
-def test_entropy_with_weights_alone_opens_no_data(dtype: str) -> None:
+@every_modelopt_dtype
+def test_entropy_with_weights_alone_reads_no_data(dtype: str) -> None:
     layers = [rule("*", dtype, activations=False)]
     model = quantize(MODELOPT, tiny_net(), layers, Untouched(), algorithm="entropy")
     assert list(backend_of(MODELOPT).applied(model)) == ["stem", "fc1", "fc2"]
@@ -105,35 +106,35 @@ def test_options_of_entropy_reach_the_library() -> None:
 
 @pytest.fixture
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Bins of each histogram that the library searches, and the number of ranges it tries; it still does its work."""
-    found: list[tuple[int, int]] = []
-    compute = HistogramCalibrator.compute_amax
+    """Bins of each histogram that the library searches, and how many ranges it tries; recorded during calibration."""
+    searches: list[tuple[int, int]] = []
+    compute_amax = HistogramCalibrator.compute_amax
 
-    def watched(self: HistogramCalibrator, method: str, *, stride: int, start_bin: int) -> Tensor:
+    def record_and_compute(self: HistogramCalibrator, method: str, *, stride: int, start_bin: int) -> Tensor:
         bins = len(self._calib_hist)
-        found.append((bins, len(range(start_bin, bins + 1, stride))))
-        return compute(self, method, stride=stride, start_bin=start_bin)
+        searches.append((bins, len(range(start_bin, bins + 1, stride))))
+        return compute_amax(self, method, stride=stride, start_bin=start_bin)
 
-    monkeypatch.setattr(HistogramCalibrator, "compute_amax", watched)
-    return found
+    monkeypatch.setattr(HistogramCalibrator, "compute_amax", record_and_compute)
+    return searches
 
 
 @pytest.mark.parametrize("sigma", [0, 30])
 def test_an_outlier_does_not_make_the_search_long(sigma: int, searches: list[tuple[int, int]]) -> None:
-    late = images(2)
-    late[0, 0, 0, 0] = max(sigma, 1)
-    found = stem_range("entropy", images(1), late)
+    with_outlier = images(2)
+    with_outlier[0, 0, 0, 0] = max(sigma, 1)
+    largest = stem_range("entropy", images(1), with_outlier)
     ((_, candidates),) = searches
     assert 2 <= candidates <= 257
-    assert 1.5 < found < 6  # of values from a normal distribution
+    assert 1.5 < largest < 6  # the values are normally distributed
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.02], ids=["zeros", "small_values"])
 def test_a_first_batch_of_small_values_neither_breaks_nor_slows_entropy(
     scale: float, searches: list[tuple[int, int]]
 ) -> None:
-    found = stem_range("entropy", scale * images(1), images(2))
+    largest = stem_range("entropy", scale * images(1), images(2))
     ((bins, candidates),) = searches
     assert bins <= 2**14
     assert candidates <= 257
-    assert 1.5 < found < 6
+    assert 1.5 < largest < 6

@@ -1,4 +1,4 @@
-"""Errors, ranges and multiply-accumulates of layers: against what is computed by hand. Real libraries."""
+"""Errors, ranges and multiply-accumulates of layers, against values computed by hand. Real libraries."""
 
 from __future__ import annotations
 
@@ -7,46 +7,48 @@ import torch
 from torch import nn
 
 from support import graphs, networks
-from support.graphs import LAYERS, branches, pictures
-from support.networks import VARIANTS, backend_of, images, layer_errors, tiny_net
+from support.graphs import LAYERS, branches, every_onnx_variant, pictures
+from support.networks import backend_of, every_torch_variant, images, layer_errors, tiny_net
 from taoq.quantization.sqnr import EXACT, sqnr
 
-ONNX_VARIANTS = [("modelopt.onnx", "int8"), ("modelopt.onnx", "fp8_e4m3fn"), ("onnxruntime", "int8")]
 DECIBELS = {"int8": (30, 60), "fp8_e4m3fn": (25, 40), "fp8_e5m2": (20, 35)}
+"""Bounds of the errors of weights and outputs."""
 
 
-def test_decibels() -> None:
+def test_sqnr_in_decibels() -> None:
     assert sqnr(100.0, 1.0) == 20.0
     assert (sqnr(1.0, 0.0), sqnr(0.0, 0.0), sqnr(float("nan"), 1.0)) == (EXACT, None, None)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS])
+@every_torch_variant
 def test_errors_of_torch_layers(backend: str, dtype: str) -> None:
     model = networks.quantized_tiny_net(backend, dtype)
-    library = backend_of(backend)
-    names = list(library.applied(model))
-    found = layer_errors(backend, tiny_net(), model, names, networks.feed(images(5), images(6)))
+    names = list(backend_of(backend).applied(model))
+    errors = layer_errors(backend, tiny_net(), model, names, networks.feed(images(5), images(6)))
     low, high = DECIBELS[dtype]
-    assert all(low < found[name].weights < high and low < found[name].outputs < high for name in names)
-    reference = tiny_net()
-    seen = []
-    reference.fc1.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    assert all(low < errors[name].weights < high and low < errors[name].outputs < high for name in names)
+    reference, calls = tiny_net(), []
+    reference.fc1.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
     networks.run(reference, torch.cat([images(5), images(6)]))
-    ((inputs, output),) = seen
+    ((inputs, output),) = calls
     with torch.inference_mode():
         noise = float((model.fc1(inputs) - output).double().square().sum())
-    assert found["fc1"].outputs == pytest.approx(sqnr(float(output.double().square().sum()), noise), abs=0.01)
-    alone = layer_errors(backend, tiny_net(), model, names, [])
-    assert {name: error.outputs for name, error in alone.items()} == dict.fromkeys(names)
-    found_ranges = networks.ranges(backend, model)
+    assert errors["fc1"].outputs == pytest.approx(sqnr(float(output.double().square().sum()), noise), abs=0.01)
+    without_images = layer_errors(backend, tiny_net(), model, names, [])
+    assert {name: error.outputs for name, error in without_images.items()} == dict.fromkeys(names)
+
+
+@every_torch_variant
+def test_ranges_of_torch_layers(backend: str, dtype: str) -> None:
+    ranges = networks.ranges(backend, networks.quantized_tiny_net(backend, dtype))
     if backend == "torchao":
-        assert found_ranges == {}
+        assert ranges == {}
     else:
         largest = float(torch.cat([images(1), images(2)]).abs().max())
-        assert found_ranges["stem"] == pytest.approx((-largest, largest), rel=1e-3)
+        assert ranges["stem"] == pytest.approx((-largest, largest), rel=1e-3)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), ONNX_VARIANTS, ids=[" ".join(variant) for variant in ONNX_VARIANTS])
+@every_onnx_variant
 def test_errors_of_onnx_layers(backend: str, dtype: str) -> None:
     layers = [layer for layer in LAYERS if not (dtype != "int8" and layer == "stem")]
     model = graphs.quantize(
@@ -57,30 +59,32 @@ def test_errors_of_onnx_layers(backend: str, dtype: str) -> None:
     )
     names = [LAYERS[layer] for layer in layers]
     batches = graphs.feed(pictures(seed=1))
-    found = layer_errors(backend, branches(), model, names, batches)
+    errors = layer_errors(backend, branches(), model, names, batches)
     low, high = DECIBELS[dtype]
-    assert list(found) == names
-    assert all(low < error.weights < high and low < error.outputs < high for error in found.values())
+    assert list(errors) == names
+    assert all(low < error.weights < high and low < error.outputs < high for error in errors.values())
     # the first layer gets the same input in both graphs: its error is that of the network cut off behind it
-    first = graphs.quantize(backend, branches(), [graphs.rule("left", dtype, dtype)], graphs.feed(pictures()))
-    alone = layer_errors(backend, branches(), first, [LAYERS["left"]], batches)
-    assert alone[LAYERS["left"]].outputs == pytest.approx(found[LAYERS["left"]].outputs, abs=0.2)
-    low_, high_ = networks.ranges(backend, model)[LAYERS["left"]]
-    assert low_ == 0 if backend == "onnxruntime" else low_ == -high_
-    assert high_ > 0
-    assert set(networks.ranges(backend, model)) == set(names)
+    left = LAYERS["left"]
+    left_alone = graphs.quantize(backend, branches(), [graphs.rule("left", dtype, dtype)], graphs.feed(pictures()))
+    alone = layer_errors(backend, branches(), left_alone, [left], batches)
+    assert alone[left].outputs == pytest.approx(errors[left].outputs, abs=0.2)
+    ranges = networks.ranges(backend, model)
+    assert set(ranges) == set(names)
+    smallest, largest = ranges[left]
+    assert largest > 0
+    assert smallest == (0 if backend == "onnxruntime" else -largest)
 
 
 def test_weights_alone_have_no_range() -> None:
     model = graphs.quantize("onnxruntime", branches(), [graphs.rule("left", "int8", None)])
     assert networks.ranges("onnxruntime", model) == {}
-    found = layer_errors("onnxruntime", branches(), model, ["/left/Conv"], [])
-    assert found["/left/Conv"].outputs is None
-    assert found["/left/Conv"].weights > 30
+    errors = layer_errors("onnxruntime", branches(), model, ["/left/Conv"], [])
+    assert errors["/left/Conv"].outputs is None
+    assert errors["/left/Conv"].weights > 30
 
 
 class Shapes(nn.Module):
-    """A strided, a grouped and a transposed convolution, a linear layer on tokens that runs twice."""
+    """A strided, a grouped and a transposed convolution, and a linear layer on tokens that is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +98,7 @@ class Shapes(nn.Module):
         return self.tokens(self.tokens(features))
 
 
-def test_multiply_accumulates() -> None:
+def test_multiply_accumulates_of_a_network() -> None:
     model, image = Shapes(), torch.zeros(1, 3, 16, 16)
     by_hand = {
         "strided": 8 * 8 * 8 * 3 * 9,
@@ -107,12 +111,11 @@ def test_multiply_accumulates() -> None:
 
 
 def test_multiply_accumulates_of_a_graph() -> None:
-    found = networks.format_of("onnxruntime").macs(branches(), {"image": pictures(1)})
-    size = pictures(1).shape[-1] ** 2
-    assert found == {
-        "/stem/Conv": size * 32 * 3 * 9,
-        "/left/Conv": size * 32 * 32 * 9,
-        "/right/Conv": size * 32 * 32 * 9,
-        "/tokens/MatMul": size * 32 * 64,
+    pixels = pictures(1).shape[-1] ** 2
+    assert networks.format_of("onnxruntime").macs(branches(), {"image": pictures(1)}) == {
+        "/stem/Conv": pixels * 32 * 3 * 9,
+        "/left/Conv": pixels * 32 * 32 * 9,
+        "/right/Conv": pixels * 32 * 32 * 9,
+        "/tokens/MatMul": pixels * 32 * 64,
         "/head/Gemm": 64 * 10,
     }

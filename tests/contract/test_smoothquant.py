@@ -1,9 +1,7 @@
-"""SmoothQuant through modelopt.pytorch: factors computed by hand, parts of a plan, files, graphs. Real libraries."""
+"""SmoothQuant with modelopt.pytorch: factors, parts of a plan, files, exported graphs. Real libraries."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,12 @@ from torch import Tensor, nn
 
 from support import graphs, networks
 from support.networks import (
-    Tokens,
     backend_of,
+    bare,
     faults_of,
     feed,
+    fresh_bare,
+    fresh_tokens,
     images,
     layer_errors,
     notices,
@@ -32,10 +32,9 @@ from taoq.quantization.capability import check
 from taoq.quantization.formats.onnx.export import export_graph
 from taoq.quantization.formats.onnx.graph import Graph
 from taoq.quantization.formats.onnx.qdq import place_scales
-from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
+from taoq.quantization.spec import LayerSpec, TensorSpec
 
 NAME = "modelopt.pytorch"
-TESTS = Path(__file__).parents[1]
 HALF = {"alpha": 0.5}
 SMOOTHED = ["left", "right", "out"]
 
@@ -59,11 +58,11 @@ def quantized_corrected(build: Callable[[], nn.Module], algorithm: str = "smooth
 
 
 def inputs_of(name: str) -> Tensor:
-    """What the float network gives to a layer."""
-    reference, seen = tokens(), []
-    reference.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    """Inputs of a layer in the float network."""
+    reference, layer_inputs = tokens(), []
+    reference.get_submodule(name).register_forward_pre_hook(lambda _, inputs: layer_inputs.append(inputs[0]))
     networks.run(reference, torch.cat([images(1), images(2)]))
-    return seen[0]
+    return layer_inputs[0]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
@@ -73,9 +72,9 @@ def test_factors_weights_and_ranges_are_those_of_the_paper(alpha: float) -> None
     ranges = networks.ranges(NAME, model)
     assert scales["stem"].smoothing is None
     for name in SMOOTHED:
-        given = inputs_of(name).flatten(0, -2).abs().amax(0)
+        input_maxima = inputs_of(name).flatten(0, -2).abs().amax(0)
         weight = tokens().get_parameter(f"{name}.weight")
-        factors = (weight.abs().amax(0) ** (1 - alpha) / given**alpha).clamp(1e-4, 1e4).detach()
+        factors = (weight.abs().amax(0) ** (1 - alpha) / input_maxima**alpha).clamp(1e-4, 1e4).detach()
         torch.testing.assert_close(torch.tensor(scales[name].smoothing), factors, rtol=1e-5, atol=0)
         smoothed = (weight / factors).detach()
         steps = smoothed.abs().amax(1) / 127
@@ -83,18 +82,18 @@ def test_factors_weights_and_ranges_are_those_of_the_paper(alpha: float) -> None
         stored = (model.get_submodule(name).weight.data.int() * steps[:, None]).float()
         assert float((stored - smoothed).abs().div(steps[:, None]).max()) < 0.501
         torch.testing.assert_close(state[f"{name}.weight"], stored * factors, rtol=1e-5, atol=1e-9)
-        assert scales[name].activations == pytest.approx(float((given * factors).max()) / 127, rel=1e-5)
-        high = float(((given * factors).max() / factors).max())
+        assert scales[name].activations == pytest.approx(float((input_maxima * factors).max()) / 127, rel=1e-5)
+        high = float(((input_maxima * factors).max() / factors).max())
         assert ranges[name] == (pytest.approx(-high, rel=1e-4), pytest.approx(high, rel=1e-4))
 
 
-def test_a_loud_channel_costs_less() -> None:
+def test_a_channel_of_large_values_costs_less() -> None:
     library, noise = backend_of(NAME), {}
     for algorithm in ("max", "smoothquant"):
         model = quantized(algorithm=algorithm)
         errors = layer_errors(NAME, tokens(), model, list(library.applied(model)), batches())
         noise[algorithm] = {name: error.outputs for name, error in errors.items()}
-        assert all(20 < error.weights < 60 for error in errors.values())  # on the footing of the float weights
+        assert all(20 < error.weights < 60 for error in errors.values())  # compared without the factors
     assert noise["smoothquant"]["stem"] == pytest.approx(noise["max"]["stem"], abs=0.01)
     assert all(noise["smoothquant"][name] > noise["max"][name] + 3 for name in SMOOTHED)
 
@@ -102,19 +101,19 @@ def test_a_loud_channel_costs_less() -> None:
 def test_parts_of_a_plan() -> None:
     library = backend_of(NAME)
     plan = networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "*"), algorithm="smoothquant")
-    ready = networks.calibrate(NAME, tokens(), plan, batches(), options=HALF)
-    for part in ([], ["left"], ["left", "right", "out"], ["right", "stem"], ["out"], []):
-        model = ready.with_only([item for item in plan.quantized if item.layer.name in part])
-        found = networks.run(model, images())
-        assert set(library.applied(model)) == set(part)
-        if part:
-            alone = quantized(*[networks.rule(name, "int8") for name in part])
-            torch.testing.assert_close(found, networks.run(alone, images()), rtol=1e-5, atol=1e-5)
+    calibrated = networks.calibrate(NAME, tokens(), plan, batches(), options=HALF)
+    for names in ([], ["left"], ["left", "right", "out"], ["right", "stem"], ["out"], []):
+        model = calibrated.with_only([layer_plan for layer_plan in plan.quantized if layer_plan.layer.name in names])
+        output = networks.run(model, images())
+        assert set(library.applied(model)) == set(names)
+        if names:
+            alone = quantized(*[networks.rule(name, "int8") for name in names])
+            torch.testing.assert_close(output, networks.run(alone, images()), rtol=1e-5, atol=1e-5)
         else:
-            assert torch.equal(found, networks.run(tokens(), images()))
-    alone = layer_errors(NAME, tokens(), ready.with_only(plan.quantized), ["left"], batches())
-    again = layer_errors(NAME, tokens(), quantized(), ["left"], batches())
-    assert alone["left"].weights == pytest.approx(again["left"].weights, abs=1e-3)
+            assert torch.equal(output, networks.run(tokens(), images()))
+    tried = layer_errors(NAME, tokens(), calibrated.with_only(plan.quantized), ["left"], batches())
+    expected = layer_errors(NAME, tokens(), quantized(), ["left"], batches())
+    assert tried["left"].weights == pytest.approx(expected["left"].weights, abs=1e-3)
 
 
 def test_activations_alone_are_smoothed_and_weights_alone_are_not() -> None:
@@ -132,53 +131,39 @@ def test_activations_alone_are_smoothed_and_weights_alone_are_not() -> None:
     assert scales["left"].smoothing is not None
     assert scales["out"].smoothing is None
     torch.testing.assert_close(state["left.weight"], tokens().left.weight.detach(), rtol=1e-6, atol=1e-9)
-    exported = placed(model)
-    result = graphs.run(exported, images())
+    result = graphs.run(exported(model), images())
     assert graphs.error(result, networks.run(model, images()).numpy()) < 0.01
 
 
-RELOAD = """
-import sys
-from pathlib import Path
-import torch
-from support.networks import Tokens, backend_of, fresh_bare, images, run
-builds = {"tokens": lambda: Tokens().eval(), "bare": fresh_bare}
-for path in Path(sys.argv[1]).glob("*.pth"):
-    backend, network = path.stem.split(" ")
-    torch.save(run(backend_of(backend).load(path, builds[network]), images()), path.with_suffix(".output"))
-"""
-
-
 def test_a_reloaded_model_is_the_same_in_a_new_process(tmp_path: Path) -> None:
-    """With bias correction, which gives layers a bias that a fresh network has not."""
-    models = {
-        f"{NAME} tokens": quantized_corrected(tokens),
-        f"{NAME} bare": quantized_corrected(networks.bare, algorithm="max"),
-        "torchao bare": networks.quantize_corrected(
-            "torchao", networks.bare, networks.rules("torchao", "int8", "*"), correct_on=batches()
+    """With bias correction too, which adds a bias to layers that have none in a fresh network."""
+    torchao_rules = networks.rules("torchao", "int8", "*")
+    models = [
+        (NAME, fresh_tokens, quantized_corrected(tokens)),
+        (NAME, fresh_bare, quantized_corrected(bare, algorithm="max")),
+        (
+            "torchao",
+            fresh_bare,
+            networks.quantize_corrected("torchao", bare, torchao_rules, correct_on=batches()),
         ),
-    }
-    outputs = {}
-    for name, model in models.items():
-        backend_of(name.partition(" ")[0]).save(model, tmp_path / f"{name}.pth", {})
-        outputs[name] = networks.run(model, images())
-    words = [sys.executable, "-c", RELOAD, str(tmp_path)]
-    process = subprocess.run(words, cwd=TESTS, capture_output=True, text=True)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
-    for name, output in outputs.items():
-        assert torch.equal(torch.load(tmp_path / f"{name}.output", weights_only=True), output)
-    model = models[f"{NAME} tokens"]
-    loaded = backend_of(NAME).load(tmp_path / f"{NAME} tokens.pth", lambda: Tokens().eval())
+    ]
+    for output, (_, _, model) in zip(networks.outputs_in_a_new_process(models, tmp_path), models, strict=True):
+        assert torch.equal(output, networks.run(model, images()))
+
+
+def test_a_reloaded_model_has_the_same_layers_and_tensors(tmp_path: Path) -> None:
+    model = quantized_corrected(tokens)
+    loaded = networks.saved_and_loaded(NAME, model, fresh_tokens, tmp_path / "payload.pth")
     assert backend_of(NAME).applied(loaded) == backend_of(NAME).applied(model)
     assert networks.parts(loaded).keys() == networks.parts(model).keys()
     assert "left.bias" in loaded.state_dict()
 
 
-def placed(model: nn.Module) -> Graph:
+def exported(model: nn.Module, build: Callable[[], nn.Module] = fresh_tokens) -> Graph:
     """The graph that export makes of a quantized model."""
     library = backend_of(NAME)
     state, scales = library.dequantized(model)
-    network = Tokens().eval()
+    network = build()
     network.load_state_dict(dict(state), assign=True)
     graph = export_graph(network, {"image": images()}, ["scores"], opset=19, dynamic=True, fold=False)
     place_scales(graph, library.applied(model), scales)
@@ -186,20 +171,21 @@ def placed(model: nn.Module) -> Graph:
     return graph
 
 
-def test_the_plain_weights_are_the_float_network_s() -> None:
+def test_dequantized_weights_fit_the_float_network() -> None:
     state, _ = backend_of(NAME).dequantized(quantized())
-    network = Tokens().eval()
+    network = fresh_tokens()
     network.load_state_dict(dict(state))
     assert 0 < networks.error(networks.run(network, images()), networks.run(tokens(), images())) < 0.03
 
 
-def test_an_exported_graph_multiplies_what_a_smoothed_layer_reads() -> None:
+def test_an_exported_graph_multiplies_the_inputs_of_smoothed_layers() -> None:
     library, model = backend_of(NAME), quantized()
-    graph = placed(model)
+    graph = exported(model)
     result = graphs.run(graph, images())
     assert graphs.error(result, networks.run(model, images()).numpy()) < 1e-3
-    makers, _, scales = graphs.made_by(graph), *library.dequantized(model)
-    factors = []
+    makers = graphs.made_by(graph)
+    _, scales = library.dequantized(model)
+    unsmoothed_inputs = []
     layers = {"left": "/left/MatMul", "right": "/right/MatMul", "out": "/out/Gemm", "stem": "/stem/Conv"}
     for name, layer in layers.items():
         quantize = makers[makers[graphs.node(graph, layer).input[0]].input[0]]
@@ -209,12 +195,13 @@ def test_an_exported_graph_multiplies_what_a_smoothed_layer_reads() -> None:
             continue
         assert maker.op_type == "Mul"
         np.testing.assert_array_equal(graphs.tensors(graph)[maker.input[1]], scales[name].smoothing)
-        factors.append(maker.input[0])
+        unsmoothed_inputs.append(maker.input[0])
         stored, _ = graphs.weight_parts(graph, layer)
         expected = model.get_submodule(name).weight.data.numpy()
         np.testing.assert_array_equal(stored, expected.T if layer.endswith("MatMul") else expected)
-    assert factors[0] == factors[1]  # both read one tensor, each through factors of its own
-    # nothing else reads what was multiplied, and no float weight is left
+    left, right, _ = unsmoothed_inputs
+    assert left == right  # each multiplies the same tensor with factors of its own
+    # nothing else is multiplied, and no float weight is left
     assert sum(node.op_type == "Mul" for node in graph.proto.node) == 3
     assert not any(value.dtype == np.float32 and value.ndim >= 2 for value in graphs.tensors(graph).values())
 
@@ -228,20 +215,15 @@ def test_a_layer_that_is_called_twice_has_one_weight_in_the_graph() -> None:
         def forward(self, image: Tensor) -> Tensor:
             return self.fc(self.fc(image.mean((2, 3))))
 
-    library = backend_of(NAME)
     model = quantized(networks.rule("fc", "int8"), model=networks.seeded(Twice).eval())
-    state, scales = library.dequantized(model)
-    network = Twice().eval()
-    network.load_state_dict(dict(state))
-    graph = export_graph(network, {"image": images()}, ["scores"], opset=19, dynamic=True, fold=False)
-    place_scales(graph, library.applied(model), scales)
+    graph = exported(model, lambda: Twice().eval())
     assert sum(value.dtype == np.int8 and value.ndim == 2 for value in graphs.tensors(graph).values()) == 1
     result = graphs.run(graph, images())
     assert graphs.error(result, networks.run(model, images()).numpy()) < 1e-5
 
 
-class Pinched(nn.Module):
-    """A linear layer with one input channel, or one with a channel that is always zero and has no weight."""
+class Unsmoothable(nn.Module):
+    """A linear layer with a single input channel, or with a channel whose input and weights are zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -256,14 +238,14 @@ class Pinched(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("channels", "why"), [(1, "fc has only one channel to smooth"), (2, "pre_quant_scale should be positive")]
+    ("channels", "reason"), [(1, "fc has only one channel to smooth"), (2, "pre_quant_scale should be positive")]
 )
-def test_what_modelopt_cannot_smooth_is_an_error(channels: int, why: str) -> None:
-    model = Pinched(channels).eval()
+def test_a_network_that_modelopt_cannot_smooth_is_an_error(channels: int, reason: str) -> None:
+    model = Unsmoothable(channels).eval()
     with pytest.raises(TaoqError) as error:
         quantized(networks.rule("fc", "int8"), model=model)
     assert str(error.value) == (
-        f"quantize.algorithm: ModelOpt's SmoothQuant does not take this network: {why}\nhint: write algorithm: max"
+        f"quantize.algorithm: ModelOpt's SmoothQuant does not take this network: {reason}\nhint: write algorithm: max"
     )
 
 
@@ -287,7 +269,7 @@ def test_options_are_checked(options: dict[str, Any], fault: Fault) -> None:
     assert faults_of(NAME, HALF, "max") != []
 
 
-def test_layers_that_are_not_smoothed_are_named() -> None:
+def test_a_notice_names_the_layers_that_are_not_smoothed() -> None:
     plan = networks.plan_of(NAME, tokens(), networks.rules(NAME, "int8", "*"), algorithm="smoothquant")
     assert notices(plan) == [
         "quantize.algorithm: smoothquant smooths linear layers with quantized inputs;"
@@ -310,12 +292,10 @@ def test_layers_that_are_not_smoothed_are_named() -> None:
     ],
     ids=["torchao", "modelopt.onnx", "onnxruntime"],
 )
-def test_other_backends_refuse_it(backend: str, instead: str) -> None:
-    support = backend_of(backend).capability
-    rules = [networks.rule("*", "int8")]
-    section = QuantizeSpec(backend=backend, mode=support.modes[0], device="cpu", layers=rules, algorithm="smoothquant")
+def test_backends_without_smoothquant_refuse_it(backend: str, instead: str) -> None:
+    section = networks.section_of(backend, [networks.rule("*", "int8")], algorithm="smoothquant")
     with pytest.raises(SpecError) as error:
-        check(section, support)
+        check(section, backend_of(backend).capability)
     assert str(error.value) == (
         f"quantize.algorithm: backend {backend} has no algorithm smoothquant\n"
         f"hint: write {instead}, or choose a backend that has smoothquant"

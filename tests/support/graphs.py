@@ -1,4 +1,4 @@
-"""Small ONNX graphs, and the road from rules to a quantized graph without the command line."""
+"""Small ONNX graphs, and quantizing them from rules without the command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -28,10 +29,15 @@ from taoq.runtimes.onnxruntime import RUNTIME
 __all__ = ["plan_of"]
 
 MODELOPT, ORT = "modelopt.onnx", "onnxruntime"
+VARIANTS = ((MODELOPT, "int8"), (MODELOPT, "fp8_e4m3fn"), (ORT, "int8"))
+every_onnx_variant = pytest.mark.parametrize(
+    ("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS]
+)
+every_onnx_backend = pytest.mark.parametrize("backend", [MODELOPT, ORT])
 
 
 class Branches(nn.Module):
-    """A stem of three channels, two convolutions that read its output, one behind each, MatMul and Gemm."""
+    """A convolution of three channels, two convolutions that read its output, a MatMul and a Gemm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +55,7 @@ class Branches(nn.Module):
 
 
 class Heavy(nn.Module):
-    """Almost all of it is one weight."""
+    """A single linear layer, whose weight is almost the whole file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,11 +72,11 @@ LAYERS = {
     "tokens": "/tokens/MatMul",
     "head": "/head/Gemm",
 }
-"""Node names of Branches, by module."""
+"""Node names of Branches by module."""
 
 
 def exported(network: nn.Module, example: Tensor, *, dynamic: bool = True) -> Graph:
-    """A network as a prepared graph; its input is `image`, its output `scores`."""
+    """Export a network as a prepared graph with the input `image` and the output `scores`."""
     graph = export_graph(network, {"image": example}, ["scores"], opset=19, dynamic=dynamic, fold=True)
     return onnx_layers.prepare(graph, "model.onnx")
 
@@ -82,7 +88,7 @@ def _exported(build: type[nn.Module], *, size: int, batch: int | None) -> bytes:
 
 
 def branches(batch: int | None = None) -> Graph:
-    """Branches for images of 8 x 8, prepared, always the same; without a batch of its own it takes any."""
+    """Branches for images of 8 x 8, prepared, always the same; of a fixed batch size, or of any."""
     return Graph(onnx.ModelProto.FromString(_exported(Branches, size=8, batch=batch)))
 
 
@@ -100,7 +106,7 @@ def feed(*tensors: Tensor) -> list[Inputs]:
 
 
 def rule(pattern: str, weights: str = "int8", activations: str | None = "int8", axis: int | None = None) -> LayerSpec:
-    """A rule; a dtype of None says nothing."""
+    """A rule; without activations if their dtype is None."""
     return LayerSpec(
         module_name=pattern,
         weights=TensorSpec(dtype=weights, quant_axis=axis),
@@ -119,44 +125,54 @@ def quantize(
 ) -> Graph:
     """Plan, quantize a copy, and verify that the library did what the plan says, as the pipeline does."""
     plan = plan_of(backend, graph.copy(), list(layers), options, **fields)
-    ready = calibrate(backend, graph.copy(), plan, batches, options=options, cache=cache)
-    assert not ready.left_out(plan)
-    found = ready.quantize(plan)
-    verify(plan, backend_of(backend).applied(found))
-    return found
+    calibrated = calibrate(backend, graph.copy(), plan, batches, options=options, cache=cache)
+    assert not calibrated.left_out(plan)
+    quantized = calibrated.quantize(plan)
+    verify(plan, backend_of(backend).applied(quantized))
+    return quantized
 
 
 def corrected(backend: str, graph: Graph, layers: Sequence[LayerSpec], batches: Iterable[Inputs], **more: Any) -> Graph:
-    """The same with corrected biases; the result is a valid graph."""
-    found = quantize_corrected(backend, graph.copy, list(layers), batches, **more)
-    onnx.checker.check_model(found.model, full_check=True)
-    return found
+    """Quantize a copy with corrected biases, and check that the result is a valid graph."""
+    quantized = quantize_corrected(backend, graph.copy, list(layers), batches, **more)
+    onnx.checker.check_model(quantized.model, full_check=True)
+    return quantized
 
 
 def node(model: Graph, name: str) -> onnx.NodeProto:
-    (found,) = (node for node in model.proto.node if node.name == name)
-    return found
+    """The node of a name."""
+    (match,) = (node for node in model.proto.node if node.name == name)
+    return match
+
+
+def tied(index: int) -> Graph:
+    """Branches whose left and right share their weight (1) or their bias (2), as exporters store equal tensors once."""
+    model = branches()
+    node(model, "/right/Conv").input[index] = node(model, "/left/Conv").input[index]
+    return Graph(model.model)
 
 
 def tensors(model: Graph) -> dict[str, Any]:
+    """Stored tensors by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto.initializer}
 
 
 def made_by(model: Graph) -> dict[str, onnx.NodeProto]:
+    """The node that computes each tensor, by the name of the tensor."""
     return {name: node for node in model.proto.node for name in node.output}
 
 
 def dequantized_inputs(model: Graph) -> dict[str, list[int]]:
-    """Which of the first two inputs of each layer come from a DequantizeLinear: an own reading, without `applied`."""
+    """Which of the first two inputs of each layer come from a DequantizeLinear; read without taoq's `applied`."""
     makers = made_by(model)
-    found = {}
-    for item in model.proto.node:
-        if item.op_type in onnx_layers.TYPES:
-            sources = [makers.get(name) for name in item.input[:2]]
+    dequantized = {}
+    for layer in model.proto.node:
+        if layer.op_type in onnx_layers.TYPES:
+            sources = [makers.get(name) for name in layer.input[:2]]
             indices = [index for index, source in enumerate(sources) if source and source.op_type == "DequantizeLinear"]
             if indices:
-                found[item.name] = indices
-    return found
+                dequantized[layer.name] = indices
+    return dequantized
 
 
 def input_scale(model: Graph, name: str) -> float:
@@ -165,14 +181,24 @@ def input_scale(model: Graph, name: str) -> float:
     return float(tensors(model)[dequantize.input[1]])
 
 
+def input_scales(model: Graph) -> dict[str, float]:
+    """Scales of all the quantized inputs of layers."""
+    return {name: input_scale(model, name) for name, indices in dequantized_inputs(model).items() if 0 in indices}
+
+
+def weight_of(model: Graph, name: str) -> Any:
+    """The weight of a layer that is not quantized."""
+    return tensors(model)[node(model, name).input[1]]
+
+
 def weight_parts(model: Graph, name: str) -> tuple[Any, Any]:
-    """Stored numbers and scales of a layer's quantized weight."""
+    """Stored values and scales of a layer's quantized weight."""
     dequantize, values = made_by(model)[node(model, name).input[1]], tensors(model)
     return values[dequantize.input[0]], values[dequantize.input[1]]
 
 
 def run(model: Graph, images: Tensor) -> Any:
-    """The first output; at the level at which onnxruntime has kernels for float8."""
+    """The first output; computed at the optimization level at which onnxruntime has float8 kernels."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(model.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -180,7 +206,7 @@ def run(model: Graph, images: Tensor) -> Any:
 
 
 def run_file(path: Path, images: Tensor) -> Any:
-    """The first output of a file, as the runtime of taoq runs it."""
+    """The output of a file of Branches, as taoq's runtime computes it."""
     runtime = RUNTIME.open(
         read_graph(path), path, {"image": images[:1]}, {"scores": OutputSpec(("N", 10))}, "cpu", "device", {}
     )

@@ -1,12 +1,16 @@
-"""Small torch networks, and the road from rules to a quantized model without the command line."""
+"""Small torch networks, and quantizing them from rules without the command line."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,9 +22,11 @@ from taoq.quantization.capability import check
 from taoq.quantization.dtypes import DTYPES
 from taoq.quantization.formats import load_format
 from taoq.quantization.plan import resolve, verify
+from taoq.quantization.ranges import RangeCache
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.quantization.types import LayerError, PerAxis, PerTensor, QuantizationPlan, Scheme
 
+TESTS = Path(__file__).parents[1]
 VARIANTS = (
     ("torchao", "int8"),
     ("torchao", "fp8_e4m3fn"),
@@ -29,6 +35,12 @@ VARIANTS = (
     ("modelopt.pytorch", "fp8_e4m3fn"),
 )
 BACKENDS = ("torchao", "modelopt.pytorch")
+every_torch_variant = pytest.mark.parametrize(
+    ("backend", "dtype"), VARIANTS, ids=[" ".join(variant) for variant in VARIANTS]
+)
+every_torch_backend = pytest.mark.parametrize("backend", BACKENDS)
+every_algorithm = pytest.mark.parametrize("algorithm", ["max", "entropy"])
+every_modelopt_dtype = pytest.mark.parametrize("dtype", ["int8", "fp8_e4m3fn"])
 
 
 class TinyNet(nn.Module):
@@ -55,7 +67,7 @@ def tiny_net() -> TinyNet:
 
 
 def fresh_tiny_net() -> TinyNet:
-    """A TinyNet with weights of its own, as a loader gets it."""
+    """A TinyNet with random weights, which loading replaces."""
     return TinyNet().eval()
 
 
@@ -77,10 +89,12 @@ class Bare(nn.Module):
 
 
 def bare() -> nn.Module:
+    """A Bare, always the same, in eval mode."""
     return seeded(Bare).eval()
 
 
 def fresh_bare() -> nn.Module:
+    """A Bare with random weights, which loading replaces."""
     return Bare().eval()
 
 
@@ -102,7 +116,18 @@ class Tokens(nn.Module):
 
 
 def tokens() -> Tokens:
+    """A Tokens, always the same, in eval mode."""
     return seeded(Tokens).eval()
+
+
+def fresh_tokens() -> Tokens:
+    """A Tokens with random weights, which loading replaces."""
+    return Tokens().eval()
+
+
+def linears(*sizes: int) -> nn.Sequential:
+    """Linear layers in a row, always the same, in eval mode."""
+    return seeded(lambda: nn.Sequential(*itertools.starmap(nn.Linear, itertools.pairwise(sizes)))).eval()
 
 
 def seeded(build: Callable[[], nn.Module]) -> Any:
@@ -125,10 +150,10 @@ def feed(*tensors: Tensor) -> list[Inputs]:
 
 
 class Untouched:
-    """Batches that nobody may go through."""
+    """Batches that fail when they are read."""
 
     def __iter__(self) -> Iterator[Inputs]:
-        raise AssertionError("the batches were opened")
+        raise AssertionError("the batches were read")
 
 
 @functools.cache
@@ -136,21 +161,29 @@ def backend_of(name: str) -> Any:
     return load_backend(name)
 
 
-def rule(pattern: str, dtype: str, *, activations: bool = True, **axes: int) -> LayerSpec:
-    """A rule with one dtype; `weight_axis` and `input_axis` set quant_axis."""
+def rule(
+    pattern: str,
+    dtype: str,
+    *,
+    activations: bool = True,
+    weight_axis: int | None = None,
+    input_axis: int | None = None,
+) -> LayerSpec:
+    """A rule with the same dtype for weights and activations, or for weights alone."""
     return LayerSpec(
         module_name=pattern,
-        weights=TensorSpec(dtype=dtype, quant_axis=axes.get("weight_axis")),
-        activations=TensorSpec(dtype=dtype, quant_axis=axes.get("input_axis")) if activations else None,
+        weights=TensorSpec(dtype=dtype, quant_axis=weight_axis),
+        activations=TensorSpec(dtype=dtype, quant_axis=input_axis) if activations else None,
     )
 
 
 def rules(backend: str, dtype: str, *patterns: str) -> list[LayerSpec]:
-    """One rule a pattern; activations too where the backend has them."""
+    """A rule for each pattern; with activations if the backend quantizes them."""
     return [rule(pattern, dtype, activations=backend != "torchao") for pattern in patterns]
 
 
 def section_of(backend: str, layers: list[LayerSpec], **fields: Any) -> QuantizeSpec:
+    """A quantize section in the first mode of a backend."""
     mode = backend_of(backend).capability.modes[0]
     return QuantizeSpec(backend=backend, mode=mode, layers=list(layers), device="cpu", **fields)
 
@@ -167,10 +200,17 @@ def plan_of(
     return resolve(section, library.layers(model, section.backend_kwargs), library.capability, notices)
 
 
-def calibrate(backend: str, model: Any, plan: QuantizationPlan, batches: Any, **more: Any) -> Any:
-    """The calibrated model; `options` and `cache` as the backend takes them."""
-    options, cache = more.get("options") or {}, more.get("cache")
-    return backend_of(backend).calibrate(model, plan, batches, options, device="cpu", cache=cache)
+def calibrate(
+    backend: str,
+    model: Any,
+    plan: QuantizationPlan,
+    batches: Iterable[Inputs],
+    *,
+    options: Mapping[str, Any] | None = None,
+    cache: RangeCache | None = None,
+) -> Any:
+    """The calibrated model."""
+    return backend_of(backend).calibrate(model, plan, batches, options or {}, device="cpu", cache=cache)
 
 
 def quantize(
@@ -183,21 +223,51 @@ def quantize(
 ) -> nn.Module:
     """Plan, quantize, and verify that the library did what the plan says, as the pipeline does."""
     plan = plan_of(backend, model, layers, options, **fields)
-    ready = calibrate(backend, model, plan, batches, options=options)
-    assert not ready.left_out(plan)
-    quantized = ready.quantize(plan)
+    calibrated = calibrate(backend, model, plan, batches, options=options)
+    assert not calibrated.left_out(plan)
+    quantized = calibrated.quantize(plan)
     verify(plan, backend_of(backend).applied(quantized))
     return quantized
 
 
 def quantized_tiny_net(backend: str, dtype: str) -> nn.Module:
-    """A TinyNet with every layer quantized that the backend can quantize."""
+    """A TinyNet with all the layers quantized that the backend can quantize."""
     return quantize(backend, tiny_net(), rules(backend, dtype, "*"), feed(images(1), images(2)))
 
 
 def saved_and_loaded(backend: str, model: nn.Module, build: Callable[[], nn.Module], path: Path) -> nn.Module:
     backend_of(backend).save(model, path, {})
     return backend_of(backend).load(path, build)
+
+
+RELOAD = """
+import sys
+from pathlib import Path
+import torch
+from support import networks
+for path in Path(sys.argv[1]).glob("*.pth"):
+    _, backend, build = path.stem.split()
+    model = networks.backend_of(backend).load(path, getattr(networks, build))
+    torch.save(networks.run(model, networks.images()), path.with_suffix(".output"))
+"""
+
+
+def outputs_in_a_new_process(
+    models: Sequence[tuple[str, Callable[[], nn.Module], nn.Module]], folder: Path
+) -> list[Tensor]:
+    """Save models, load them in a new process, and compute their outputs for `images()` there.
+
+    Args:
+        models: For each, the backend, the function of this file that builds its float network, and the quantized model.
+        folder: Where the payloads are written.
+    """
+    stems = [f"{index} {backend} {build.__name__}" for index, (backend, build, _) in enumerate(models)]
+    for stem, (backend, _, model) in zip(stems, models, strict=True):
+        backend_of(backend).save(model, folder / f"{stem}.pth", {})
+    process = subprocess.run([sys.executable, "-c", RELOAD, str(folder)], cwd=TESTS, capture_output=True, text=True)
+    # the libraries print and warn a lot: none of it reaches the screen
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    return [torch.load(folder / f"{stem}.output", weights_only=True) for stem in stems]
 
 
 def run(model: nn.Module, *inputs: Tensor) -> Tensor:
@@ -211,25 +281,25 @@ def error(result: Tensor, reference: Tensor) -> float:
 
 
 def parts(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with quantized tensors taken apart into their plain tensors."""
-    found: dict[str, Tensor] = {}
+    """The state dict, each quantized tensor of torchao replaced by the plain tensors that it consists of."""
+    tensors: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if hasattr(value, "__tensor_flatten__"):
-            found |= {f"{name}.{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
+            tensors |= {f"{name}.{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
         else:
-            found[name] = value.detach().clone()
-    return found
+            tensors[name] = value.detach().clone()
+    return tensors
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """Bit-equal, dtype and shape included; float8 too."""
+    """Whether dtype, shape and bits are equal; float8 has no `torch.equal`."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     return first.contiguous().view(-1).view(torch.uint8).equal(second.contiguous().view(-1).view(torch.uint8))
 
 
 def scheme(dtype: str, axis: int | None = None, *, symmetric: bool = True) -> Scheme:
-    """One scale, or one per index of an axis."""
+    """A scheme with a single scale, or a scale for each index of an axis."""
     return Scheme(DTYPES[dtype], PerTensor() if axis is None else PerAxis(axis), symmetric)
 
 
@@ -249,15 +319,18 @@ def format_of(backend: str) -> Any:
 
 
 def float_size(backend: str, model: Any) -> int:
+    """Bytes of the float model."""
     return format_of(backend).size(model)
 
 
 def layer_errors(backend: str, reference: Any, model: Any, names: Any, batches: Any) -> Mapping[str, LayerError]:
+    """Errors of layers of a quantized model against a float reference."""
     weight = backend_of(backend).weight
     return format_of(backend).layer_errors(reference, model, list(names), batches, weight, device="cpu")
 
 
 def bias_shifts(backend: str, reference: Any, model: Any, names: Any, batches: Any) -> Mapping[str, Any]:
+    """Shifts that correct the biases of layers of a quantized model."""
     return format_of(backend).bias_shifts(reference, model, list(names), batches, device="cpu")
 
 
@@ -272,17 +345,17 @@ def quantize_corrected(
 ) -> Any:
     """Quantize with corrected biases, as the pipeline does; `build` gives the float model each time it is called."""
     plan = plan_of(backend, build(), layers, options, **fields)
-    ready = calibrate(backend, build(), plan, batches, options=options)
+    calibrated = calibrate(backend, build(), plan, batches, options=options)
     names = [item.layer.name for item in plan.quantized]
     feed = batches if correct_on is None else correct_on
-    shifts = bias_shifts(backend, build(), ready.with_only(plan.quantized), names, feed)
-    model = ready.quantize(plan, shifts)
+    shifts = bias_shifts(backend, build(), calibrated.with_only(plan.quantized), names, feed)
+    model = calibrated.quantize(plan, shifts)
     verify(plan, backend_of(backend).applied(model))
     return model
 
 
 def faults_of(backend: str, options: Mapping[str, Any], algorithm: str = "max") -> list[Any]:
-    """What a backend says about `backend_kwargs`."""
+    """Faults that a backend finds in `backend_kwargs`."""
     section = section_of(backend, [rule("*", "int8")], algorithm=algorithm, backend_kwargs=dict(options))
     return backend_of(backend).check(section)
 
