@@ -142,9 +142,25 @@ def stroke_color(behind: NDArray[np.float32], chance: Chance) -> NDArray[np.floa
     return first if abs(float(first.mean() - behind.mean())) >= MIN_CONTRAST else second
 
 
-def make_scene(source: Source, chance: Chance) -> tuple[NDArray[np.uint8], list[Box]]:
-    """One to five digits on a photograph: the pixels (height, width, RGB) and the boxes."""
+@dataclass(frozen=True)
+class Scene:
+    """One to five digits on a photograph.
+
+    Attributes:
+        pixels: Height, width, RGB.
+        boxes: Where the digits are.
+        classes: Height, width: of a pixel in a stroke 1 + its digit, 0 behind them.
+    """
+
+    pixels: NDArray[np.uint8]
+    boxes: list[Box]
+    classes: NDArray[np.uint8]
+
+
+def make_scene(source: Source, chance: Chance) -> Scene:
+    """A scene by chance."""
     pixels = background(source, chance)
+    classes = np.zeros((SIDE, SIDE), np.uint8)
     boxes: list[Box] = []
     for _ in range(chance.integer(1, MOST)):
         index = chance.integer(0, len(source.masks) - 1)
@@ -160,8 +176,9 @@ def make_scene(source: Source, chance: Chance) -> tuple[NDArray[np.uint8], list[
         behind = pixels[y : y + height, x : x + width]
         strength = mask[:, :, None] * chance.uniform(0.85, 1.0)
         behind += (stroke_color(behind, chance) - behind) * strength
+        classes[y : y + height, x : x + width][mask * 255 >= STROKE] = 1 + box.label
         boxes.append(box)
-    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8), boxes
+    return Scene(np.rint(np.clip(pixels, 0, 255)).astype(np.uint8), boxes, classes)
 
 
 def write_split(folder: Path, split: str, scenes: int) -> int:
@@ -171,11 +188,11 @@ def write_split(folder: Path, split: str, scenes: int) -> int:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(1, scenes + 1):
-        pixels, boxes = make_scene(source, Chance(f"{split}:{number}"))
+        scene = make_scene(source, Chance(f"{split}:{number}"))
         name = f"{number:04d}.jpg"
-        Image.fromarray(pixels).save(folder / split / name, quality=JPEG_QUALITY, subsampling=0)
+        Image.fromarray(scene.pixels).save(folder / split / name, quality=JPEG_QUALITY, subsampling=0)
         images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
-        for box in boxes:
+        for box in scene.boxes:
             annotations.append({
                 "id": len(annotations) + 1, "image_id": number, "category_id": box.label + 1,
                 "bbox": [box.x, box.y, box.width, box.height], "area": box.width * box.height, "iscrowd": 0,

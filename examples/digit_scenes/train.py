@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_data import SIDE, Chance, Source, load_source, make_scene
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -31,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+
+from make_data import SIDE, Chance, Source, load_source, make_scene
 
 HERE = Path(__file__).resolve().parent
 SEED = 0
@@ -104,13 +105,13 @@ def make_batch(source: Source, stage: str, iteration: int) -> tuple[Tensor, Labe
     """New scenes, the same ones whenever this iteration of this stage is run."""
     images, labels = [], []
     for number in range(BATCH_SIZE[stage]):
-        pixels, boxes = make_scene(source, Chance(f"train:{stage}:{iteration}:{number}"))
-        corners = torch.tensor([[box.x, box.y, box.width, box.height] for box in boxes], dtype=torch.float32)
+        scene = make_scene(source, Chance(f"train:{stage}:{iteration}:{number}"))
+        corners = torch.tensor([[box.x, box.y, box.width, box.height] for box in scene.boxes], dtype=torch.float32)
         labels.append({
-            "class_labels": torch.tensor([box.label for box in boxes]),
+            "class_labels": torch.tensor([box.label for box in scene.boxes]),
             "boxes": box_convert(corners / SIDE, "xywh", "cxcywh"),
         })  # fmt: skip
-        images.append(torch.from_numpy(pixels))
+        images.append(torch.from_numpy(scene.pixels))
     batch = torch.stack(images).permute(0, 3, 1, 2)  # of images with channels last, which is faster here
     return batch.float() / 255, labels
 

@@ -28,6 +28,8 @@ from taoq.tasks import load_task
 INTERRUPTED = 130
 _COMPARE = "compare"  # the one action whose arguments know their task
 _HELP = ("-h", "--help", "help")
+_OPTIONS = {"quantize": BACKENDS, "evaluate": RUNTIMES, "inference": RUNTIMES, "benchmark": RUNTIMES}
+"""Actions whose section has options of a backend or a runtime."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,6 +144,8 @@ def _parse_action(task: str, action: str, words: list[str]) -> _Request:
     parser.add_argument("-e", "--experiment_spec_file", metavar="SPEC", help="the spec, a YAML file")
     if action == "quantize":
         parser.add_argument("--dry-run", action="store_true", help="print the plan and stop before calibration")
+    if action in _OPTIONS:
+        parser.add_argument("--options", metavar="NAME", help=f"show the options of a {_OPTIONS[action].kind}")
     compares = action == _COMPARE
     metavar, about = "key=value", "override a field: quantize.device=cpu"
     if compares:
@@ -150,6 +154,8 @@ def _parse_action(task: str, action: str, words: list[str]) -> _Request:
     parsed = vars(parser.parse_intermixed_args(words))
     if parsed.pop("help"):
         return _Request(help=parser.format_help().rstrip())
+    if named := parsed.pop("options", None):
+        return _Request(help=_help_options(action, named))
     spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
     if compares:
         # a folder of a sweep may be called lr=0.1
@@ -228,6 +234,21 @@ def _help_task(task: str) -> str:
 
 def _help_actions() -> str:
     return "actions:\n" + "\n".join(f"  {name:<20} {info.summary}" for name, info in ACTIONS.items())
+
+
+def _help_options(action: str, name: str) -> str:
+    """The options of a backend or runtime, which is imported: only it knows them."""
+    if _OPTIONS[action] is BACKENDS:
+        from taoq.quantization.backends import load_backend
+
+        place, options = "quantize.backend_kwargs", load_backend(name).capability.options
+    else:
+        from taoq.runtimes import find_runtime
+
+        place, options = f"{action}.runtime_kwargs", find_runtime(name, "--options").options
+    if not options:
+        return f"{name} has no options"
+    return f"options of {name}, in {place}:\n" + "\n".join(f"  {key:<26} {text}" for key, text in options.items())
 
 
 def _help_table(table: Table) -> str:

@@ -54,7 +54,7 @@ class Table:
 
     Attributes:
         kind: What a row is called in messages.
-        group: Entry points that add rows; empty if packages cannot add any.
+        group: Entry points that add rows.
         own: taoq's own rows.
     """
 
@@ -111,7 +111,8 @@ class Table:
 @functools.cache
 def _rows(table: Table) -> Mapping[str, Row]:
     rows = {row.name: row for row in table.own}
-    for point in importlib.metadata.entry_points(group=table.group) if table.group else ():
+    points = importlib.metadata.entry_points(group=table.group)
+    for point in sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name)):
         distribution = point.dist
         row = Row(
             name=point.name,

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from taoq.errors import Fault, NotGiven, SpecError
+from taoq.errors import Fault, NotGiven, SpecError, did_you_mean
 from taoq.pipeline.artifacts import find_artifact
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import device_for, open_float
@@ -72,6 +73,7 @@ def check(experiment: Experiment, directory: Path | None) -> Checked:
     backend = load_backend(section.backend)
     check_section(section, backend.capability)
     faults = backend.check(section)
+    faults += _unknown_options(section, backend, faults)
     if faults:
         raise SpecError(*faults)
     _check_source(section, directory, backend)
@@ -123,6 +125,19 @@ def without(plan: QuantizationPlan, left_out: dict[str, str], *, strict: bool) -
     for notice in left.notices[len(plan.notices) :]:
         log.warning(notice)
     return left
+
+
+def _unknown_options(section: QuantizeSpec, backend: Backend[Any], faults: Sequence[Fault]) -> list[Fault]:
+    """Faults of options that a backend neither has nor refuses itself."""
+    name, known = backend.capability.name, list(backend.capability.options)
+    refused = {fault.where for fault in faults}
+    options = {f"quantize.backend_kwargs.{key}": key for key in section.backend_kwargs if key not in known}
+    otherwise = f"its options are {', '.join(known)}" if known else "leave it out"
+    return [
+        Fault(where, f"backend {name} has no option '{key}'", did_you_mean(key, known, otherwise))
+        for where, key in options.items()
+        if where not in refused
+    ]
 
 
 def _check_source(section: QuantizeSpec, directory: Path | None, backend: Backend[Any]) -> None:

@@ -27,13 +27,24 @@ def load_runtime(format_name: str, name: str = AUTO, where: str = "runtime") -> 
         SpecError: There is no such runtime, or it does not run this format.
         TaoqError: It comes from another package, and does not load.
     """
-    runtime = RUNTIMES.load(OWN[format_name] if name == AUTO else name, where)
-    if not isinstance(runtime, RuntimeKind):
-        what = f"runtime {name}{RUNTIMES.rows()[name].origin} has not all of a runtime's methods"
-        raise TaoqError(Fault(where, what, "see taoq.runtimes.base.RuntimeKind"))
+    runtime = find_runtime(OWN[format_name] if name == AUTO else name, where)
     if format_name not in runtime.formats:
         what = f"runtime {name} runs {', '.join(runtime.formats)} models, this one is {format_name}"
         raise SpecError(Fault(where, what, "write auto, or leave it out"))
+    return runtime
+
+
+def find_runtime(name: str, where: str) -> RuntimeKind:
+    """Import a runtime, whatever it runs.
+
+    Raises:
+        SpecError: There is no such runtime.
+        TaoqError: It comes from another package, and does not load.
+    """
+    runtime = RUNTIMES.load(name, where)
+    if not isinstance(runtime, RuntimeKind):
+        what = f"runtime {name}{RUNTIMES.rows()[name].origin} has not all of a runtime's methods"
+        raise TaoqError(Fault(where, what, "see taoq.runtimes.base.RuntimeKind"))
     return runtime
 
 

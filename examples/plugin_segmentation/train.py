@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the network of segmentation.yaml on scenes that are made as it goes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from scenes import HERE, scenes
+from taoq.spec.load import load_spec
+from taoq.spec.source import read_spec
+from taoq_segmentation.task import TASK, build_model, transform
+
+BATCH_SIZE, RATE = 8, 3e-3
+BACKGROUND = 0.3  # its weight in the loss: most pixels are background
+
+
+def main() -> None:
+    """Train, and write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--out", type=Path, default=HERE / "checkpoints" / "segformer_tiny.safetensors")
+    arguments = parser.parse_args()
+    spec = load_spec(read_spec(str(HERE / "segmentation.yaml"), []), TASK.spec, unused=TASK.unused)
+    torch.manual_seed(0)
+    model = build_model(spec, None).train()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=arguments.steps)
+    weights = torch.tensor([BACKGROUND] + [1.0] * (spec.dataset.num_classes - 1))
+    prepare = transform(spec.dataset.img_size)
+    for step in range(arguments.steps):
+        batch = scenes("train", BATCH_SIZE, f"{step}:")
+        images = torch.stack([prepare(Image.fromarray(scene.pixels)) for scene in batch])
+        masks = torch.stack([torch.from_numpy(scene.classes).long() for scene in batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+        loss = functional.cross_entropy(logits.float(), masks, weights)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+    arguments.out.parent.mkdir(exist_ok=True)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
