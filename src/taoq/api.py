@@ -44,6 +44,7 @@ from taoq.pipeline.quantize import quantize as quantize_prepared
 from taoq.pipeline.results import QuantizeResult
 from taoq.pipeline.supplied import Loader, Model, left_as_it_was, model_format_of, supply
 from taoq.pipeline.tune import tune
+from taoq.plain import JsonMapping, JsonObject
 from taoq.plugins import BACKENDS
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import FORMATS, format_of, load_format
@@ -57,7 +58,7 @@ from taoq.tasks.sections import UNUSED, TaskSpec
 
 def quantize(
     model: Model,
-    config: Mapping[str, Any],
+    config: JsonMapping,
     *,
     calibration: Loader | None = None,
     evaluation: Loader | None = None,
@@ -187,7 +188,7 @@ def export(
     *,
     artifact: str | Path | QuantizeResult | None = None,
     device: str = "cpu",
-    **options: Any,
+    **options: object,
 ) -> ExportResult:
     """Export a network as an ONNX file, and prove on data that it gives the same outputs.
 
@@ -224,13 +225,13 @@ def export(
 
 def analyze(
     model: Model,
-    config: Mapping[str, Any],
+    config: JsonMapping,
     *,
     evaluation: Loader,
     metric: AnyMetric,
     calibration: Loader | None = None,
     results_dir: str | Path | None = None,
-    **options: Any,
+    **options: object,
 ) -> AnalyzeResult:
     """Rank the layers that a config would quantize by what they do to the outputs and to the metric.
 
@@ -268,7 +269,7 @@ def benchmark(
     data: Loader,
     *,
     device: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> BenchmarkResult:
     """Measure how fast a quantized model is beside its float model, in turns.
 
@@ -311,7 +312,7 @@ def compare(
     model: nn.Module | None = None,
     device: str | None = None,
     results_dir: str | Path | None = None,
-    **options: Any,
+    **options: object,
 ) -> CompareResult:
     """Measure artifacts of `quantize` and the float models that they were made from, on the same data, in turns.
 
@@ -340,9 +341,7 @@ def compare(
     return compare_artifacts(comparison, Path(results_dir) if results_dir else None)
 
 
-def run(
-    task: str, action: str, spec: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **flags: Any
-) -> Any:
+def run(task: str, action: str, spec: str | Path | JsonMapping, overrides: Sequence[str] = (), **flags: object) -> Any:
     """Run a command of the command line, silently.
 
     Args:
@@ -371,7 +370,7 @@ def run(
         raise
 
 
-def _section(config: Mapping[str, Any]) -> dict[str, Any]:
+def _section(config: JsonMapping) -> JsonObject:
     """The section `quantize`, with what a Python caller may leave out.
 
     Raises:
@@ -395,7 +394,7 @@ def _section(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config)
 
 
-def _spec(**sections: Mapping[str, Any]) -> TaskSpec:
+def _spec(**sections: JsonMapping) -> TaskSpec:
     """The spec of some sections, checked; mode and device of `quantize` are filled in where they are left out."""
     spec = load_spec(source_of(sections), TaskSpec, unused=UNUSED)
     given, quantize = sections.get("quantize", {}), spec.quantize
@@ -405,7 +404,7 @@ def _spec(**sections: Mapping[str, Any]) -> TaskSpec:
     return dataclasses.replace(spec, quantize=dataclasses.replace(quantize, mode=mode, device=device))
 
 
-def _num_samples(config: Mapping[str, Any]) -> int | None:
+def _num_samples(config: JsonMapping) -> int | None:
     """Calibration samples that a config asks for; None takes all that the loader has."""
     calibration = config.get("calibration") or {}
     number: int | None = calibration.get("num_samples")

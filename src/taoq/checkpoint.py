@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from taoq.errors import Fault, Notice, TaoqError, abbreviated, first_line
+from taoq.plain import JsonMapping
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class WithoutInitialisation(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: JsonMapping | None = None
     ) -> Any:
         """Leave a parameter alone where `func` would fill it."""
         arguments = kwargs or {}
@@ -167,7 +168,7 @@ def _quantized(checkpoint: str) -> Fault:
     return Fault(checkpoint, what, "give the folder that quantize wrote, or quantize again")
 
 
-def _tensors(data: Any) -> dict[str, Tensor]:
+def _tensors(data: object) -> dict[str, Tensor]:
     """The state dict in what torch.load returned: the data itself, or under a framework's key."""
     if not isinstance(data, Mapping):
         return {}

@@ -12,18 +12,22 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import taoq
 from taoq.actions import ACTIONS
 from taoq.errors import Fault, Notice, SpecError, TaoqError, did_you_mean
+from taoq.plain import JsonMapping
 from taoq.plugins import BACKENDS, RUNTIMES, TASKS, Table
 from taoq.spec.source import read_spec
 from taoq.status import progress_bars
 from taoq.tasks import load_task
+
+if TYPE_CHECKING:
+    from taoq.actions.base import Show
 
 INTERRUPTED = 130
 _COMPARE = "compare"  # the one action whose arguments know their task
@@ -82,7 +86,7 @@ def _guarded(words: list[str]) -> int:
     return 0
 
 
-def _screen() -> Callable[[Any], None]:
+def _screen() -> Show:
     """Where results are printed; imported late, as rich is not needed for help."""
     from taoq.views.tables import to_screen
 
@@ -98,7 +102,7 @@ class _Request:
     action: str = ""
     spec: str | None = None
     overrides: Sequence[str] = ()
-    flags: Mapping[str, Any] = field(default_factory=dict)
+    flags: JsonMapping = field(default_factory=dict)
 
 
 def _with_task(request: _Request) -> _Request:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 from taoq.network import batch_size
 from taoq.pipeline.artifacts import versions
@@ -18,6 +18,7 @@ from taoq.pipeline.intervals import difference
 from taoq.pipeline.prepare import Checked
 from taoq.pipeline.sensitivity import Trials, Unit, calibrate
 from taoq.pipeline.staging import staged
+from taoq.plain import JsonObject
 from taoq.quantization.backends.base import M
 from taoq.quantization.plan import exact_patterns
 from taoq.quantization.sqnr import sqnr
@@ -127,7 +128,7 @@ class RankedUnit:
     metric: float | None = None
     metric_all_but: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A row of the report."""
         return {**vars(self), "layers": list(self.layers)}
 
@@ -193,7 +194,7 @@ class AnalyzeResult:
     versions: Mapping[str, str]
     directory: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The content of analysis.json besides its key and its measurements."""
         return {
             "task": self.task,

@@ -11,10 +11,10 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from taoq.errors import Fault, TaoqError
 from taoq.files import sha256
+from taoq.plain import JsonMapping, JsonObject
 from taoq.spec.load import StoredSpec
 
 MANIFEST = "manifest.json"
@@ -53,11 +53,11 @@ class Manifest:
     size: int
     float_size: int
     source: Mapping[str, str]
-    spec: Mapping[str, Any]
-    plan: tuple[Mapping[str, Any], ...]
+    spec: JsonMapping
+    plan: tuple[JsonMapping, ...]
     calibration: Mapping[str, int]
     versions: Mapping[str, str]
-    accuracy: Mapping[str, Any] = field(default_factory=dict)
+    accuracy: JsonMapping = field(default_factory=dict)
 
     @property
     def layers_quantized(self) -> int:
@@ -120,7 +120,7 @@ def read_artifact(directory: Path) -> Artifact:
     return artifact
 
 
-def _wrong_fields(data: Mapping[str, Any]) -> set[str]:
+def _wrong_fields(data: JsonMapping) -> set[str]:
     """Fields of a manifest that are missing, unknown or of a wrong type."""
     types = typing.get_type_hints(Manifest)
     optional = {entry.name for entry in dataclasses.fields(Manifest) if entry.default_factory is not MISSING}
@@ -144,7 +144,7 @@ def versions(distributions: Iterable[str]) -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in distributions}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from taoq.pipeline.memory import peak_resident, resident
 from taoq.pipeline.models import open_runtime
 from taoq.pipeline.staging import staged
 from taoq.pipeline.timing import Latency, check_batch_sizes, latency, note_fixed_batches, run_in_turns
+from taoq.plain import JsonObject
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import format_of, load_format
 from taoq.runtimes import load_runtime
@@ -101,7 +101,7 @@ class BenchmarkResult:
         what = f"{QUANTIZED} is {self.slowest:.2f} times as fast as {FLOAT}, {self.min_speedup:g} is asked"
         return Fault("benchmark.min_speedup", what, self.verdict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The content of results.json."""
         return {
             "device": self.device,

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from taoq.pipeline.intervals import Difference, difference
 from taoq.pipeline.models import fitting_artifact, open_runtime
 from taoq.pipeline.staging import staged
 from taoq.pipeline.timing import Latency, check_batch_sizes, latency, note_fixed_batches, run_in_turns
+from taoq.plain import JsonMapping, JsonObject
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import FORMATS, load_format
 from taoq.runtimes.base import Runtime, noise
@@ -78,7 +78,7 @@ class ArtifactColumns:
 
     source: str
     target: str
-    accuracy: Mapping[str, Any]
+    accuracy: JsonMapping
     layers: int
     float_size: int
     difference: Difference
@@ -107,9 +107,9 @@ class ComparedModel:
     speeds: tuple[Latency, ...]
     artifact: ArtifactColumns | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A row of results.json."""
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "model": self.model,
             "path": self.path,
             "backend": self.backend,
@@ -129,7 +129,7 @@ class ComparedModel:
         }
 
 
-def _without_model(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_model(row: JsonMapping) -> JsonObject:
     return {key: value for key, value in row.items() if key != "model"}
 
 
@@ -161,13 +161,13 @@ class CompareResult:
     runs: int
     batch_sizes: tuple[int, ...]
     models: tuple[ComparedModel, ...]
-    settings: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    settings: Mapping[str, JsonMapping] = field(repr=False)
     layers: Mapping[str, Mapping[str, str | None]] = field(repr=False)
     versions: Mapping[str, str]
     command: str = ""
     directory: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The content of results.json."""
         return {
             "task": self.task,
@@ -441,7 +441,7 @@ def _rows(
     return rows
 
 
-def _settings(experiment: Experiment, compared: Sequence[ComparedArtifact]) -> dict[str, dict[str, Any]]:
+def _settings(experiment: Experiment, compared: Sequence[ComparedArtifact]) -> dict[str, JsonObject]:
     """The settings of `quantize` that differ."""
     # through the schema, which fills in the fields that an older taoq did not have
     sections = {

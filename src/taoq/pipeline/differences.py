@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from taoq.plain import JsonMapping, JsonObject, Plain
 
 
-def settings(sections: Mapping[str, Mapping[str, Any]], section: str) -> dict[str, dict[str, Any]]:
+def settings(sections: Mapping[str, JsonMapping], section: str) -> dict[str, JsonObject]:
     """Fields with different values, with the value in each artifact; None where a list is shorter.
 
     A section that not all of them have is compared as one value: the fields that are set in it.
@@ -23,7 +24,7 @@ def settings(sections: Mapping[str, Mapping[str, Any]], section: str) -> dict[st
     return _differing({field: {name: values.get(field) for name, values in flat.items()} for field in fields})
 
 
-def layers(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, str | None]]:
+def layers(plans: Mapping[str, Sequence[JsonMapping]]) -> dict[str, dict[str, str | None]]:
     """Layers in different formats, with the format in each artifact; None where it has no such layer.
 
     Layers of an ONNX file are listed under the name of the module that they were exported from.
@@ -40,12 +41,12 @@ def layers(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
     return _differing(formats)
 
 
-def _differing(table: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _differing(table: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     """The rows whose values are not all equal."""
     return {key: row for key, row in table.items() if any(value != next(iter(row.values())) for value in row.values())}
 
 
-def _joined(values: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+def _joined(values: JsonMapping, sections: Iterable[str]) -> JsonObject:
     """The leaves, with those of these sections as one value each: the ones that are set."""
     joined = dict(values)
     for section in sections:
@@ -56,7 +57,7 @@ def _joined(values: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any
     return joined
 
 
-def _flat(value: Any, path: str) -> dict[str, Any]:
+def _flat(value: Plain, path: str) -> JsonObject:
     """The leaves of plain data, by their path as a spec has it."""
     if isinstance(value, Mapping):
         inside = [_flat(inner, f"{path}.{name}") for name, inner in value.items()]

@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.network import batch_size
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import open_runtime
 from taoq.pipeline.staging import staged
+from taoq.plain import JsonMapping, JsonObject
 from taoq.runtimes.base import Runtime
 from taoq.status import track
 from taoq.tasks.base import Metric, Writing
@@ -106,10 +106,10 @@ class EvaluateResult:
     device: str
     seconds: float
     metrics: Mapping[str, float]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: JsonMapping = field(default_factory=dict)
     directory: Path | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The content of results.json."""
         return {
             "checkpoint": self.checkpoint,
@@ -145,7 +145,7 @@ def evaluate_runtime(
     measured = measure(experiment, [runtime])
     (metric,), (figures,) = measured.metrics, measured.figures
 
-    def result(details: Mapping[str, Any]) -> EvaluateResult:
+    def result(details: JsonMapping) -> EvaluateResult:
         return EvaluateResult(
             checkpoint=checkpoint,
             num_images=measured.num_images,

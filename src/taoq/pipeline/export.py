@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -23,6 +22,7 @@ from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import OpenedModel, build_empty, fitting_artifact, open_artifact, start
 from taoq.pipeline.proof import Proof, prove
 from taoq.pipeline.staging import Stage, staged
+from taoq.plain import JsonObject
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Exportable
 from taoq.quantization.formats import FORMATS, format_of
@@ -90,7 +90,7 @@ class ExportResult:
     versions: Mapping[str, str]
     command: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The content of `<name>_export.json`."""
         return {
             "onnx_file": str(self.onnx_file),

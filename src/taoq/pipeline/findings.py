@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from taoq.errors import Fault, Notice, SpecError
 from taoq.files import replace_text
+from taoq.plain import JsonMapping, JsonObject
 from taoq.quantization.types import LayerPlan
 
 log = logging.getLogger(__name__)
@@ -66,13 +67,13 @@ class Findings:
                 replace_text(_unfinished(self.path), self._text({}))
         return self.values[finding]
 
-    def finish(self, results: Mapping[str, Any]) -> None:
+    def finish(self, results: JsonMapping) -> None:
         """Write the finished analysis: the findings, and the results made from them."""
         if self.path:
             replace_text(self.path, self._text(results))
             _unfinished(self.path).unlink(missing_ok=True)
 
-    def _text(self, results: Mapping[str, Any]) -> str:
+    def _text(self, results: JsonMapping) -> str:
         return json.dumps({"key": dict(self.key), "found": _to_json(self.values), **results}, indent=1) + "\n"
 
 
@@ -135,9 +136,9 @@ def _fitting(
     return {}, differing
 
 
-def _to_json(values: Mapping[Finding, float]) -> dict[str, Any]:
+def _to_json(values: Mapping[Finding, float]) -> JsonObject:
     """Numbers by kind, figure and layers."""
-    nested: dict[str, Any] = {}
+    nested: JsonObject = {}
     for finding, value in values.items():
         nested.setdefault(finding.kind, {}).setdefault(finding.figure, {})[finding.layers] = value
     return nested

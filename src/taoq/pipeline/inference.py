@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from taoq.network import batch_size
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import open_runtime
 from taoq.pipeline.staging import staged
+from taoq.plain import JsonObject
 from taoq.status import track
 
 
@@ -28,7 +28,7 @@ class InferenceResult:
     device: str
     files: tuple[Path, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The result as plain data."""
         return {"num_images": self.num_images, "device": self.device, "files": list(map(str, self.files))}
 

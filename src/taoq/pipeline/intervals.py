@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taoq.plain import JsonObject
 from taoq.status import track
 from taoq.tasks.base import Metric, Resampling
 
@@ -50,7 +50,7 @@ class Difference:
         """`-0.0049 .. +0.0006`; empty without an interval."""
         return "" if self.low is None or self.high is None else f"{self.low:+.4f} .. {self.high:+.4f}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As reports have it."""
         return dataclasses.asdict(self)
 

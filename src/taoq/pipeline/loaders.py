@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from taoq.errors import Fault, Notice, SpecError, TaoqError
 from taoq.network import Inputs, batch_size, first_samples
-from taoq.tasks.base import Batch
+from taoq.tasks.base import Batch, Targets
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class LoaderBatches:
         key: Empty: nobody knows what a loader depends on.
     """
 
-    loader: Iterable[Any]
+    loader: Iterable[object]
     signature: Signature
     where: str
     num_samples: int
@@ -66,7 +65,7 @@ class LoaderBatches:
                 return
 
 
-def open_loader(loader: Iterable[Any], signature: Signature, where: str, *, labelled: bool) -> LoaderBatches:
+def open_loader(loader: Iterable[object], signature: Signature, where: str, *, labelled: bool) -> LoaderBatches:
     """Check a loader, and count its samples.
 
     Args:
@@ -101,7 +100,7 @@ def open_loader(loader: Iterable[Any], signature: Signature, where: str, *, labe
     )
 
 
-def split(item: Any, signature: Signature, where: str) -> tuple[Inputs, Any]:
+def split(item: object, signature: Signature, where: str) -> tuple[Inputs, Targets]:
     """The inputs and the targets of a batch.
 
     A tensor is the network's only input. Of a dictionary, keys that are names of inputs are inputs, and the rest are
@@ -119,7 +118,7 @@ def split(item: Any, signature: Signature, where: str) -> tuple[Inputs, Any]:
     Raises:
         TaoqError: It has not what the network takes.
     """
-    rest: Sequence[Any] = ()
+    rest: Sequence[object] = ()
     if isinstance(item, Mapping):
         named, rest = _by_name(item, signature), [value for key, value in item.items() if key not in signature.names]
     elif isinstance(item, tuple | list):
@@ -139,14 +138,16 @@ def split(item: Any, signature: Signature, where: str) -> tuple[Inputs, Any]:
     return inputs, None if not rest else rest[0] if len(rest) == 1 else tuple(rest)
 
 
-def _by_name(item: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+def _by_name(item: Mapping[str, object], signature: Signature) -> dict[str, object]:
     return {name: item[name] for name in signature.names if name in item}
 
 
-def _by_position(item: Sequence[Any], signature: Signature, where: str) -> tuple[dict[str, Any], Sequence[Any]]:
+def _by_position(
+    item: Sequence[object], signature: Signature, where: str
+) -> tuple[dict[str, object], Sequence[object]]:
     """The inputs of a tuple or list by name, and what is left."""
     first = item[0] if item else None
-    entries: Sequence[Any]
+    entries: Sequence[object]
     if isinstance(first, Mapping):
         return _by_name(first, signature), item[1:]
     if isinstance(first, tuple | list):
@@ -160,7 +161,7 @@ def _by_position(item: Sequence[Any], signature: Signature, where: str) -> tuple
     return dict(zip(signature.names, entries, strict=False)), rest
 
 
-def _tensor(value: Any, name: str, where: str) -> Tensor:
+def _tensor(value: object, name: str, where: str) -> Tensor:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor) or not value.ndim or not len(value):
@@ -173,7 +174,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
-def _count_samples(loader: Iterable[Any], signature: Signature, where: str) -> int:
+def _count_samples(loader: Iterable[object], signature: Signature, where: str) -> int:
     """Number of samples, without reading them where the loader knows."""
     if isinstance(loader, DataLoader) and loader.batch_size is not None:
         try:

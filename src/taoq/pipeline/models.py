@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
 from taoq.pipeline.artifacts import MANIFEST, Artifact, find_artifact, read_artifact, versions
 from taoq.pipeline.experiment import Experiment, restored
+from taoq.plain import JsonMapping, Options
 from taoq.plugins import BACKENDS
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Backend, M
@@ -84,7 +84,7 @@ def start(
     device: str,
     where: str,
     runtime: str = "auto",
-    options: Mapping[str, Any] | None = None,
+    options: Options | None = None,
     section: str = "runtime",
 ) -> Runtime:
     """Make a model ready to run.
@@ -237,7 +237,7 @@ def build_empty(experiment: Experiment) -> nn.Module:
         return experiment.build(None)
 
 
-def check_provenance(experiment: Experiment, properties: Mapping[str, Any] | None, path: Path) -> None:
+def check_provenance(experiment: Experiment, properties: JsonMapping | None, path: Path) -> None:
     """Refuse a file that taoq exported for another task, or for a network that differs from the spec's.
 
     Args:

@@ -14,7 +14,7 @@ from taoq.pipeline.artifacts import find_artifact
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import device_for, open_float
 from taoq.quantization.backends import load_backend
-from taoq.quantization.backends.base import Backend, M
+from taoq.quantization.backends.base import AnyBackend, Backend, M
 from taoq.quantization.capability import check as check_section
 from taoq.quantization.formats import FORMATS, format_of, load_format
 from taoq.quantization.formats.base import ModelFormat
@@ -35,7 +35,7 @@ class Checked:
     """
 
     experiment: Experiment
-    backend: Backend[Any]
+    backend: AnyBackend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def without(plan: QuantizationPlan, left_out: dict[str, str], *, strict: bool) -
     return left
 
 
-def _unknown_options(section: QuantizeSpec, backend: Backend[Any], faults: Sequence[Fault]) -> list[Fault]:
+def _unknown_options(section: QuantizeSpec, backend: AnyBackend, faults: Sequence[Fault]) -> list[Fault]:
     """Faults of options that a backend neither has nor refuses itself."""
     name, known = backend.capability.name, list(backend.capability.options)
     refused = {fault.where for fault in faults}
@@ -140,7 +140,7 @@ def _unknown_options(section: QuantizeSpec, backend: Backend[Any], faults: Seque
     ]
 
 
-def _check_source(section: QuantizeSpec, directory: Path | None, backend: Backend[Any]) -> None:
+def _check_source(section: QuantizeSpec, directory: Path | None, backend: AnyBackend) -> None:
     """Check that the file of `quantize.model_path` is one that the backend quantizes, and that it is not replaced."""
     where, path = "quantize.model_path", section.model_path
     if path and find_artifact(path):

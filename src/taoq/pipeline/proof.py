@@ -7,7 +7,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from taoq.errors import Fault, NotGiven, Notice, TaoqError
 from taoq.network import Inputs, Outputs, batch_size, first_samples
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import OpenedModel, start
+from taoq.plain import JsonObject
 from taoq.runtimes.base import Runtime, noise
 from taoq.tasks.base import Batches
 
@@ -57,7 +57,7 @@ class Proof:
     tolerance: float
     outputs: Mapping[str, OutputDifference]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As `<name>_export.json` has it."""
         return dataclasses.asdict(self)
 

@@ -12,6 +12,7 @@ from taoq.errors import Fault, Notice
 from taoq.pipeline.artifacts import Manifest
 from taoq.pipeline.intervals import Difference
 from taoq.pipeline.search import SearchResult
+from taoq.plain import JsonObject
 from taoq.quantization.spec import QuantizeSpec
 from taoq.quantization.types import LayerError, LayerPlan, QuantizationPlan
 from taoq.views.pages import as_html, megabytes, page
@@ -48,7 +49,7 @@ class LayerResult:
         """Signal-to-quantization-noise ratio of its output, dB."""
         return self.error.outputs if self.error else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A row of the report."""
         return {
             **self.plan.to_json(),
@@ -77,7 +78,7 @@ class Evaluation:
     quantized_figures: Mapping[str, float]
     difference: Difference
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As the report has it."""
         return {
             "num_images": self.num_images,
@@ -119,7 +120,7 @@ class AccuracyCheck:
         )
         return Fault("quantize.accuracy.max_drop", what, hint)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As the manifest and the report have it."""
         return {
             "metric": self.metric,
@@ -176,7 +177,7 @@ class QuantizeResult:
         """Path of the quantized model; None if it was not kept."""
         return self.directory / self.manifest.payload if self.directory else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The content of quantization_report.json."""
         manifest, section = self.manifest, self.section
         return {

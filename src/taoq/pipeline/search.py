@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from taoq.plain import JsonObject
 
 Choice = Mapping[str, str]
 """The format of each unit that is quantized; a unit is a layer, or a group of layers."""
@@ -177,6 +178,6 @@ class SearchResult:
     share: float
     plan: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As reports have it."""
         return {**vars(self), "evaluations": [vars(entry) for entry in self.evaluations]}

@@ -25,6 +25,7 @@ from taoq.pipeline.quantize import bias_shifts, calibration_batches, source_dige
 from taoq.quantization.backends.base import Calibrated, M
 from taoq.quantization.capability import check as check_section
 from taoq.quantization.dtypes import NATIVE
+from taoq.quantization.formats.base import Values
 from taoq.quantization.plan import matches
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.quantization.types import Layer, LayerFormat, LayerPlan, QuantizationPlan
@@ -85,7 +86,7 @@ class Trials(Generic[M]):
     prepared: Prepared[M]
     units: tuple[Unit, ...]
     ready: Calibrated[M]
-    shifts: Mapping[LayerFormat, Any]
+    shifts: Mapping[LayerFormat, Values]
     sample: Sequence[Inputs]
     key: Mapping[str, str]
     macs: Mapping[str, int]
@@ -209,10 +210,10 @@ def _significant_entries(experiment: Experiment, outputs: Outputs) -> Tensor | s
 
 def _all_shifts(
     prepared: Prepared[M], ready: Calibrated[M], plans: Mapping[str, QuantizationPlan], batches: Batches | None
-) -> dict[LayerFormat, Any]:
+) -> dict[LayerFormat, Values]:
     """What corrects the biases of the layers of each plan, by layer and format."""
     reference = reopen_float(prepared.experiment, prepared.backend)
-    shifts: dict[LayerFormat, Any] = {}
+    shifts: dict[LayerFormat, Values] = {}
     for plan in plans.values():
         formats = {item.layer.name: item.format for item in plan.quantized}
         by_layer = bias_shifts(prepared, reference, ready, plan, batches)

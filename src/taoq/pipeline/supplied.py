@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from taoq.errors import Fault, NotGiven, SpecError, TaoqError, first_line
 from taoq.network import Inputs, OutputSpec, first_samples
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.loaders import LoaderBatches, Signature, open_loader
+from taoq.plain import Plain
 from taoq.quantization.formats import FORMATS, FormatInfo, format_of
 from taoq.quantization.formats.torch.call import call
 from taoq.tasks.base import Batches, Metric, Predictions
@@ -27,7 +27,7 @@ from taoq.tasks.sections import TaskSpec
 
 Model = nn.Module | str | Path
 """A torch network, or the path of an ONNX file."""
-Loader = Iterable[Any]
+Loader = Iterable[object]
 """Batches: tensors, tuples or dictionaries; see `taoq.pipeline.loaders.split`."""
 
 
@@ -202,7 +202,7 @@ def _signature(model: nn.Module) -> Signature:
     return Signature(tuple(entry.name for entry in named), len(required))
 
 
-def _named(result: Any) -> Mapping[str, Tensor]:
+def _named(result: object) -> Mapping[str, Tensor]:
     """The tensors that a forward returned, by name.
 
     Raises:
@@ -211,7 +211,7 @@ def _named(result: Any) -> Mapping[str, Tensor]:
     if isinstance(result, Mapping):
         tensors = {str(key): value for key, value in result.items() if isinstance(value, Tensor) and value.ndim}
     else:
-        values = list(result) if isinstance(result, tuple | list) else [result]
+        values: list[Plain] = list(result) if isinstance(result, tuple | list) else [result]
         names = ["output"] if len(values) == 1 else [f"output_{index}" for index in range(len(values))]
         tensors = dict(zip(names, values, strict=True))
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):

@@ -8,10 +8,10 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from taoq.errors import Fault, Notice, SpecError
 from taoq.network import Inputs
+from taoq.plain import JsonObject
 from taoq.runtimes.base import Runtime
 
 SPEEDUP = "speed-up: time of float32 over time of the model in the same turn, the median of all turns"
@@ -42,7 +42,7 @@ class Latency:
     images_per_second: float
     speedup: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A row of results.json."""
         return dict(vars(self))
 

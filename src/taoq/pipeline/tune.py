@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from taoq.errors import Fault, RequirementNotMet, SpecError, did_you_mean
 from taoq.pipeline.analyze import Measurements
@@ -19,7 +19,7 @@ from taoq.pipeline.quantize import quantize
 from taoq.pipeline.results import AccuracyCheck, QuantizeResult
 from taoq.pipeline.search import Candidate, Choice, EvaluatedPlan, SearchResult, Trial, best, search
 from taoq.pipeline.sensitivity import Trials, Unit, calibrate
-from taoq.quantization.backends.base import Backend
+from taoq.quantization.backends.base import AnyBackend, M
 from taoq.quantization.plan import exact_patterns
 from taoq.quantization.spec import AccuracySpec, LayerSpec, QuantizeSpec
 from taoq.quantization.types import LayerFormat, LayerPlan
@@ -39,7 +39,7 @@ def ignore(searched: SearchResult) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuner:
+class Tuner(Generic[M]):
     """A calibrated model and what its plans are measured with.
 
     Attributes:
@@ -52,8 +52,8 @@ class Tuner:
 
     checked: Checked
     budget: AccuracySpec
-    trials: Trials[Any]
-    measurements: Measurements[Any]
+    trials: Trials[M]
+    measurements: Measurements[M]
     noise: Mapping[tuple[str, str], float]
 
     @property
@@ -113,7 +113,7 @@ def tune(
     raise RequirementNotMet(accuracy.fault("nothing was written: accept more, or give other formats"))
 
 
-def start_search(checked: Checked, directory: Path) -> Tuner:
+def start_search(checked: Checked, directory: Path) -> Tuner[Any]:
     """Calibrate once for every plan of a search, and rank its units.
 
     Raises:
@@ -139,7 +139,7 @@ def start_search(checked: Checked, directory: Path) -> Tuner:
 
 
 def run_search(
-    tuner: Tuner, lost: Mapping[Formats, float], tried: tuple[Formats, ...]
+    tuner: Tuner[M], lost: Mapping[Formats, float], tried: tuple[Formats, ...]
 ) -> tuple[tuple[Trial, ...], tuple[Formats, ...]]:
     """Measure the choices that a search proposes.
 
@@ -176,7 +176,7 @@ def run_search(
         log.info("tried %d of %d layers or groups: %s falls by %.4f", len(choice), len(tuner.units), figure, drop)
 
 
-def search_result(tuner: Tuner, trials: tuple[Trial, ...], chosen: Trial | None) -> SearchResult:
+def search_result(tuner: Tuner[M], trials: tuple[Trial, ...], chosen: Trial | None) -> SearchResult:
     """What the report says about a search; `chosen` is None if nothing is within the budget."""
     before, budget = tuner.measurements.metric(()), tuner.budget
     return SearchResult(
@@ -199,7 +199,7 @@ def search_result(tuner: Tuner, trials: tuple[Trial, ...], chosen: Trial | None)
     )
 
 
-def tuned_spec(tuner: Tuner, choice: Choice) -> TaskSpec:
+def tuned_spec(tuner: Tuner[M], choice: Choice) -> TaskSpec:
     """The spec with a rule for each layer whose format is not that of its rule, and skip names for those left out."""
     spec = tuner.checked.experiment.spec
     section = spec.quantize
@@ -237,12 +237,12 @@ def _amount(unit: Unit, maximize: str) -> int:
     return unit.macs if maximize == "macs" else unit.bytes
 
 
-def _whole(tuner: Tuner) -> int:
+def _whole(tuner: Tuner[M]) -> int:
     amounts = tuner.trials.macs if tuner.budget.maximize == "macs" else tuner.trials.bytes
     return sum(amounts.values())
 
 
-def _check_dtypes(budget: AccuracySpec, backend: Backend[Any]) -> None:
+def _check_dtypes(budget: AccuracySpec, backend: AnyBackend) -> None:
     names = [dtype.name for dtype in backend.capability.weights.dtypes]
     faults = [
         Fault(
@@ -257,7 +257,7 @@ def _check_dtypes(budget: AccuracySpec, backend: Backend[Any]) -> None:
         raise SpecError(*faults)
 
 
-def _nothing_fits(tuner: Tuner, trials: tuple[Trial, ...]) -> Fault:
+def _nothing_fits(tuner: Tuner[M], trials: tuple[Trial, ...]) -> Fault:
     before, figure = tuner.measurements.metric(()), tuner.measurements.figure
     nearest = min((trial for trial in trials if trial.choice), key=lambda trial: trial.drop)
     quantized = f"{len(nearest.choice)} of {len(tuner.units)} layers or groups"

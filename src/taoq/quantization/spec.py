@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from taoq.plain import JsonObject
 from taoq.plugins import BACKENDS
 from taoq.quantization.dtypes import ALIASES, IN_RULES, NATIVE
 from taoq.spec.fields import REQUIRED, option
@@ -125,7 +125,7 @@ class QuantizeSpec:
         example="model.pth",
     )
     results_dir: str = option("", "Folder of the artifact; without it results_dir/quantize")
-    backend_kwargs: dict[str, Any] = option(dict, "Arguments of the library behind the backend, checked against it")
+    backend_kwargs: JsonObject = option(dict, "Arguments of the library behind the backend, checked against it")
     device: str = option(
         "cuda", "Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx", pattern=DEVICE_PATTERN
     )

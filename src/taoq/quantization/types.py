@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from taoq.errors import Notice
+from taoq.plain import JsonObject
 from taoq.quantization.dtypes import DType
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Scheme:
             case _:
                 raise ValueError(f"{self} has neither one scale nor one scale per index of an axis")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As plans in manifests and reports have it."""
         return {"dtype": self.dtype.name, "axis": self.axis, "asked": (self.requested or self.dtype).name}
 
@@ -183,7 +184,7 @@ class LayerPlan:
         """Its name and its schemes."""
         return LayerFormat(self.layer.name, self.weights, self.activations)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A row of the plan in manifests and reports."""
         return {
             "layer": self.layer.name,

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.plain import Options
 from taoq.plugins import RUNTIMES
 from taoq.runtimes.base import RuntimeKind
 
@@ -48,7 +46,7 @@ def find_runtime(name: str, where: str) -> RuntimeKind:
     return runtime
 
 
-def check_options(runtime: RuntimeKind, options: Mapping[str, Any], where: str) -> None:
+def check_options(runtime: RuntimeKind, options: Options, where: str) -> None:
     """Refuse `runtime_kwargs` that a runtime does not have.
 
     Raises:

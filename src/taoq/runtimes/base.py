@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taoq.errors import Fault, Notice, SpecError
 from taoq.network import Inputs, Outputs, OutputSpec
+from taoq.plain import Options
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class RuntimeKind(Protocol):
         outputs: Mapping[str, OutputSpec],
         device: str,
         where: str,
-        options: Mapping[str, Any],
+        options: Options,
     ) -> Runtime:
         """Make a model ready to run.
 

@@ -10,15 +10,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from taoq.errors import Fault, Notice, TaoqError
 from taoq.network import Inputs, Outputs, OutputSpec, format_shape
+from taoq.plain import Options
 from taoq.quantization.formats.onnx.file import has_float8, write_graph
 from taoq.quantization.formats.onnx.graph import QUANTIZE, Graph
 from taoq.quantization.formats.onnx.inputs import arrays_of, check_inputs, filled, fixed_batch, graph_inputs, samples
@@ -80,7 +81,7 @@ class OnnxRuntime:
 
     def run(self, inputs: Inputs) -> Outputs:
         """One forward pass; the outputs are float32, named as the task names them."""
-        results: list[list[np.ndarray[Any, np.dtype[np.float32]]]] = []
+        results: list[list[NDArray[np.float32]]] = []
         arrays = arrays_of(inputs, self._inputs)
         for fed, count in filled(arrays, self.fixed_batch or max(samples(arrays), 1)):
             try:
@@ -125,7 +126,7 @@ class OnnxRuntimeKind:
         outputs: Mapping[str, OutputSpec],
         device: str,
         where: str,
-        options: Mapping[str, Any],
+        options: Options,
     ) -> OnnxRuntime:
         """Start a session."""
         return OnnxRuntime(model, path, example, outputs, device, where)

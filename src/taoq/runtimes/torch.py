@@ -7,13 +7,14 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.network import Inputs, Outputs, OutputSpec
+from taoq.plain import Options
 from taoq.quantization.formats.torch.call import call
 from taoq.runtimes.base import RuntimeKind, torch_device
 
@@ -78,7 +79,7 @@ class TorchKind:
         outputs: Mapping[str, OutputSpec],
         device: str,
         where: str,
-        options: Mapping[str, Any],
+        options: Options,
     ) -> TorchRuntime:
         """Move a network to the device."""
         return TorchRuntime(model, tuple(outputs), self.device(device, where))
@@ -87,7 +88,7 @@ class TorchKind:
 RUNTIME: RuntimeKind = TorchKind()
 
 
-def named_outputs(result: Any, names: tuple[str, ...]) -> Outputs:
+def named_outputs(result: object, names: tuple[str, ...]) -> Outputs:
     """The outputs of a network by name.
 
     Args:

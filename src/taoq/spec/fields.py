@@ -8,17 +8,26 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import MISSING
 
-REQUIRED: Any = MISSING
+from taoq.plain import Plain
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Schema: TypeAlias = "DataclassInstance | type[DataclassInstance]"
+"""A frozen dataclass whose fields are made by `option`."""
+REQUIRED: Plain = MISSING
 """The default of a field that a spec must set."""
 Field = dataclasses.Field[Any]
+Hint: TypeAlias = object
+"""A type, as `typing.get_type_hints` gives it."""
 
 
 def option(
-    default: Any,
+    default: object,
     description: str,
     *,
     options: Sequence[str] = (),
@@ -63,34 +72,34 @@ def default_value(field: Field) -> object:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def changed(section: Any, names: Sequence[str]) -> list[str]:
+def changed(section: Plain, names: Sequence[str]) -> list[str]:
     """Those of the named fields of a section that are not at their defaults."""
     fields = {field.name: field for field in dataclasses.fields(section)}
     return [name for name in names if getattr(section, name) != default_value(fields[name])]
 
 
-def fields_of(schema: Any) -> Iterator[tuple[Field, Any]]:
+def fields_of(schema: Schema) -> Iterator[tuple[Field, Hint]]:
     """The fields of a schema, each with its type; the type of an optional field without its None."""
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         yield field, without_none(hints[field.name])
 
 
-def without_none(hint: Any) -> Any:
+def without_none(hint: Hint) -> Hint:
     """`T` of `T | None`; any other type as it is."""
     if isinstance(hint, types.UnionType):
         return next(argument for argument in typing.get_args(hint) if argument is not type(None))
     return hint
 
 
-def item_type(kind: Any) -> Any:
+def item_type(kind: Hint) -> Hint:
     """`T` of `list[T]`; None of any other type."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
 
 
 def is_field(schema: type, path: str) -> bool:
     """Whether a path (`quantize.layers[0].weights`) leads to a field of a schema."""
-    kind: Any = schema
+    kind: Hint = schema
     for name in re.sub(r"\[\d+\]", "", path).split("."):
         kind = item_type(kind) or kind
         if not dataclasses.is_dataclass(kind):

@@ -17,7 +17,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -27,11 +27,15 @@ from omegaconf.errors import (
 )
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
-from taoq.spec.fields import Field, default_value, item_type, without_none
+from taoq.plain import JsonMapping, JsonObject, Plain
+from taoq.spec.fields import Field, Hint, Schema, default_value, item_type, without_none
 from taoq.spec.source import INTERPOLATION_HINT, SpecSource
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger(__name__)
-S = TypeVar("S")
+S = TypeVar("S", bound="DataclassInstance")
 
 
 def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str], not_needed: Sequence[str] = ()) -> S:
@@ -91,7 +95,7 @@ class StoredSpec:
         version: The taoq that wrote it.
     """
 
-    data: Mapping[str, Any]
+    data: JsonMapping
     where: str
     version: str
 
@@ -108,7 +112,7 @@ class StoredSpec:
             raise TaoqError(Fault(self.where, what, f"read it with taoq {self.version}")) from None
 
 
-def spec_to_dict(spec: Any) -> dict[str, Any]:
+def spec_to_dict(spec: Plain) -> JsonObject:
     """A spec as plain data, for the manifest and `experiment.yaml`."""
     return {
         entry.name: _to_plain(getattr(spec, entry.name))
@@ -117,7 +121,7 @@ def spec_to_dict(spec: Any) -> dict[str, Any]:
     }
 
 
-def _to_plain(value: Any) -> Any:
+def _to_plain(value: Plain) -> Plain:
     if dataclasses.is_dataclass(value):
         return spec_to_dict(value)
     if isinstance(value, list):
@@ -144,20 +148,20 @@ def _reason(name: str, unused: Mapping[str, str]) -> str:
     return next(reason for pattern, reason in unused.items() if fnmatch.fnmatchcase(name, pattern))
 
 
-def _overlay(below: Any, above: Any) -> Any:
+def _overlay(below: Plain, above: Plain) -> Plain:
     """`above`, plus the keys of the mappings in `below` that it does not have."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {key: _overlay(below[key], value) if key in below else value for key, value in above.items()}
 
 
-def _resolve(node: Any, path: str, unused: Mapping[str, str], found: _Findings) -> Any:
+def _resolve(node: Plain, path: str, unused: Mapping[str, str], found: _Findings) -> Plain:
     """Plain data of a config, interpolated value by value, without the unused fields."""
     if not OmegaConf.is_config(node):
         return node
     is_list = OmegaConf.is_list(node)
     keys = range(len(node)) if is_list else list(node)
-    result: dict[Any, Any] = {}
+    result: dict[Plain, Plain] = {}
     for key in keys:
         name = f"{path}[{key}]" if is_list else f"{path}.{key}" if path else str(key)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in unused):
@@ -186,7 +190,7 @@ def _not_resolved(name: str, error: OmegaConfBaseException) -> Fault:
     return Fault(name, what[0].lower() + what[1:], hint)
 
 
-def _check(data: Any, schema: Any, path: str, found: _Findings) -> None:
+def _check(data: Plain, schema: Schema, path: str, found: _Findings) -> None:
     """Find unknown keys, wrong types and values that are not allowed; replace aliases in place.
 
     Args:
@@ -213,11 +217,12 @@ def _check(data: Any, schema: Any, path: str, found: _Findings) -> None:
         kind = without_none(hints[key])
         if value is None and kind is not hints[key]:
             continue
+        item = item_type(kind)
         if dataclasses.is_dataclass(kind):
             _check(value, kind, where, found)
-        elif dataclasses.is_dataclass(item_type(kind)) and isinstance(value, list):
+        elif dataclasses.is_dataclass(item) and isinstance(value, list):
             for index, entry in enumerate(value):
-                _check(entry, item_type(kind), f"{where}[{index}]", found)
+                _check(entry, item, f"{where}[{index}]", found)
         else:
             data[key] = _check_value(value, kind, fields[key], where, found)
     for name, entry in fields.items():
@@ -225,11 +230,12 @@ def _check(data: Any, schema: Any, path: str, found: _Findings) -> None:
             found.missing.append(f"{path}.{name}" if path else name)
 
 
-def _check_value(value: Any, kind: Any, entry: Field, where: str, found: _Findings) -> Any:
+def _check_value(value: Plain, kind: Hint, entry: Field, where: str, found: _Findings) -> Plain:
     """The value of a field, with its aliases replaced."""
     meta = entry.metadata
     hint = f"the field is: {meta['description']}"
-    expected = {list: "a list", dict: "a section"}.get(typing.get_origin(kind), "a single value")
+    names: dict[object, str] = {list: "a list", dict: "a section"}
+    expected = names.get(typing.get_origin(kind), "a single value")
     if value is None or _shape(value) != expected:
         found.faults.append(Fault(where, f"is {_kind(value)}, not {expected}", hint))
         return value
@@ -247,9 +253,7 @@ def _check_value(value: Any, kind: Any, entry: Field, where: str, found: _Findin
     return value
 
 
-def _check_bounds(
-    written: Any, converted: Any, meta: Mapping[str, Any], where: str, description: str
-) -> Iterator[Fault]:
+def _check_bounds(written: Plain, converted: Plain, meta: JsonMapping, where: str, description: str) -> Iterator[Fault]:
     """Faults of a value against the options, pattern, minimum and maximum of its field; of a list, of each entry."""
     entries = [(where, written, converted)]
     if OmegaConf.is_list(converted):
@@ -270,7 +274,7 @@ def _check_bounds(
 
 
 @functools.cache
-def _one_field(kind: Any) -> DictConfig:
+def _one_field(kind: Hint) -> DictConfig:
     """A config with one value of a type: OmegaConf's check of a value, without building its whole section."""
     holder = dataclasses.make_dataclass("Holder", [("value", kind, dataclasses.field(default=MISSING))])
     config = OmegaConf.structured(holder)

@@ -7,13 +7,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import MISSING
 
-from taoq.spec.fields import Field, default_value, fields_of, item_type
+from taoq.spec.fields import Field, Hint, Schema, default_value, fields_of, item_type
 
-_KINDS = {str: "string", int: "int", float: "float", bool: "bool"}
+_KINDS: dict[object, str] = {str: "string", int: "int", float: "float", bool: "bool"}
 
 
 @dataclass(frozen=True)
@@ -27,23 +26,26 @@ class Row:
     valid_options: str
 
 
-def rows(schema: Any, prefix: str = "") -> Iterator[Row]:
+def rows(schema: Schema, prefix: str = "") -> Iterator[Row]:
     """The fields of a schema, sections before their fields; an entry of a list is written `layers[]`."""
     for field, kind in fields_of(schema):
         name = f"{prefix}{field.name}"
         item = item_type(kind)
         meta = field.metadata
-        if dataclasses.is_dataclass(kind) or dataclasses.is_dataclass(item):
-            is_list = item is not None
-            yield Row(name, "list" if is_list else "section", meta["description"], "[]" if is_list else "", "")
-            yield from rows(item or kind, f"{name}[]." if is_list else f"{name}.")
+        if dataclasses.is_dataclass(kind):
+            yield Row(name, "section", meta["description"], "", "")
+            yield from rows(kind, f"{name}.")
+            continue
+        if dataclasses.is_dataclass(item):
+            yield Row(name, "list", meta["description"], "[]", "")
+            yield from rows(item, f"{name}[].")
             continue
         value_type = "categorical" if meta["options"] and item is None else _value_type(kind)
         options = ",".join(meta["options"]) or meta["pattern"].replace("|", ",")
         yield Row(name, value_type, meta["description"], _default(field), options)
 
 
-def markdown(title: str, schema: Any, prefix: str = "") -> str:
+def markdown(title: str, schema: Schema, prefix: str = "") -> str:
     """A table of the fields, in the form of TAO's documentation."""
     lines = [
         f"## {title}",
@@ -62,7 +64,7 @@ def commented_yaml(schema: type) -> str:
     return "\n".join(_yaml(schema, "")) + "\n"
 
 
-def _yaml(schema: Any, indent: str) -> Iterator[str]:
+def _yaml(schema: Schema, indent: str) -> Iterator[str]:
     for field, kind in fields_of(schema):
         meta = field.metadata
         options = f" [{', '.join(meta['options'])}]" if meta["options"] else ""
@@ -82,7 +84,7 @@ def _yaml(schema: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{field.name}: {json.dumps(example if example is not None else default_value(field))}"
 
 
-def _list_item(schema: Any, indent: str) -> Iterator[str]:
+def _list_item(schema: Schema, indent: str) -> Iterator[str]:
     """One example entry: its required fields, and its first optional section with the first option."""
     required = [field for field, _ in fields_of(schema) if default_value(field) == MISSING]
     examples = (f"{field.name}: {json.dumps(field.metadata['example'])}" for field in required)
@@ -95,7 +97,7 @@ def _list_item(schema: Any, indent: str) -> Iterator[str]:
             return
 
 
-def _value_type(kind: Any) -> str:
+def _value_type(kind: Hint) -> str:
     origin = getattr(kind, "__origin__", None)
     return "list" if origin is list else "dict" if origin is dict else _KINDS[kind]
 

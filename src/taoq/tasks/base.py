@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_check
 
 from taoq.errors import Fault, SpecError
 from taoq.network import Inputs, Outputs, OutputSpec
+from taoq.plain import JsonMapping
 from taoq.tasks.sections import TaskSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=TaskSpec)
 """The spec of a task."""
+
+
+Targets = Any
+"""What a metric compares outputs with: the task's own type."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Batch:
     """
 
     inputs: Inputs
-    targets: Any
+    targets: Targets
     paths: Sequence[str] = ()
 
 
@@ -65,7 +70,7 @@ class Metric(Protocol):
     def figures(self) -> Sequence[str]:
         """Names of the figures that may be compared, known before any data; the first is the task's primary one."""
 
-    def update(self, outputs: Outputs, targets: Any) -> None:
+    def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add one batch."""
 
     def compute(self) -> Mapping[str, float]:
@@ -106,7 +111,7 @@ class Keyed(Protocol):
 class Writing(Protocol):
     """A metric that draws pictures or writes tables."""
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> JsonMapping:
         """Write them; return what `results.json` shows besides the figures."""
 
 
@@ -134,7 +139,7 @@ class DeepStream:
         labels: Content of the labels file.
     """
 
-    properties: Mapping[str, Any]
+    properties: JsonMapping
     labels: str
 
 

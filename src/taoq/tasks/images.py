@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from taoq.errors import Fault, Notice, TaoqError
 from taoq.files import digest
-from taoq.tasks.base import Batch
+from taoq.tasks.base import Batch, Targets
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class ImageBatches:
     input: str
     paths: Sequence[Path]
     transform: Callable[[Image.Image], Tensor]
-    targets: Callable[[Sequence[int], Sequence[tuple[int, int]]], Any]
+    targets: Callable[[Sequence[int], Sequence[tuple[int, int]]], Targets]
     batch_size: int
     workers: int
 
@@ -66,7 +65,7 @@ class ImageBatches:
         """
         # reader processes cost more than they bring where there is but one batch
         workers = min(self.workers, _processors()) if self.num_samples > self.batch_size else 0
-        loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[_Sample | Fault] = DataLoader(
             _Images(self), batch_size=self.batch_size, num_workers=workers, collate_fn=self._collate
         )
         for batch in loader:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from taoq.errors import Fault, Notice, TaoqError
 from taoq.network import Outputs
-from taoq.tasks.base import Metric
+from taoq.tasks.base import Metric, Targets
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class MeanScore:
         """Number of samples so far."""
         return sum(map(len, self._scores))
 
-    def update(self, outputs: Outputs, targets: Any) -> None:
+    def update(self, outputs: Outputs, targets: Targets) -> None:
         """Score a batch.
 
         Raises:
@@ -109,7 +109,7 @@ class TorchMetric:
         """Number of samples that a resample draws from; 0 if the metrics cannot be resampled."""
         return sum(map(len, self._samples))
 
-    def update(self, outputs: Outputs, targets: Any) -> None:
+    def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add a batch."""
         prediction, count = _prediction(outputs), len(next(iter(outputs.values())))
         for metric in self._metrics.values():
@@ -143,7 +143,7 @@ class TorchMetric:
                 setattr(metric, key, torch.tensor(own, dtype=torch.float64).reshape(state.shape).to(state.dtype))
         return _number(figure, self._scratch[figure].compute())
 
-    def _keep_states(self, prediction: Any, targets: Any, count: int) -> None:
+    def _keep_states(self, prediction: object, targets: Targets, count: int) -> None:
         """Keep what each sample of a batch adds to the states."""
         if any(isinstance(state, list) for metric in self._metrics.values() for state in metric.metric_state.values()):
             self._why_not = "a metric keeps lists, not sums"
@@ -160,7 +160,7 @@ class TorchMetric:
         if self._values > _MOST_VALUES:
             self._why_not = f"the states of {self.num_samples} samples take too much memory"
 
-    def _states_of(self, prediction: Any, targets: Any) -> Tensor:
+    def _states_of(self, prediction: object, targets: Targets) -> Tensor:
         """States after an update of empty metrics, as one vector."""
         for metric in self._scratch.values():
             metric.reset()
@@ -180,12 +180,12 @@ def _states(metric: torchmetrics.Metric) -> list[Tensor]:
     return [state for state in metric.metric_state.values() if isinstance(state, Tensor)]
 
 
-def _prediction(outputs: Outputs) -> Any:
+def _prediction(outputs: Outputs) -> object:
     """The only output, or all of them by name."""
     return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
 
-def _sample(values: Any, index: int) -> Any:
+def _sample(values: Targets, index: int) -> Targets:
     """One sample of a batch: of a tensor or a list, of each value of a dictionary or a tuple."""
     if isinstance(values, Mapping):
         return {key: _sample(value, index) for key, value in values.items()}
@@ -194,7 +194,7 @@ def _sample(values: Any, index: int) -> Any:
     return values[index : index + 1]
 
 
-def _number(name: str, computed: Any) -> float:
+def _number(name: str, computed: object) -> float:
     """A computed figure as a number.
 
     Raises:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from taoq.plain import JsonObject
 from taoq.plugins import RUNTIMES
 from taoq.quantization.spec import DEVICE_PATTERN, QuantizeSpec
 from taoq.spec.fields import option
@@ -47,7 +48,7 @@ class RunSpec:
         options=("auto", *RUNTIMES.names()),
         omit_default=True,
     )
-    runtime_kwargs: dict[str, Any] = option(
+    runtime_kwargs: JsonObject = option(
         dict, "Options of the runtime, checked against those that it has", omit_default=True
     )
 

@@ -7,13 +7,15 @@ Takes plain data and imports nothing of taoq: results render themselves with it.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from taoq.plain import JsonMapping
 
-def page(kind: Literal["quantize", "analyze", "compare"], data: Mapping[str, Any]) -> str:
+
+def page(kind: Literal["quantize", "analyze", "compare"], data: JsonMapping) -> str:
     """The report of an action.
 
     Args:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from taoq.errors import Fault, TaoqError
 from taoq.plugins import BACKENDS
-from taoq.quantization.backends.base import Backend
+from taoq.quantization.backends.base import AnyBackend, Backend
 
 
-def load_backend(name: str) -> Backend[Any]:
+def load_backend(name: str) -> AnyBackend:
     """Import a backend.
 
     Raises:

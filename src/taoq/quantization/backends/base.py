@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from taoq.errors import Fault
 from taoq.network import Inputs
+from taoq.plain import Options
 from taoq.quantization.capability import Capability
-from taoq.quantization.formats.base import Shifts
+from taoq.quantization.formats.base import Shifts, Values
 from taoq.quantization.ranges import RangeCache
 from taoq.quantization.spec import QuantizeSpec
 from taoq.quantization.types import Applied, Layer, LayerPlan, QuantizationPlan, Scales
@@ -59,7 +60,7 @@ class Backend(Protocol[M]):
     def check(self, section: QuantizeSpec) -> list[Fault]:
         """Faults that only this backend knows, of `backend_kwargs` above all."""
 
-    def layers(self, model: M, options: Mapping[str, Any]) -> list[Layer]:
+    def layers(self, model: M, options: Options) -> list[Layer]:
         """All layers of a float model, quantizable or not under these `backend_kwargs`."""
 
     def calibrate(
@@ -67,7 +68,7 @@ class Backend(Protocol[M]):
         model: M,
         plan: QuantizationPlan,
         batches: Iterable[Inputs],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         device: str,
         cache: RangeCache | None,
@@ -86,19 +87,23 @@ class Backend(Protocol[M]):
     def applied(self, model: M) -> Applied:
         """What is really quantized, read from the model itself."""
 
-    def weight(self, model: M, layer: str) -> Any:
+    def weight(self, model: M, layer: str) -> Values:
         """Values of a quantized layer's weight as floats, an array of the format."""
 
-    def save(self, model: M, path: Path, options: Mapping[str, Any]) -> None:
+    def save(self, model: M, path: Path, options: Options) -> None:
         """Write the quantized model to a file."""
 
     def load(self, path: Path, build: Callable[[], M]) -> M:
         """Read it back into a fresh float model. Never re-quantizes, never unpickles code."""
 
 
+AnyBackend = Backend[Any]
+"""A backend whose format only it knows."""
+
+
 @runtime_checkable
 class Exportable(Protocol[M_contra]):
     """A backend whose torch models `export` can write as ONNX."""
 
-    def dequantized(self, model: M_contra) -> tuple[Mapping[str, Any], Mapping[str, Scales]]:
+    def dequantized(self, model: M_contra) -> tuple[Mapping[str, Values], Mapping[str, Scales]]:
         """The state of the float network with the values of the quantized weights, and scales by layer."""

@@ -12,7 +12,6 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -29,6 +28,7 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from taoq.errors import Fault, did_you_mean
 from taoq.network import Inputs
+from taoq.plain import Options
 from taoq.quantization.backends.base import NO_SHIFTS, Backend
 from taoq.quantization.capability import Algorithm, Capability, TensorCapability
 from taoq.quantization.dtypes import INT8
@@ -92,7 +92,7 @@ class OnnxRuntimeBackend:
                 faults.append(Fault(where, f"onnxruntime's quantize_static has no argument '{key}'", hint))
         return faults
 
-    def layers(self, model: Graph, options: Mapping[str, Any]) -> list[Layer]:
+    def layers(self, model: Graph, options: Options) -> list[Layer]:
         """All nodes."""
         return list_layers(model, _TYPES)
 
@@ -101,7 +101,7 @@ class OnnxRuntimeBackend:
         model: Graph,
         plan: QuantizationPlan,
         batches: Iterable[Inputs],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         device: str,
         cache: RangeCache | None,
@@ -131,7 +131,7 @@ class OnnxRuntimeBackend:
         """Values of a quantized layer's weight as floats."""
         return qdq.stored_weight(model, layer)
 
-    def save(self, model: Graph, path: Path, options: Mapping[str, Any]) -> None:
+    def save(self, model: Graph, path: Path, options: Options) -> None:
         """Write a quantized graph; weights go beside it on request, or above 2 GB."""
         write_graph(model, path, external=options.get("use_external_data_format", False))
 
@@ -143,7 +143,7 @@ class OnnxRuntimeBackend:
 class OnnxRuntimeCalibrated:
     """A float graph and the ranges of its tensors."""
 
-    def __init__(self, graph: Graph, ranges: Ranges, options: Mapping[str, Any]) -> None:
+    def __init__(self, graph: Graph, ranges: Ranges, options: Options) -> None:
         self._graph, self._ranges, self._options = graph, ranges, options
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:

@@ -7,13 +7,13 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taoq.errors import Fault, did_you_mean
 from taoq.network import Inputs
+from taoq.plain import Options, Plain
 from taoq.quantization.backends.base import NO_SHIFTS, Backend
 from taoq.quantization.capability import Capability, TensorCapability
 from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8, by_torch
@@ -75,7 +75,7 @@ class TorchaoBackend:
                 faults += _check_device(where, value)
         return faults
 
-    def layers(self, model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:
+    def layers(self, model: nn.Module, options: Options) -> list[Layer]:
         """All layers; torchao quantizes nn.Linear itself, not its subclasses with a forward of their own."""
         return list_layers(model, _obstacle)
 
@@ -84,7 +84,7 @@ class TorchaoBackend:
         model: nn.Module,
         plan: QuantizationPlan,
         batches: Iterable[Inputs],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         device: str,
         cache: RangeCache | None,
@@ -115,7 +115,7 @@ class TorchaoBackend:
         values: Tensor = stored.dequantize()
         return values
 
-    def save(self, model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:
+    def save(self, model: nn.Module, path: Path, options: Options) -> None:
         """Write the state dict; its quantized tensors are torchao's and load under weights_only."""
         save_state(model.state_dict(), path)
 
@@ -136,7 +136,7 @@ class TorchaoBackend:
 class TorchaoCalibrated:
     """A network whose weights are quantized, one scale per output row, or put back."""
 
-    def __init__(self, model: nn.Module, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, options: Options) -> None:
         self._model, self._options = model, options
         self._biases = ShiftedBiases(model)
         self._float: dict[str, tuple[LayerPlan, nn.Parameter]] = {}  # of the layers that are quantized now
@@ -181,7 +181,7 @@ class TorchaoCalibrated:
 BACKEND: Backend[nn.Module] = TorchaoBackend()
 
 
-def _check_device(where: str, value: Any) -> list[Fault]:
+def _check_device(where: str, value: Plain) -> list[Fault]:
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from taoq.network import Inputs
+from taoq.plain import JsonMapping
 from taoq.quantization.types import LayerError
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 """The model of a format: a torch network, or a graph."""
 
-Shifts = Mapping[str, Any]
+Values = Any
+"""An array of a format: a torch tensor, or of ONNX a numpy array."""
+Shifts = Mapping[str, Values]
 """What is added to the outputs of layers, by name: one number per channel, an array of the format."""
 
 
@@ -38,7 +41,7 @@ class ModelFormat(Protocol[M]):
     def is_quantized(self, model: M) -> bool:
         """Whether a model that was read from a file is quantized."""
 
-    def properties(self, model: M, path: str) -> Mapping[str, Any] | None:
+    def properties(self, model: M, path: str) -> JsonMapping | None:
         """What taoq's export wrote into the file: task, source, spec, taoq. None in any other file.
 
         Raises:
@@ -67,7 +70,7 @@ class ModelFormat(Protocol[M]):
         model: M,
         names: Sequence[str],
         batches: Iterable[Inputs],
-        weight: Callable[[M, str], Any],
+        weight: Callable[[M, str], Values],
         *,
         device: str,
     ) -> Mapping[str, LayerError]:

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.network import Outputs
+from taoq.plain import JsonMapping
 from taoq.tasks.classification.data import class_names
 from taoq.tasks.classification.spec import ClassificationSpec
 
@@ -75,7 +75,7 @@ class AccuracyMetric:
         right = counts[parts[0].numpy()].sum()
         return float(np.float32(right) / np.float32(counts.sum()))  # in the precision of torchmetrics
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> JsonMapping:
         """Write confusion_matrix.png; rows are true classes, columns predicted ones."""
         matrix = self._confusion.compute()
         counts = matrix.sum(1)

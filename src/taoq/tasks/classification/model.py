@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any
 
 from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation, load_weights
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.plain import JsonObject
 from taoq.tasks.classification.spec import ClassificationSpec
 
 _TAO_NAMES = (
@@ -99,7 +99,7 @@ def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bo
     import timm
     import torchvision
 
-    arguments: dict[str, Any] = dict(spec.model.backbone.args)
+    arguments: JsonObject = dict(spec.model.backbone.args)
     faults = [
         Fault(f"model.backbone.args.{name}", f"the network gets it from {source}", "take it out of the arguments")
         for name, source in _NOT_ARGUMENTS.items()

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from taoq.plain import JsonObject
 from taoq.spec.fields import option
 from taoq.tasks import sections
 from taoq.tasks.sections import TaskSpec
@@ -39,7 +39,7 @@ class BackboneSpec:
         " choose the library",
         example="resnet_50",
     )
-    args: dict[str, Any] = option(dict, "Arguments of the network's constructor in its library")
+    args: JsonObject = option(dict, "Arguments of the network's constructor in its library")
     pretrained: bool = option(False, "Take the library's pretrained weights (a download) where no checkpoint is given")
 
 

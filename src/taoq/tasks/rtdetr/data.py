@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from taoq.errors import Fault, NotGiven, Notice, TaoqError
 from taoq.network import Inputs
+from taoq.plain import JsonMapping, JsonObject
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
@@ -53,7 +53,7 @@ class Coco:
     """
 
     path: Path
-    data: Mapping[str, Any]
+    data: JsonMapping
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
 
@@ -89,7 +89,7 @@ def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
     _require(path, data, "categories", ("id", "name"))
     images = {image["id"]: image for image in data["images"]}
     categories = {category["id"]: str(category["name"]) for category in data["categories"]}
-    kept: list[dict[str, Any]] = []
+    kept: list[JsonObject] = []
     empty = 0
     for number, annotation in enumerate(data["annotations"]):
         name = f"{path}: annotation {annotation.get('id', number)}"
@@ -143,7 +143,7 @@ def _category_ids(ids: Sequence[int], spec: RtdetrSpec, path: Path) -> tuple[int
     raise TaoqError(Fault("dataset.num_classes", what, hint))
 
 
-def _read_json(path: Path, where: str) -> dict[str, Any]:
+def _read_json(path: Path, where: str) -> JsonObject:
     """A json with images; nothing else of it is checked."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     return data
 
 
-def _require(path: Path, data: Mapping[str, Any], part: str, keys: Sequence[str]) -> None:
+def _require(path: Path, data: JsonMapping, part: str, keys: Sequence[str]) -> None:
     entries = data.get(part)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise TaoqError(_not_coco(path, f"it has no list '{part}'"))
@@ -176,7 +176,7 @@ def _not_coco(path: Path, why: str) -> Fault:
     return Fault(str(path), f"is not a COCO json: {why}", "see cocodataset.org/#format-data")
 
 
-def _paths(data: Mapping[str, Any], folder: Path, path: Path) -> list[Path]:
+def _paths(data: JsonMapping, folder: Path, path: Path) -> list[Path]:
     """The files of a json's images.
 
     Raises:

@@ -8,10 +8,9 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from taoq.errors import Fault, Notice, SpecError
 from taoq.files import digest
 from taoq.network import Outputs
+from taoq.plain import JsonMapping, JsonObject
 from taoq.tasks.rtdetr.data import Targets, evaluation_source
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.predict import Detections, detections
@@ -142,7 +142,7 @@ class CocoMetric:
         there = [precision.mean() for precision in precisions if precision is not None]
         return float(np.mean(there)) if there else math.nan
 
-    def write(self, directory: Path) -> Mapping[str, Any]:
+    def write(self, directory: Path) -> JsonMapping:
         """Write detections.json, in COCO's results format, and precision_recall.png."""
         with (directory / "detections.json").open("w", encoding="utf-8") as file:
             file.write("[")
@@ -154,7 +154,7 @@ class CocoMetric:
         coco = {name: value if value > -1 else None for name, value in zip(FIGURES, self._stats, strict=True)}
         return {"coco": coco, "classes": self._per_class}
 
-    def _evaluate(self, index: int, rows: NDArray[np.float64]) -> Mapping[str, Any]:
+    def _evaluate(self, index: int, rows: NDArray[np.float64]) -> JsonMapping:
         """Evaluate one class; keep what a resample needs."""
         category = self._coco.category_ids[index]
         found = [
@@ -174,10 +174,10 @@ class CocoMetric:
         run.evaluate()
         run.accumulate()
         self._matched.append(_matched(run))
-        result: Mapping[str, Any] = run.eval
+        result: JsonMapping = run.eval
         return result
 
-    def _results(self) -> Iterator[dict[str, Any]]:
+    def _results(self) -> Iterator[JsonObject]:
         for rows in self._rows:
             for row in rows:
                 if (category := self._coco.category_ids[int(row[1])]) >= 0:
@@ -272,7 +272,7 @@ def _rows(image_id: int, found: Detections) -> NDArray[np.float64]:
     return rows
 
 
-def _index(data: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:
+def _index(data: JsonMapping, annotations: Sequence[JsonMapping]) -> COCO:
     coco = COCO()
     coco.dataset = {"images": data["images"], "categories": data["categories"], "annotations": list(annotations)}
     coco.createIndex()

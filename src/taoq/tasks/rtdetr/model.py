@@ -16,12 +16,13 @@ from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation, load_state, read_state_dict, without_prefix
 from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError, did_you_mean
+from taoq.plain import JsonObject
 from taoq.tasks.rtdetr.names import from_hub, from_original, is_original
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
 log = logging.getLogger(__name__)
 
-_BACKBONES: dict[str, dict[str, Any]] = {
+_BACKBONES: dict[str, JsonObject] = {
     "resnet_18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
     "resnet_34": {"layer_type": "basic", "depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 256, 512]},
     "resnet_50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
@@ -191,7 +192,7 @@ def make_config(spec: RtdetrSpec) -> Any:
         raise SpecError(Fault("model", what, "check the fields of model")) from error
 
 
-def _checked(arguments: dict[str, Any], kind: Any, where: str) -> dict[str, Any]:
+def _checked(arguments: JsonObject, kind: Any, where: str) -> JsonObject:
     known = {field.name for field in dataclasses.fields(kind)}
     faults = [
         Fault(f"{where}.{name}", f"{kind.__name__} has no argument '{name}'", did_you_mean(name, known, "see its page"))

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from taoq.errors import Fault, SpecError, did_you_mean
 from taoq.network import Outputs
+from taoq.plain import JsonObject
 from taoq.tasks.base import Batch
 from taoq.tasks.images import read_image
 from taoq.tasks.rtdetr.data import Targets, class_names, fit
@@ -80,8 +80,8 @@ class DetectionPredictions:
         self._batches = 0
         self._written: set[Path] = set()
         self._directory = directory
-        self._images: list[dict[str, Any]] = []
-        self._found: list[dict[str, Any]] = []
+        self._images: list[JsonObject] = []
+        self._found: list[JsonObject] = []
         for name in self.files[1:]:
             (directory / name).mkdir()
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from taoq.plain import JsonObject
 from taoq.spec.fields import option
 from taoq.tasks import sections
 from taoq.tasks.sections import EvaluateSpec, InferenceSpec, TaskSpec
@@ -57,10 +57,10 @@ class ModelSpec:
 
     architecture: str = option("rtdetr", "RT-DETR, or RT-DETRv2 (arXiv:2407.17140)", options=("rtdetr", "rtdetr_v2"))
     backbone: str = option("resnet_50", "Backbone: a ResNet-vd", options=BACKBONES)
-    backbone_args: dict[str, Any] = option(
+    backbone_args: JsonObject = option(
         dict, "Arguments of transformers' RTDetrResNetConfig, over those of the backbone: hidden_sizes, depths, ..."
     )
-    args: dict[str, Any] = option(
+    args: JsonObject = option(
         dict, "Arguments of transformers' RTDetrConfig, over those that come from the fields here"
     )
     fuse: bool = option(

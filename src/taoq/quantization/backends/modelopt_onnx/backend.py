@@ -11,13 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taoq.errors import Fault, did_you_mean
 from taoq.network import Inputs
+from taoq.plain import Options, Plain
 from taoq.quantization.backends.base import NO_SHIFTS, Backend
 from taoq.quantization.backends.modelopt_onnx.calibration import find_ranges
 from taoq.quantization.capability import Algorithm, Capability, TensorCapability
@@ -40,7 +40,7 @@ with library_output():
     from modelopt.onnx.autocast.convert import convert_to_f16
     from modelopt.onnx.quantization.graph_utils import find_nodes_from_convs_to_exclude
 
-_OPTIONS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+_OPTIONS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "use_external_data_format": (lambda value: isinstance(value, bool), "true or false"),
     "calibrate_per_node": (lambda value: isinstance(value, bool), "true or false"),
     "op_types_to_quantize": (lambda value: isinstance(value, list), "a list of op types"),
@@ -99,7 +99,7 @@ class ModelOptOnnxBackend:
             faults.append(half_precision_fault())
         return faults
 
-    def layers(self, model: Graph, options: Mapping[str, Any]) -> list[Layer]:
+    def layers(self, model: Graph, options: Options) -> list[Layer]:
         """All nodes; the op types of `backend_kwargs` bound what may be quantized."""
         types = options.get("op_types_to_quantize", TYPES)
         return list_layers(model, [type_ for type_ in types if type_ not in options.get("op_types_to_exclude", ())])
@@ -109,7 +109,7 @@ class ModelOptOnnxBackend:
         model: Graph,
         plan: QuantizationPlan,
         batches: Iterable[Inputs],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         device: str,
         cache: RangeCache | None,
@@ -141,7 +141,7 @@ class ModelOptOnnxBackend:
         """Values of a quantized layer's weight as floats."""
         return qdq.stored_weight(model, layer)
 
-    def save(self, model: Graph, path: Path, options: Mapping[str, Any]) -> None:
+    def save(self, model: Graph, path: Path, options: Options) -> None:
         """Write a quantized graph; weights go beside it on request, or above 2 GB."""
         write_graph(model, path, external=options.get("use_external_data_format", False))
 
@@ -153,7 +153,7 @@ class ModelOptOnnxBackend:
 class ModelOptOnnxCalibrated:
     """A float graph and the ranges of the inputs of its layers."""
 
-    def __init__(self, graph: Graph, ranges: Ranges, options: Mapping[str, Any]) -> None:
+    def __init__(self, graph: Graph, ranges: Ranges, options: Options) -> None:
         self._graph, self._ranges, self._options = graph, ranges, options
         self._inputs = {node.name: node.input[0] for node in graph.proto.node if node.input}
 
@@ -192,7 +192,7 @@ class ModelOptOnnxCalibrated:
 BACKEND: Backend[Graph] = ModelOptOnnxBackend()
 
 
-def _check_option(key: str, value: Any) -> Iterator[Fault]:
+def _check_option(key: str, value: Plain) -> Iterator[Fault]:
     where = f"quantize.backend_kwargs.{key}"
     real = [name for name in inspect.signature(moq.quantize).parameters if name != "kwargs"]
     if key in _OPTIONS:

@@ -8,7 +8,7 @@ import functools
 import gc
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxruntime.quantization import calibrate as ort_calibrate
 
 from taoq.errors import Fault, TaoqError, first_line
 from taoq.network import Inputs
+from taoq.plain import Options
 from taoq.quantization.dtypes import INT8
 from taoq.quantization.formats.onnx.calibration import ENTROPY_BINS, check_ranges, feeds, lean_options
 from taoq.quantization.formats.onnx.file import read_graph, write_graph
@@ -36,7 +37,7 @@ def find_ranges(
     graph: Graph,
     nodes: Sequence[str],
     batches: Iterable[Inputs],
-    options: Mapping[str, Any],
+    options: Options,
     *,
     device: str,
     entropy: bool,

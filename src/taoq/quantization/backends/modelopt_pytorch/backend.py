@@ -6,7 +6,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydantic
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from taoq.errors import Fault, did_you_mean
 from taoq.network import Inputs
+from taoq.plain import Options, Plain
 from taoq.quantization.backends.base import Backend
 from taoq.quantization.backends.modelopt_pytorch.calibration import ModelOptCalibrated, calibrate
 from taoq.quantization.backends.modelopt_pytorch.quantizers import dtype_of, quantizer_of
@@ -98,7 +98,7 @@ class ModelOptTorchBackend:
                     faults.append(Fault(where, error.errors()[0]["msg"].lower(), f"see ModelOpt's {config.__name__}"))
         return faults
 
-    def layers(self, model: nn.Module, options: Mapping[str, Any]) -> list[Layer]:
+    def layers(self, model: nn.Module, options: Options) -> list[Layer]:
         """All layers; ModelOpt converts the registered classes, and subclasses that keep their forward."""
         return list_layers(model, _obstacle)
 
@@ -107,7 +107,7 @@ class ModelOptTorchBackend:
         model: nn.Module,
         plan: QuantizationPlan,
         batches: Iterable[Inputs],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         device: str,
         cache: RangeCache | None,
@@ -139,7 +139,7 @@ class ModelOptTorchBackend:
         smoothing = quantizer_of(module, "input").pre_quant_scale
         return weight.clone() if smoothing is None else weight * smoothing
 
-    def save(self, model: nn.Module, path: Path, options: Mapping[str, Any]) -> None:
+    def save(self, model: nn.Module, path: Path, options: Options) -> None:
         """Write ModelOpt's state and the state dict, as `mto.save` does (and TAO's artifact has it)."""
         with library_output():
             state = _sorted_state(mto.modelopt_state(model))
@@ -176,7 +176,7 @@ class ModelOptTorchBackend:
 BACKEND: Backend[nn.Module] = ModelOptTorchBackend()
 
 
-def _check_entropy_options(options: Mapping[str, Any]) -> list[Fault]:
+def _check_entropy_options(options: Options) -> list[Fault]:
     what = "HistogramCalibrator.compute_amax"
     parameters = inspect.signature(HistogramCalibrator.compute_amax).parameters
     known = [key for key in parameters if key in _ENTROPY_OPTIONS]
@@ -228,7 +228,7 @@ def _scale(module: nn.Module, part: str) -> float | NDArray[np.float32]:
     return scales
 
 
-def _sorted_state(state: Any) -> Any:
+def _sorted_state(state: Plain) -> Plain:
     """ModelOpt's state with its keys sorted: some come from a set, in another order in each process."""
     if isinstance(state, dict):
         return {key: _sorted_state(state[key]) for key in sorted(state)}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.network import Inputs
+from taoq.plain import Options
 from taoq.quantization.backends.base import NO_SHIFTS
 from taoq.quantization.backends.modelopt_pytorch.entropy import calibrate_entropy
 from taoq.quantization.backends.modelopt_pytorch.quantizers import BITS, quantizer_of, switch
@@ -36,7 +36,7 @@ def calibrate(
     model: nn.Module,
     plan: QuantizationPlan,
     batches: Iterable[Inputs],
-    options: Mapping[str, Any],
+    options: Options,
     *,
     device: str,
     algorithm: Algorithm | None,

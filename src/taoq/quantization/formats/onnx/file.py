@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from taoq.errors import Fault, TaoqError, first_line
 from taoq.files import weights_beside
+from taoq.plain import JsonMapping
 from taoq.quantization.formats.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
 
 SUFFIX = ".onnx"
@@ -90,7 +90,7 @@ def has_float8(graph: Graph) -> bool:
     return any(tensor.data_type in kinds for tensor in graph.proto.initializer)
 
 
-def read_properties(graph: Graph, path: Path) -> Mapping[str, Any] | None:
+def read_properties(graph: Graph, path: Path) -> JsonMapping | None:
     """What taoq's export wrote into a file: task, source, spec, taoq. None in another exporter's file.
 
     Raises:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taoq.network import Inputs
-from taoq.quantization.formats.base import ModelFormat
+from taoq.plain import JsonMapping
+from taoq.quantization.formats.base import ModelFormat, Values
 from taoq.quantization.formats.onnx import measures
 from taoq.quantization.formats.onnx.file import byte_size, is_quantized, read_graph, read_properties
 from taoq.quantization.formats.onnx.graph import Graph
@@ -36,7 +37,7 @@ class OnnxFormat:
         """Whether it has quantized tensors."""
         return is_quantized(model)
 
-    def properties(self, model: Graph, path: str) -> Mapping[str, Any] | None:
+    def properties(self, model: Graph, path: str) -> JsonMapping | None:
         """What taoq's export wrote into the file."""
         return read_properties(model, Path(path))
 
@@ -62,7 +63,7 @@ class OnnxFormat:
         model: Graph,
         names: Sequence[str],
         batches: Iterable[Inputs],
-        weight: Callable[[Graph, str], Any],
+        weight: Callable[[Graph, str], Values],
         *,
         device: str,
     ) -> Mapping[str, LayerError]:

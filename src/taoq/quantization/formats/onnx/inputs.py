@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from taoq.errors import Fault, TaoqError
 from taoq.network import Inputs, format_shape
@@ -32,7 +33,7 @@ class GraphInput:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
 
     def __str__(self) -> str:
         return f"{self.dtype} {format_shape(['N', *self.shape[1:]] if self.shape else [])}"
@@ -134,11 +135,11 @@ def filled(arrays: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:
         yield piece, count
 
 
-def samples(arrays: Mapping[str, NDArray[Any]]) -> int:
+def samples(arrays: Arrays) -> int:
     """Number of samples in a batch."""
     return len(next(iter(arrays.values())))
 
 
-def _in_order(wanted: Sequence[GraphInput], inputs: Inputs) -> list[Any]:
+def _in_order(wanted: Sequence[GraphInput], inputs: Inputs) -> list[Tensor]:
     names = [entry.name for entry in wanted]
     return [inputs[name] for name in names] if set(names) == set(inputs) else list(inputs.values())

@@ -11,7 +11,6 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +26,7 @@ from taoq.quantization.formats.onnx.biases import changes_behind
 from taoq.quantization.formats.onnx.calibration import feeds, lean_options
 from taoq.quantization.formats.onnx.file import write_graph
 from taoq.quantization.formats.onnx.graph import DEQUANTIZE, Graph
-from taoq.quantization.formats.onnx.inputs import graph_inputs, samples
+from taoq.quantization.formats.onnx.inputs import Arrays, graph_inputs, samples
 from taoq.quantization.formats.onnx.layers import CONVOLUTIONS, TYPES, channel_axis
 from taoq.quantization.formats.onnx.qdq import stored_weight
 from taoq.quantization.library import library_output
@@ -236,7 +235,7 @@ def _totals(graph: Graph, batches: Iterable[Inputs]) -> tuple[dict[str, NDArray[
     return sums, count
 
 
-def _run(graph: Graph, batches: Iterable[Inputs]) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+def _run(graph: Graph, batches: Iterable[Inputs]) -> Iterator[tuple[Arrays, int]]:
     """Outputs of a graph by name, computed as it is written, and how many samples it got."""
     wanted = graph_inputs(graph, _WHERE)
     with tempfile.TemporaryDirectory() as folder, library_output():

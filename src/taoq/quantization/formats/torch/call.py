@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from taoq.network import Inputs
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: nn.Module, inputs: Inputs) -> object:
     """The output of a network.
 
     Args:
@@ -32,7 +31,7 @@ def takes_by_keyword(model: nn.Module, inputs: Inputs) -> bool:
     return all(name in parameters for name in inputs)
 
 
-def arguments(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+def arguments(model: nn.Module, inputs: Inputs) -> tuple[object, ...]:
     """The inputs as positional arguments; None for a parameter between them that has no input.
 
     Raises:

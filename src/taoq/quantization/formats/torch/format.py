@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from taoq.network import Inputs
+from taoq.plain import JsonMapping
 from taoq.quantization.formats.base import ModelFormat
 from taoq.quantization.formats.torch import measures
 from taoq.quantization.formats.torch.state import saved_size, state_digest
@@ -28,7 +28,7 @@ class TorchFormat:
         """No checkpoint is: reading one refuses quantized payloads, which their artifact's backend loads."""
         return False
 
-    def properties(self, model: nn.Module, path: str) -> Mapping[str, Any] | None:
+    def properties(self, model: nn.Module, path: str) -> JsonMapping | None:
         """Checkpoints have none."""
         return None
 

@@ -18,7 +18,8 @@ from taoq.quantization.formats.torch.state import is_finite
 from taoq.quantization.sqnr import sqnr
 from taoq.quantization.types import LayerError
 
-_Watch = Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]
+_Arguments = tuple[Any, ...]
+_Watch = Callable[[str, _Arguments, dict[str, Tensor], Any], None]
 """Gets the name of a layer that ran, its positional and keyword inputs, and its output."""
 
 
@@ -104,7 +105,7 @@ def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     ]
     counts = dict.fromkeys(names, 0)
 
-    def count(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def count(name: str, given: _Arguments, named: dict[str, Tensor], output: Any) -> None:
         module = model.get_submodule(name)
         weight = module.weight
         if isinstance(output, Tensor) and isinstance(weight, Tensor) and not isinstance(module, nn.Embedding):
@@ -141,7 +142,7 @@ def _run_both(
     """
     count = 0
 
-    def compare(name: str, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+    def compare(name: str, given: _Arguments, named: dict[str, Tensor], output: Tensor) -> None:
         look(name, output, model.get_submodule(name)(*given, **named))
 
     reference.to(device).eval()
