@@ -10,7 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taoq.api import analyze, benchmark, compare, evaluate, export, load, quantize, run
+    from taoq.api.analyze import analyze
+    from taoq.api.benchmark import benchmark
+    from taoq.api.compare import compare
+    from taoq.api.evaluate import evaluate
+    from taoq.api.export import export
+    from taoq.api.load import load
+    from taoq.api.quantize import quantize
+    from taoq.api.run import run
     from taoq.errors import MissingDependency, Notice, RequirementNotMet, SpecError, TaoqError
     from taoq.pipeline.analyze import AnalyzeResult
     from taoq.pipeline.benchmark import BenchmarkResult
@@ -44,24 +51,25 @@ __all__ = [
 ]
 
 _MODULES = {
-    "taoq.errors": ("MissingDependency", "Notice", "RequirementNotMet", "SpecError", "TaoqError"),
-    "taoq.pipeline.analyze": ("AnalyzeResult",),
-    "taoq.pipeline.benchmark": ("BenchmarkResult",),
-    "taoq.pipeline.compare": ("CompareResult",),
-    "taoq.pipeline.evaluate": ("EvaluateResult",),
-    "taoq.pipeline.export": ("ExportResult",),
-    "taoq.pipeline.results": ("QuantizeResult",),
-    "taoq.api": ("analyze", "benchmark", "compare", "evaluate", "export", "load", "quantize", "run"),
+    "AnalyzeResult": "taoq.pipeline.analyze",
+    "BenchmarkResult": "taoq.pipeline.benchmark",
+    "CompareResult": "taoq.pipeline.compare",
+    "EvaluateResult": "taoq.pipeline.evaluate",
+    "ExportResult": "taoq.pipeline.export",
+    "MissingDependency": "taoq.errors",
+    "Notice": "taoq.errors",
+    "QuantizeResult": "taoq.pipeline.results",
+    "RequirementNotMet": "taoq.errors",
+    "SpecError": "taoq.errors",
+    "TaoqError": "taoq.errors",
 }
+"""Where the names are; a function is in a module of its name."""
 
 
 def __getattr__(name: str) -> object:
-    for module, names in _MODULES.items():
-        if name in names:
-            value = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'taoq' has no attribute '{name}'")
+    if name not in __all__:
+        raise AttributeError(f"module 'taoq' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES.get(name, f"taoq.api.{name}")), name)
 
 
 def __dir__() -> list[str]:

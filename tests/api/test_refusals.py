@@ -41,7 +41,7 @@ Refused = Callable[[Callable[[], object]], str]
         (
             ORT,
             "quantize.backend: the model is a torch network, which onnxruntime does not quantize\n"
-            "hint: choose torchao or modelopt.pytorch, or make an ONNX file with taoq.export",
+            "hint: choose modelopt.pytorch or torchao, or make an ONNX file with taoq.export",
         ),
     ],
     ids=["names", "arguments", "format"],
@@ -60,7 +60,7 @@ def test_a_model(data: Data, refused: Refused, onnx_file: Path, tmp_path: Path) 
     )
     assert refused(lambda: taoq.quantize(onnx_file, MODELOPT, results_dir=tmp_path)) == (
         "quantize.backend: the model is an ONNX file, which modelopt.pytorch does not quantize\n"
-        "hint: choose modelopt.onnx or onnxruntime"
+        "hint: choose modelopt.onnx (GPUs) or onnxruntime (CPUs)"
     )
     assert refused(lambda: taoq.benchmark(onnx_file, torch.nn.ReLU(), data.calibration)) == (
         "baseline: one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization\n"

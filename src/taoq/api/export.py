@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""taoq.export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from taoq.api.config import spec_of
+from taoq.api.load import load
+from taoq.api.models import artifact_folder
+from taoq.pipeline.artifacts import read_artifact
+from taoq.pipeline.export import (
+    ExportResult,
+    check_target,
+    float_source,
+    quantized_source,
+    refuse_replacement,
+    write_export,
+)
+from taoq.pipeline.results import QuantizeResult
+from taoq.pipeline.supplied import Loader, supply
+from taoq.quantization.formats import load_format
+
+
+def export(
+    model: nn.Module,
+    onnx_file: str | Path,
+    data: Loader,
+    *,
+    artifact: str | Path | QuantizeResult | None = None,
+    device: str = "cpu",
+    **options: object,
+) -> ExportResult:
+    """Export a network as an ONNX file, and prove on data that it gives the same outputs.
+
+    Args:
+        model: The float network.
+        onnx_file: The file to write; `<name>_export.json` beside it has the proof.
+        data: Loader; see `quantize`.
+        artifact: What `quantize` made of the network with modelopt.pytorch: the file gets its Q/DQ nodes.
+        device: Where the network is traced: cpu or cuda.
+        options: Fields of the section `export`: opset_version, batch_size, check_images, tolerance, dequantize,
+            overwrite, verbose.
+
+    Raises:
+        SpecError: An option does not fit.
+        TaoqError: The outputs differ, or the network cannot be exported.
+    """
+    target = Path(onnx_file)
+    spec = spec_of(export=options)
+    check_target(spec.export, target)
+    experiment = supply(model, spec, calibration=data)
+    float_model = experiment.build(None)
+    origin = {"path": "", "sha256": load_format("torch").digest(float_model)}
+    refuse_replacement(spec.export, target, origin["sha256"])
+    if artifact is None:
+        source = float_source(float_model)
+    else:
+        if isinstance(artifact, QuantizeResult):
+            quantized, backend = artifact.model, artifact.manifest.backend
+        else:
+            quantized, backend = load(artifact, model), read_artifact(artifact_folder(artifact)).manifest.backend
+        source = quantized_source(quantized, backend, float_model, dequantize=spec.export.dequantize)
+    return write_export(experiment, source, origin, target, device)
