@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from taoq.api.quantize import quantize
     from taoq.api.run import run
     from taoq.errors import MissingDependency, Notice, RequirementNotMet, SpecError, TaoqError
-    from taoq.pipeline.analyze import AnalyzeResult
-    from taoq.pipeline.benchmark import BenchmarkResult
-    from taoq.pipeline.compare import CompareResult
-    from taoq.pipeline.evaluate import EvaluateResult
-    from taoq.pipeline.export import ExportResult
-    from taoq.pipeline.results import QuantizeResult
+    from taoq.pipeline.results.analyze import AnalyzeResult
+    from taoq.pipeline.results.benchmark import BenchmarkResult
+    from taoq.pipeline.results.compare import CompareResult
+    from taoq.pipeline.results.evaluate import EvaluateResult
+    from taoq.pipeline.results.export import ExportResult
+    from taoq.pipeline.results.quantize import QuantizeResult
 
 __version__ = "0.1.0"
 
@@ -51,14 +51,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AnalyzeResult": "taoq.pipeline.analyze",
-    "BenchmarkResult": "taoq.pipeline.benchmark",
-    "CompareResult": "taoq.pipeline.compare",
-    "EvaluateResult": "taoq.pipeline.evaluate",
-    "ExportResult": "taoq.pipeline.export",
+    "AnalyzeResult": "taoq.pipeline.results.analyze",
+    "BenchmarkResult": "taoq.pipeline.results.benchmark",
+    "CompareResult": "taoq.pipeline.results.compare",
+    "EvaluateResult": "taoq.pipeline.results.evaluate",
+    "ExportResult": "taoq.pipeline.results.export",
     "MissingDependency": "taoq.errors",
     "Notice": "taoq.errors",
-    "QuantizeResult": "taoq.pipeline.results",
+    "QuantizeResult": "taoq.pipeline.results.quantize",
     "RequirementNotMet": "taoq.errors",
     "SpecError": "taoq.errors",
     "TaoqError": "taoq.errors",

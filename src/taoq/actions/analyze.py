@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 from taoq.actions.base import Show, load_experiment
-from taoq.pipeline.analyze import PAGE, AnalyzeResult, analyze
+from taoq.pipeline.analyze import PAGE, analyze
 from taoq.pipeline.evaluate import figure_named
 from taoq.pipeline.findings import FILE
 from taoq.pipeline.prepare import check
+from taoq.pipeline.results.analyze import AnalyzeResult
 from taoq.pipeline.staging import results_dir
 from taoq.spec.source import SpecSource
 from taoq.status import run_status

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from taoq.actions.base import Show, load_experiment
 from taoq.errors import RequirementNotMet
-from taoq.pipeline.benchmark import BenchmarkResult, benchmark, check_benchmark
+from taoq.pipeline.benchmark import benchmark, check_benchmark
+from taoq.pipeline.results.benchmark import BenchmarkResult
 from taoq.pipeline.staging import results_dir
 from taoq.spec.source import SpecSource
 from taoq.status import run_status

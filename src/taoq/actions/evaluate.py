@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from taoq.actions.base import Show, load_experiment
-from taoq.pipeline.evaluate import EvaluateResult, evaluate
+from taoq.pipeline.evaluate import evaluate
+from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.staging import results_dir
 from taoq.spec.source import SpecSource
 from taoq.status import run_status

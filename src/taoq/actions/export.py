@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from taoq.actions.base import Show, load_experiment
-from taoq.pipeline.export import ExportResult, check_export, export, sized, target_of
+from taoq.pipeline.export import check_export, export, sized, target_of
+from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.staging import results_dir
 from taoq.spec.source import SpecSource
 from taoq.status import run_status

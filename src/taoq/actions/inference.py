@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from taoq.actions.base import Show, load_experiment
-from taoq.pipeline.inference import InferenceResult, infer
+from taoq.pipeline.inference import infer
+from taoq.pipeline.results.inference import InferenceResult
 from taoq.pipeline.staging import results_dir
 from taoq.spec.source import SpecSource
 from taoq.status import run_status

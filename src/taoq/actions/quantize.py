@@ -10,7 +10,7 @@ from taoq.actions.base import Show, load_experiment
 from taoq.errors import Notice, RequirementNotMet
 from taoq.pipeline.prepare import Checked, Prepared, check, prepare
 from taoq.pipeline.quantize import PAGE, TUNED, quantize
-from taoq.pipeline.results import QuantizeResult
+from taoq.pipeline.results.quantize import QuantizeResult
 from taoq.pipeline.staging import results_dir
 from taoq.pipeline.tune import tune
 from taoq.quantization.backends.base import M

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from taoq.api.config import calibration_samples, section_of, spec_of, with_evaluation
 from taoq.api.models import check_model
-from taoq.pipeline.analyze import AnalyzeResult
 from taoq.pipeline.analyze import analyze as analyze_checked
 from taoq.pipeline.evaluate import figure_named
 from taoq.pipeline.prepare import check
+from taoq.pipeline.results.analyze import AnalyzeResult
 from taoq.pipeline.supplied import Loader, Model, supply
 from taoq.plain import JsonMapping
 from taoq.tasks.metrics import AnyMetric

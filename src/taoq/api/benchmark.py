@@ -9,8 +9,9 @@ from taoq.api.config import device_of, spec_of
 from taoq.api.models import kept, name_of, open_model
 from taoq.errors import Fault, SpecError
 from taoq.files import total_size
-from taoq.pipeline.benchmark import FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel, benchmark_models
+from taoq.pipeline.benchmark import benchmark_models
 from taoq.pipeline.models import OpenedModel, start
+from taoq.pipeline.results.benchmark import FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel
 from taoq.pipeline.supplied import Loader, Model
 from taoq.quantization.formats import load_format
 

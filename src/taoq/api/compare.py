@@ -12,8 +12,9 @@ from taoq.api.config import device_of, spec_of
 from taoq.api.models import artifact_folder
 from taoq.errors import Fault, SpecError
 from taoq.pipeline.artifacts import read_artifact
-from taoq.pipeline.compare import CompareResult, read_artifacts
 from taoq.pipeline.compare import compare as compare_artifacts
+from taoq.pipeline.compare import read_artifacts
+from taoq.pipeline.results.compare import CompareResult
 from taoq.pipeline.supplied import Loader, supply
 from taoq.quantization.formats import FORMATS
 from taoq.tasks.metrics import AnyMetric

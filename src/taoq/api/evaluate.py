@@ -7,8 +7,9 @@ from pathlib import Path
 
 from taoq.api.config import device_of
 from taoq.api.models import kept, name_of, open_model
-from taoq.pipeline.evaluate import EvaluateResult, evaluate_runtime
+from taoq.pipeline.evaluate import evaluate_runtime
 from taoq.pipeline.models import start
+from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.supplied import Loader, Model
 from taoq.tasks.metrics import AnyMetric
 

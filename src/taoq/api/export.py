@@ -12,14 +12,14 @@ from taoq.api.load import load
 from taoq.api.models import artifact_folder
 from taoq.pipeline.artifacts import read_artifact
 from taoq.pipeline.export import (
-    ExportResult,
     check_target,
     float_source,
     quantized_source,
     refuse_replacement,
     write_export,
 )
-from taoq.pipeline.results import QuantizeResult
+from taoq.pipeline.results.export import ExportResult
+from taoq.pipeline.results.quantize import QuantizeResult
 from taoq.pipeline.supplied import Loader, supply
 from taoq.quantization.formats import load_format
 

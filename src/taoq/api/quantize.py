@@ -16,7 +16,7 @@ from taoq.api.models import check_model
 from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.pipeline.prepare import check, prepare
 from taoq.pipeline.quantize import quantize as quantize_prepared
-from taoq.pipeline.results import QuantizeResult
+from taoq.pipeline.results.quantize import QuantizeResult
 from taoq.pipeline.supplied import Loader, Model, supply
 from taoq.pipeline.tune import tune
 from taoq.plain import JsonMapping

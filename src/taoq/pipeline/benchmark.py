@@ -9,7 +9,6 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,103 +20,20 @@ from taoq.pipeline.artifacts import Manifest, find_artifact, read_artifact, sour
 from taoq.pipeline.experiment import Experiment, bind
 from taoq.pipeline.memory import peak_resident, resident
 from taoq.pipeline.models import open_runtime
+from taoq.pipeline.results.benchmark import COMPILED, FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel, is_quantized_row
 from taoq.pipeline.staging import staged
 from taoq.pipeline.timing import Latency, check_batch_sizes, latency, note_fixed_batches, run_in_turns
-from taoq.plain import JsonObject
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import format_of, load_format
 from taoq.runtimes import load_runtime
 from taoq.runtimes.base import Runtime, noise
 from taoq.tasks import load_task
 from taoq.tasks.sections import BenchmarkSpec, TaskSpec
-from taoq.views.pages import as_html, megabytes
 
 log = logging.getLogger(__name__)
 
-FLOAT, QUANTIZED = "float32", "quantized"
-COMPILED = ", compiled"
-"""Behind the name of a model that went through a compiler."""
 _NAME_QUANTIZED = "name an artifact, or a quantized ONNX file"
 _NAME_FLOAT = "name the float checkpoint or ONNX file"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredModel:
-    """A model of a benchmark.
-
-    Attributes:
-        name: float32, or quantized.
-        file: The checkpoint, artifact or file.
-        size: Its size, bytes; of a float checkpoint of an artifact, as float32.
-        peak_memory: What opening and running it adds to a process on the CPU, bytes; None if it was not measured.
-        batch: Samples per run of that process.
-    """
-
-    name: str
-    file: str
-    size: int
-    peak_memory: int | None
-    batch: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkResult:
-    """How fast a quantized model is beside its float model.
-
-    Attributes:
-        device: Where they ran.
-        threads: Number of torch's threads.
-        runs: Measured runs of each model.
-        models: The models.
-        rows: Latencies by batch size and model.
-        verdict: The speed-ups in one line, and what the artifact is for if it is slower.
-        versions: Versions of the libraries.
-        command: The command line.
-        min_speedup: What was asked for; None if nothing was.
-        directory: Folder of the results; None if none were written.
-    """
-
-    device: str
-    threads: int
-    runs: int
-    models: tuple[MeasuredModel, ...]
-    rows: tuple[Latency, ...]
-    verdict: str
-    versions: Mapping[str, str]
-    command: str = ""
-    min_speedup: float | None = None
-    directory: Path | None = None
-
-    @property
-    def slowest(self) -> float:
-        """The least speed-up of the quantized model, compiled or not, at any batch size."""
-        return min(row.speedup for row in self.rows if _is_quantized_row(row))
-
-    @property
-    def fault(self) -> Fault | None:
-        """What is wrong if the speed-up is less than asked for."""
-        if self.min_speedup is None or self.slowest >= self.min_speedup:
-            return None
-        what = f"{QUANTIZED} is {self.slowest:.2f} times as fast as {FLOAT}, {self.min_speedup:g} is asked"
-        return Fault("benchmark.min_speedup", what, self.verdict)
-
-    def to_json(self) -> JsonObject:
-        """The content of results.json."""
-        return {
-            "device": self.device,
-            "threads": self.threads,
-            "runs": self.runs,
-            "models": [dataclasses.asdict(model) for model in self.models],
-            "rows": [row.to_json() for row in self.rows],
-            "verdict": self.verdict,
-            "versions": dict(self.versions),
-            "command": self.command,
-        }
-
-    def _repr_html_(self) -> str:
-        rows = [[row.model, str(row.batch), f"{row.p50_ms:.2f}", f"{row.speedup:.2f}"] for row in self.rows]
-        sizes = ", ".join(f"{model.name} {megabytes(model.size)}" for model in self.models)
-        return as_html(f"{self.verdict}; {sizes}", ["model", "batch", "p50 ms", "speed-up"], rows)
 
 
 def check_benchmark(section: BenchmarkSpec) -> None:
@@ -342,12 +258,8 @@ def _target(manifest: Manifest | None) -> str:
     return f"{capability.name} is for {capability.target}"
 
 
-def _is_quantized_row(row: Latency) -> bool:
-    return row.model in (QUANTIZED, f"{QUANTIZED}{COMPILED}")
-
-
 def _verdict(rows: Sequence[Latency], target: str) -> str:
-    quantized = [row for row in rows if _is_quantized_row(row)]
+    quantized = [row for row in rows if is_quantized_row(row)]
     parts = []
     for name in dict.fromkeys(row.model for row in quantized):
         speeds = [f"{row.speedup:.2f} at batch {row.batch}" for row in quantized if row.model == name]

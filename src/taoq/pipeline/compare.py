@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,17 +17,17 @@ from taoq.pipeline import differences
 from taoq.pipeline.artifacts import Artifact, Manifest, find_artifact, read_artifact, source_is_unchanged, versions
 from taoq.pipeline.evaluate import Measured, figure_named, measure
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.intervals import Difference, difference
+from taoq.pipeline.intervals import difference
 from taoq.pipeline.models import fitting_artifact, open_runtime
+from taoq.pipeline.results.compare import ArtifactColumns, ComparedModel, CompareResult
 from taoq.pipeline.staging import staged
 from taoq.pipeline.timing import Latency, check_batch_sizes, latency, note_fixed_batches, run_in_turns
-from taoq.plain import JsonMapping, JsonObject
+from taoq.plain import JsonObject
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import FORMATS, load_format
 from taoq.runtimes.base import Runtime, noise
 from taoq.spec.fields import changed
 from taoq.spec.load import spec_to_dict
-from taoq.views.pages import as_html, megabytes, page
 
 log = logging.getLogger(__name__)
 
@@ -60,141 +60,6 @@ class ComparedArtifact:
     def manifest(self) -> Manifest:
         """Its manifest."""
         return self.artifact.manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArtifactColumns:
-    """What a comparison says about an artifact, beyond what it says about any model.
-
-    Attributes:
-        source: Name of the float model that it was made from.
-        target: What it is for.
-        accuracy: Its accuracy check; empty if it has none.
-        layers: Number of quantized layers.
-        float_size: Size of the float model, bytes.
-        difference: Difference of the figure to the float model.
-        difference_to_first: Difference to the first artifact; None for the first itself.
-    """
-
-    source: str
-    target: str
-    accuracy: JsonMapping
-    layers: int
-    float_size: int
-    difference: Difference
-    difference_to_first: Difference | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparedModel:
-    """A row of a comparison.
-
-    Attributes:
-        model: Its name.
-        path: Its path.
-        backend: Its backend; float32 for a float model.
-        size: Its size, bytes.
-        figures: Its figures.
-        speeds: Its latency at each batch size, against its own float model.
-        artifact: What else there is to say about an artifact; None for a float model.
-    """
-
-    model: str
-    path: str
-    backend: str
-    size: int
-    figures: Mapping[str, float]
-    speeds: tuple[Latency, ...]
-    artifact: ArtifactColumns | None = None
-
-    def to_json(self) -> JsonObject:
-        """A row of results.json."""
-        row: JsonObject = {
-            "model": self.model,
-            "path": self.path,
-            "backend": self.backend,
-            "size": self.size,
-            "figures": dict(self.figures),
-            "speeds": [_without_model(speed.to_json()) for speed in self.speeds],
-            "difference": None,
-        }
-        if self.artifact is None:
-            return row
-        first = self.artifact.difference_to_first
-        return row | {
-            **vars(self.artifact),
-            "accuracy": dict(self.artifact.accuracy),
-            "difference": self.artifact.difference.to_json(),
-            "difference_to_first": first.to_json() if first else None,
-        }
-
-
-def _without_model(row: JsonMapping) -> JsonObject:
-    return {key: value for key, value in row.items() if key != "model"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareResult:
-    """Artifacts side by side.
-
-    Attributes:
-        task: Name of the task.
-        metric: The figure that counts.
-        num_images: Number of samples.
-        device: Where the models ran.
-        threads: Number of torch's threads.
-        runs: Measured runs of each model.
-        batch_sizes: Samples per run.
-        models: The float models, then the artifacts.
-        settings: Fields of `quantize` that differ, with the value of each artifact.
-        layers: Layers that differ, with the format in each artifact.
-        versions: Versions of the libraries.
-        command: The command line.
-        directory: Folder of the results; None if none were written.
-    """
-
-    task: str
-    metric: str
-    num_images: int
-    device: str
-    threads: int
-    runs: int
-    batch_sizes: tuple[int, ...]
-    models: tuple[ComparedModel, ...]
-    settings: Mapping[str, JsonMapping] = field(repr=False)
-    layers: Mapping[str, Mapping[str, str | None]] = field(repr=False)
-    versions: Mapping[str, str]
-    command: str = ""
-    directory: Path | None = None
-
-    def to_json(self) -> JsonObject:
-        """The content of results.json."""
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "num_images": self.num_images,
-            "device": self.device,
-            "threads": self.threads,
-            "runs": self.runs,
-            "batch_sizes": list(self.batch_sizes),
-            "models": [model.to_json() for model in self.models],
-            "settings": {name: dict(values) for name, values in self.settings.items()},
-            "layers": {name: dict(values) for name, values in self.layers.items()},
-            "versions": dict(self.versions),
-            "command": self.command,
-        }
-
-    def html(self) -> str:
-        """The report as one HTML file."""
-        return page("compare", self.to_json())
-
-    def _repr_html_(self) -> str:
-        rows = [
-            [row.model, row.backend, megabytes(row.size), f"{row.figures[self.metric]:.4f}",
-             row.artifact.difference.interval if row.artifact else ""]
-            for row in self.models
-        ]  # fmt: skip
-        return as_html(f"{self.num_images} images", ["model", "backend", "size", self.metric, "95 % interval"], rows)
 
 
 def task_and_spec(artifacts: Sequence[str], spec: str | None) -> tuple[str, str]:

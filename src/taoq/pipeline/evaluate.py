@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.network import batch_size
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import open_runtime
+from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.staging import staged
-from taoq.plain import JsonMapping, JsonObject
+from taoq.plain import JsonMapping
 from taoq.runtimes.base import Runtime
 from taoq.status import track
 from taoq.tasks.base import Metric, Writing
-from taoq.views.pages import as_html
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,44 +85,6 @@ def figure_named(experiment: Experiment, name: str, where: str) -> str:
         measured_by = experiment.task or "the metric"
         raise SpecError(Fault(where, f"{measured_by} measures no figure '{name}'", hint))
     return name
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
-    """What `evaluate` gave.
-
-    Attributes:
-        checkpoint: What was evaluated, as the spec names it.
-        num_images: Number of samples.
-        device: Where it ran.
-        seconds: Time that it took.
-        metrics: The figures.
-        details: What the metric shows besides, such as figures per class.
-        directory: Folder of the results; None if none were written.
-    """
-
-    checkpoint: str
-    num_images: int
-    device: str
-    seconds: float
-    metrics: Mapping[str, float]
-    details: JsonMapping = field(default_factory=dict)
-    directory: Path | None = None
-
-    def to_json(self) -> JsonObject:
-        """The content of results.json."""
-        return {
-            "checkpoint": self.checkpoint,
-            "num_images": self.num_images,
-            "device": self.device,
-            "seconds": round(self.seconds, 3),
-            "metrics": dict(self.metrics),
-            **self.details,
-        }
-
-    def _repr_html_(self) -> str:
-        return as_html(f"{self.checkpoint}: {self.num_images} images on {self.device}", ["metric", "value"],
-                       [[name, f"{value:.4f}"] for name, value in self.metrics.items()])  # fmt: skip
 
 
 def evaluate(experiment: Experiment, directory: Path | None = None) -> EvaluateResult:

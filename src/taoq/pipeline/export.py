@@ -20,9 +20,9 @@ from taoq.network import OutputSpec, format_shape
 from taoq.pipeline.artifacts import find_artifact, versions
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import OpenedModel, build_empty, fitting_artifact, open_artifact, start
-from taoq.pipeline.proof import Proof, prove
+from taoq.pipeline.proof import prove
+from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.staging import Stage, staged
-from taoq.plain import JsonObject
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import Exportable
 from taoq.quantization.formats import FORMATS, format_of
@@ -37,7 +37,6 @@ from taoq.quantization.types import Applied, Scales
 from taoq.runtimes.base import noise, torch_device
 from taoq.spec.load import spec_to_dict
 from taoq.tasks.sections import ExportSpec
-from taoq.views.pages import as_html, megabytes
 
 log = logging.getLogger(__name__)
 
@@ -60,57 +59,6 @@ class _Source:
     network: nn.Module
     layers: Applied
     scales: Mapping[str, Scales]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportResult:
-    """An exported file.
-
-    Attributes:
-        onnx_file: The file.
-        checkpoint: What it was made from.
-        opset_version: Version of the standard operators.
-        nodes: Number of nodes.
-        quantized_layers: Number of quantized layers.
-        size: Size of the file with its weights, bytes.
-        inputs: Shapes of its inputs.
-        proof: The comparison with the torch network.
-        versions: Versions of the libraries.
-        command: The command line.
-    """
-
-    onnx_file: Path
-    checkpoint: str
-    opset_version: int
-    nodes: int
-    quantized_layers: int
-    size: int
-    inputs: Mapping[str, OutputSpec]
-    proof: Proof
-    versions: Mapping[str, str]
-    command: str = ""
-
-    def to_json(self) -> JsonObject:
-        """The content of `<name>_export.json`."""
-        return {
-            "onnx_file": str(self.onnx_file),
-            "checkpoint": self.checkpoint,
-            "opset_version": self.opset_version,
-            "nodes": self.nodes,
-            "quantized_layers": self.quantized_layers,
-            "size": self.size,
-            "proof": self.proof.to_json(),
-            "versions": dict(self.versions),
-            "command": self.command,
-        }
-
-    def _repr_html_(self) -> str:
-        rows = [
-            [name, f"{difference.largest_difference:.2g}", f"{difference.largest_value:.3g}"]
-            for name, difference in self.proof.outputs.items()
-        ]
-        title = f"{self.onnx_file}: {megabytes(self.size)}, opset {self.opset_version}, {self.nodes} nodes"
-        return as_html(title, ["output", "largest difference to torch", "largest value"], rows)
 
 
 def target_of(section: ExportSpec, directory: Path) -> Path:

@@ -3,34 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from taoq.network import batch_size
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import open_runtime
+from taoq.pipeline.results.inference import InferenceResult
 from taoq.pipeline.staging import staged
-from taoq.plain import JsonObject
 from taoq.status import track
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceResult:
-    """What `inference` wrote.
-
-    Attributes:
-        num_images: Number of images.
-        device: Where it ran.
-        files: Files and folders that were written.
-    """
-
-    num_images: int
-    device: str
-    files: tuple[Path, ...]
-
-    def to_json(self) -> JsonObject:
-        """The result as plain data."""
-        return {"num_images": self.num_images, "device": self.device, "files": list(map(str, self.files))}
 
 
 def infer(experiment: Experiment, directory: Path) -> InferenceResult:

@@ -23,7 +23,7 @@ from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.intervals import difference
 from taoq.pipeline.models import OpenedModel, reopen_float, start
 from taoq.pipeline.prepare import Checked, Prepared, without
-from taoq.pipeline.results import AccuracyCheck, Evaluation, LayerResult, QuantizeResult
+from taoq.pipeline.results.quantize import AccuracyCheck, Evaluation, LayerResult, QuantizeResult
 from taoq.pipeline.search import SearchResult, within
 from taoq.pipeline.staging import Stage, staged
 from taoq.quantization.backends.base import NO_SHIFTS, Calibrated, M

@@ -16,7 +16,7 @@ from taoq.pipeline.evaluate import figure_named
 from taoq.pipeline.findings import FILE, given_findings, open_findings
 from taoq.pipeline.prepare import Checked, check, prepare
 from taoq.pipeline.quantize import quantize
-from taoq.pipeline.results import AccuracyCheck, QuantizeResult
+from taoq.pipeline.results.quantize import AccuracyCheck, QuantizeResult
 from taoq.pipeline.search import Candidate, Choice, EvaluatedPlan, SearchResult, Trial, best, search
 from taoq.pipeline.sensitivity import Trials, Unit, calibrate
 from taoq.quantization.backends.base import AnyBackend, M

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from taoq.pipeline.analyze import AnalyzeResult
-from taoq.pipeline.benchmark import COMPILED, BenchmarkResult
-from taoq.pipeline.compare import ComparedModel, CompareResult
-from taoq.pipeline.evaluate import EvaluateResult
 from taoq.pipeline.proof import Proof
-from taoq.pipeline.results import Evaluation, LayerResult
+from taoq.pipeline.results.analyze import AnalyzeResult
+from taoq.pipeline.results.benchmark import COMPILED, BenchmarkResult
+from taoq.pipeline.results.compare import ComparedModel, CompareResult
+from taoq.pipeline.results.evaluate import EvaluateResult
+from taoq.pipeline.results.quantize import Evaluation, LayerResult
 from taoq.pipeline.search import SearchResult
 from taoq.pipeline.timing import SPEEDUP
 from taoq.quantization.types import QuantizationPlan, Scheme
