@@ -23,7 +23,7 @@ from taoq.pipeline.artifacts import find_artifact, read_artifact
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.prepare import check, prepare
 from taoq.pipeline.quantize import quantize
-from taoq.pipeline.results import QuantizeResult
+from taoq.pipeline.results.quantize import QuantizeResult
 from taoq.pipeline.supplied import supply
 from taoq.pipeline.tune import tune
 from taoq.plugins import BACKENDS, Row, Table
