@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantize the example networks in many ways, evaluate float and quantized, print one table.
 
-Everything runs through the command line of taoq, in this process: the libraries take longer to import than
+Every step is a command of taoq as a Python call, `taoq.run`, in one process: the libraries take longer to import than
 all the work takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
+import logging
 import os
 import sys
 import time
@@ -19,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from taoq.cli import main
-from taoq.console import show, size
+import taoq
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # short paths, also in what the artifacts keep
 RESULTS = Path("results/demo")
@@ -91,20 +90,19 @@ class Network:
     variants: Sequence[Variant]
     overrides: Sequence[str] = ()
 
-    def taoq(self, action: str, *overrides: str) -> None:
-        """Run one command; its own output goes to a file of the results, ours is the table."""
-        words = [self.task, action, "-e", str(self.spec), *self.overrides, *overrides]
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            code = main(words)
-        if code:
-            sys.exit(f"taoq {' '.join(words)}\n{output.getvalue()}")
+    def run(self, action: str, *overrides: str) -> Any:
+        """The result of a command."""
+        return taoq.run(self.task, action, self.spec, [*self.overrides, *overrides])
 
     def evaluate(self, checkpoint: str, results_dir: Path) -> float:
         """The metric of a checkpoint on held-out data."""
-        self.taoq("evaluate", f"evaluate.checkpoint={checkpoint}", f"evaluate.results_dir={results_dir}",
-                  "evaluate.device=cpu")  # fmt: skip
-        return float(read(results_dir / "results.json")["metrics"][self.metric])
+        result = self.run(
+            "evaluate",
+            f"evaluate.checkpoint={checkpoint}",
+            f"evaluate.results_dir={results_dir}",
+            "evaluate.device=cpu",
+        )
+        return float(result.metrics[self.metric])
 
 
 def everywhere(*dtypes: str, backend: str = "modelopt.pytorch") -> list[Variant]:
@@ -157,11 +155,11 @@ def biases() -> list[Network]:
             network,
             [
                 Variant(name + also, backend, "int8", ("*",), others=(*others, f"quantize.bias_correction={correct}"))
-                for backend, name, *others in found
+                for backend, name, *others in variants
                 for also, correct in (("", "false"), (", corrected", "true"))
             ],
         )
-        for network, found in ways.items()
+        for network, variants in ways.items()
     ]
 
 
@@ -201,6 +199,16 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
+def megabytes(size: int) -> str:
+    """A number of bytes for the table."""
+    return f"{size / 1e6:.3g} MB"
+
+
+def show(table: Table) -> None:
+    """Print a table, wide enough to cut nothing where stdout is no terminal."""
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def run(title: str, networks: Sequence[Network]) -> Table:
     """All variants of all networks."""
     table = Table(title=f"{title}, in percent; sizes of the files")
@@ -213,27 +221,32 @@ def run(title: str, networks: Sequence[Network]) -> Table:
         (checkpoint,) = (HERE).glob(f"*/checkpoints/{network.name}*")
         float_figure = network.evaluate(str(checkpoint), results / "float")
         onnx_file = results / "float.onnx"
-        network.taoq("export", f"export.checkpoint={checkpoint}", f"export.onnx_file={onnx_file}", "export.on_cpu=true",
-                     f"export.results_dir={results / 'export'}", "export.overwrite=true")  # fmt: skip
+        network.run(
+            "export",
+            f"export.checkpoint={checkpoint}",
+            f"export.onnx_file={onnx_file}",
+            "export.on_cpu=true",
+            f"export.results_dir={results / 'export'}",
+            "export.overwrite=true",
+        )
         for variant in network.variants:
             print(f"{network.name}: {variant.backend} {variant.name}", file=sys.stderr)
             directory = results / f"{variant.backend}_{variant.name.replace(', ', '_').replace(' ', '_')}"
             source = onnx_file if variant.of_onnx else checkpoint
-            network.taoq(
+            result: taoq.QuantizeResult = network.run(
                 "quantize", *variant.overrides, f"quantize.model_path={source}", f"quantize.results_dir={directory}"
             )
             figure = network.evaluate(str(directory), directory / "evaluate")
-            report = read(directory / "quantization_report.json")
             table.add_row(
                 network.name,
                 variant.backend,
                 variant.name,
-                f"{report['layers_quantized']} / {report['layers_quantizable']}",
+                f"{len(result.plan.quantized)} / {len(result.plan.quantizable)}",
                 f"{100 * float_figure:.2f}",
                 f"{100 * figure:.2f}",
                 f"{100 * (figure - float_figure):+.2f}",
-                size(report["float_size"]),
-                size(report["size"]),
+                megabytes(result.manifest.float_size),
+                megabytes(result.manifest.size),
             )
     return table
 
@@ -244,6 +257,7 @@ if __name__ == "__main__":
     modes.add_argument("--recipes", action="store_true", help="all recipes of the detector on all 300 scenes, no more")
     modes.add_argument("--biases", action="store_true", help="bias correction of the classifiers, no more")
     asked = parser.parse_args()
+    logging.getLogger("taoq").setLevel(logging.ERROR)  # the reports keep the warnings
     began = time.monotonic()
     if asked.recipes:
         show(run("COCO AP on 300 held-out scenes", [detector(300, all_recipes())]))

@@ -24,7 +24,7 @@ STATIC = [
 FEW_SAMPLES = "analyze.num_samples=4"
 ONE_GROUP = 'analyze.groups=["*"]'
 NO_CONFIRMATION = "analyze.confirm=0"
-OTHER_EVALUATION = "is of another evaluation: all but the ranking is measured again"
+OTHER_EVALUATION = "is of another evaluation: everything except the ranking is measured again"
 
 
 @pytest.fixture

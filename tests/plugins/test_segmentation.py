@@ -18,11 +18,11 @@ import json, sys
 import taoq
 
 spec, results = sys.argv[1:]
-int8, float_activations = {"dtype": "int8"}, {}
+int8 = {"dtype": "int8"}
 
 
-def rules(**parts):
-    return json.dumps([{"module_name": name, "weights": int8, **parts} for name in ("Conv2d", "Linear")])
+def rules(*types, **activations):
+    return json.dumps([{"module_name": name, "weights": int8, **activations} for name in types])
 
 
 def run(action, *overrides):
@@ -30,12 +30,10 @@ def run(action, *overrides):
 
 
 exported = run("export", "export.checkpoint=${quantize.model_path}", "export.on_cpu=true")
-onnx_rules = json.dumps([
-    {"module_name": name, "weights": int8, "activations": int8} for name in ("Conv", "MatMul")
-])
+onnx_rules = rules("Conv", "MatMul", activations=int8)
 ways = {
-    "torchao": ["quantize.mode=weight_only_ptq", f"quantize.layers={rules()}"],
-    "modelopt.pytorch": ["quantize.mode=static_ptq", f"quantize.layers={rules(activations=int8)}"],
+    "torchao": ["quantize.mode=weight_only_ptq", f"quantize.layers={rules('Linear')}"],
+    "modelopt.pytorch": ["quantize.mode=static_ptq", f"quantize.layers={rules('Conv2d', 'Linear', activations=int8)}"],
     "modelopt.onnx": [f"quantize.model_path={exported.onnx_file}", f"quantize.layers={onnx_rules}"],
     "onnxruntime": [f"quantize.model_path={exported.onnx_file}", f"quantize.layers={onnx_rules}"],
 }

@@ -86,7 +86,7 @@ def open_findings(path: Path | None, key: Mapping[str, str]) -> Findings:
             continue
         values, differing = _fitting(kept, key)
         if differing:
-            again = "all but the ranking" if values else "everything"
+            again = "everything except the ranking" if values else "everything"
             log.info(Notice(str(file), f"is of another {', '.join(differing)}: {again} is measured again"))
         if values:
             log.info(Notice(str(file), f"{len(values)} measurements are taken from it"))

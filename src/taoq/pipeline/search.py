@@ -100,7 +100,7 @@ def search(candidates: Sequence[Candidate], *, max_drop: float, whole: int) -> S
     good, bad = 0, len(ranking)
     while bad - good > 1:
         middle = (good + bad) // 2
-        if (yield from attempt(best_units(middle), f"all but the worst {len(ranking) - middle}")):
+        if (yield from attempt(best_units(middle), f"all except the worst {len(ranking) - middle}")):
             good = middle
         else:
             bad = middle
