@@ -89,8 +89,6 @@ def _compare(case: Case, folder: Path, images: Path, few: Path, count: int, roun
 
 def _taoq(spec: Path, backend: str, few: Path) -> measure.Figures:
     """The whole command; the metric, which is not in the other side, is of ten images."""
-    import taoq.onnx_runtime  # noqa: F401 (start-up)
-
     return measure.measured_taoq("analyze", spec, backend, f"dataset.val_dataset.images_dir={few}")
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import measure
 
-from taoq.memory import peak_resident
+import taoq
+from taoq.pipeline.memory import peak_resident
 
 SCENES = Path(__file__).resolve().parent.parent / "examples" / "digit_scenes"
 CHECKPOINT = SCENES / "checkpoints" / "rtdetr_small"
@@ -62,12 +63,9 @@ def main() -> int:
 
 def _evaluations(rounds: int, folder: Path, data: Path) -> list[tuple[measure.Figures, measure.Figures]]:
     """Whole jobs beyond start-up in turns in one child, after one round that does not count."""
-    import torchvision  # noqa: F401 (start-up)
-    import transformers  # noqa: F401
+    import transformers  # noqa: F401 (start-up)
 
-    import taoq.actions.evaluate
-    import taoq.tasks.rtdetr.task  # noqa: F401
-
+    measure.start_up("rtdetr", "evaluate")
     pairs = measure.interleave(rounds + 1, lambda: _taoq(folder, data), lambda: _transformers(data))
     for ours, other in pairs:
         if abs(ours["AP"] - other["AP"]) > 2e-3:
@@ -79,13 +77,17 @@ def _taoq(folder: Path, data: Path) -> measure.Figures:
     results = folder / "results"
     shutil.rmtree(results, ignore_errors=True)
     source = f"{{image_dir: {data / 'val'}, json_file: {data / 'val.json'}}}"
-    words = ["rtdetr", "evaluate", "-e", str(SCENES / "rtdetr.yaml"), f"dataset.test_data_sources={source}"]
-    words += [f"evaluate.checkpoint={CHECKPOINT}", "evaluate.device=cpu", f"evaluate.results_dir={results}"]
+    overrides = [
+        f"dataset.test_data_sources={source}",
+        f"evaluate.checkpoint={CHECKPOINT}",
+        "evaluate.device=cpu",
+        f"evaluate.results_dir={results}",
+        f"evaluate.batch_size={BATCH_SIZE}",
+    ]
     started = time.perf_counter()
-    measure.run_taoq([*words, f"evaluate.batch_size={BATCH_SIZE}"])
+    result: taoq.EvaluateResult = taoq.run("rtdetr", "evaluate", SCENES / "rtdetr.yaml", overrides)
     seconds = time.perf_counter() - started
-    found = json.loads((results / "results.json").read_text(encoding="utf-8"))
-    return {"rate": found["num_images"] / seconds, "AP": found["metrics"]["val_mAP"]}
+    return {"rate": result.num_images / seconds, "AP": result.metrics["val_mAP"]}
 
 
 def _small() -> Any:
@@ -145,7 +147,8 @@ def _forwards(name: str, rounds: int, runs: int) -> list[tuple[measure.Figures, 
     import torch
     from transformers import RTDetrForObjectDetection
 
-    from taoq.spec import load_spec, read_spec
+    from taoq.spec.load import load_spec
+    from taoq.spec.source import read_spec
     from taoq.tasks.rtdetr.model import build_model, make_config
     from taoq.tasks.rtdetr.spec import UNUSED, RtdetrSpec
 
@@ -177,7 +180,7 @@ def _metric(folder: Path, images: int) -> tuple[float, float, float]:
     """Peak of the process in MB, and median seconds of the first and of the last tenth of the updates."""
     import torch
 
-    from taoq.spec import spec_from_dict
+    from taoq.spec.load import spec_from_dict
     from taoq.tasks.rtdetr.data import Targets
     from taoq.tasks.rtdetr.metric import CocoMetric
     from taoq.tasks.rtdetr.spec import RtdetrSpec

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import measure
+
+import taoq
 
 BATCH_SIZE = 32
 TARGET = 0.95
@@ -69,12 +70,7 @@ def _turns(
     case: Case, rounds: int, folder: Path, images: Path, checkpoint: Path
 ) -> list[tuple[measure.Figures, measure.Figures]]:
     """Both sides in turns in one child, after one round of each that does not count."""
-    import timm  # noqa: F401 (start-up)
-    import torchvision  # noqa: F401
-
-    import taoq.actions.evaluate
-    import taoq.tasks.classification.task  # noqa: F401
-
+    measure.start_up("classification_pyt", "evaluate")
     spec = folder / "evaluate.yaml"
     scheme = {"weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}
     sections: dict[str, Any] = {
@@ -91,7 +87,7 @@ def _turns(
     }
     measure.write_spec(spec, case.network, images, BATCH_SIZE, case.workers, **sections)
     if case.quantized:
-        measure.run_taoq(["classification_pyt", "quantize", "-e", str(spec)])
+        taoq.run("classification_pyt", "quantize", spec)
     model_file = next((folder / "artifact").glob("*.pth")) if case.quantized else checkpoint
     pairs = measure.interleave(rounds + 1, lambda: _taoq(spec), lambda: _bare(case, model_file, images))
     for ours, other in pairs:
@@ -104,11 +100,10 @@ def _taoq(spec: Path) -> measure.Figures:
     results = spec.with_suffix("") / "evaluate"
     shutil.rmtree(results, ignore_errors=True)
     started = time.perf_counter()
-    measure.run_taoq(["classification_pyt", "evaluate", "-e", str(spec)])
+    result: taoq.EvaluateResult = taoq.run("classification_pyt", "evaluate", spec)
     seconds = time.perf_counter() - started
-    found = json.loads((results / "results.json").read_text(encoding="utf-8"))
-    rate = found["num_images"] / found["seconds"]
-    return {"rate": rate, "seconds": seconds, "accuracy": found["metrics"]["val_acc_1"]}
+    rate = result.num_images / result.seconds
+    return {"rate": rate, "seconds": seconds, "accuracy": result.metrics["val_acc_1"]}
 
 
 def _bare(case: Case, model_file: Path, images: Path) -> measure.Figures:

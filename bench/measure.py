@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.table import Table
 
-from taoq.console import show
-from taoq.memory import peak_resident, resident
+import taoq
+from taoq.pipeline.memory import peak_resident, resident
 
 T = TypeVar("T")
 Figures = Mapping[str, float]
@@ -122,30 +123,27 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def run_taoq(words: Sequence[str]) -> None:
-    """`taoq` with these words, in this process.
+def start_up(task: str, action: str, backend: str | None = None) -> None:
+    """Import what an action imports when it runs."""
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
 
-    Raises:
-        RuntimeError: It failed.
-    """
-    from taoq.cli import main
+    from taoq.quantization.backends import load_backend
+    from taoq.quantization.formats import load_format
+    from taoq.runtimes import load_runtime
+    from taoq.tasks import load_task
 
-    code = main(list(words))
-    if code:
-        raise RuntimeError(f"taoq {' '.join(words)}: exit code {code}")
+    load_task(task)
+    importlib.import_module(f"taoq.actions.{action}")
+    model_format = load_backend(backend).capability.format if backend else "torch"
+    load_format(model_format)
+    load_runtime(model_format)
 
 
 def measured_taoq(action: str, spec: Path, backend: str, *overrides: str) -> Figures:
     """`taoq classification_pyt <action>`, measured; call it in a child."""
-    import timm  # noqa: F401 (start-up)
-    import torchvision  # noqa: F401
-
-    import taoq.tasks.classification.task  # noqa: F401
-    from taoq.quantization.backends import load_backend
-
-    importlib.import_module(f"taoq.actions.{action}")
-    load_backend(backend)
-    return measured(lambda: run_taoq(["classification_pyt", action, "-e", str(spec), *overrides]))
+    start_up("classification_pyt", action, backend)
+    return measured(lambda: taoq.run("classification_pyt", action, spec, overrides))
 
 
 def interleave(rounds: int, ours: Callable[[], Figures], other: Callable[[], Figures]) -> list[tuple[Figures, Figures]]:
@@ -182,7 +180,7 @@ def report(title: str, ours: str, other: str, rows: Sequence[Row], *, gate: bool
         verdict = "" if row.target is None else "MISSED" if row.missed else "met"
         ratio = f"{statistics.median(row.ratios):.3f}"
         table.add_row(row.case, row.what, str(len(row.pairs)), *medians, ratio, spread, bound, verdict)
-    show(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     return int(gate and any(row.missed for row in rows))
 
 
@@ -234,7 +232,7 @@ def make_onnx(network: str, checkpoint: Path, images: Path, file: Path) -> None:
     section = {"checkpoint": str(checkpoint), "onnx_file": str(file), "on_cpu": True}
     spec = file.with_suffix(".yaml")
     write_spec(spec, network, images, batch_size=8, workers=0, export=section)
-    run_taoq(["classification_pyt", "export", "-e", str(spec)])
+    taoq.run("classification_pyt", "export", spec)
 
 
 def raw_loader(folder: Path, batch_size: int, workers: int) -> Any:

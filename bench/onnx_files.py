@@ -95,13 +95,7 @@ def _quantize(folder: Path, images: Path, backend: str, algorithm: str, count: i
     }
     spec = folder / f"{backend}_{algorithm}_{count}.yaml"
     measure.write_spec(spec, NETWORK, images, BATCH_SIZE, WORKERS, quantize=section)
-    return measure.in_child(_taoq, spec, backend)
-
-
-def _taoq(spec: Path, backend: str) -> measure.Figures:
-    import taoq.onnx_runtime  # noqa: F401 (start-up)
-
-    return measure.measured_taoq("quantize", spec, backend)
+    return measure.in_child(measure.measured_taoq, "quantize", spec, backend)
 
 
 def _bare(folder: Path, images: Path, count: int) -> measure.Figures:
