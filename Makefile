@@ -12,8 +12,9 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/digit_scenes/make_data.py
 	$(BIN)/python examples/demo.py
 
+# in two processes, each with one thread: networks this small are slower on more
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
