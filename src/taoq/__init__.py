@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""taoq: quantize vision models from one YAML spec, and know what it cost.
+"""taoq: quantize vision models from one YAML spec, and measure what it costs.
 
-The public API is what `__all__` names. Importing taoq imports no library; the first use of a name does.
+The public API is listed in `__all__`. Importing taoq imports no other library: each name is imported on first use.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _MODULES = {
     "SpecError": "taoq.errors",
     "TaoqError": "taoq.errors",
 }
-"""Where the names are; a function is in a module of its name."""
+"""Modules of the public classes. The public function `name` is defined in `taoq.api.name`."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public API: the pipeline for the network or ONNX file, the loaders and the metric of a Python caller.
+"""The public API: the pipeline for a network or ONNX file, data loaders and a metric supplied from Python.
 
-Each public function has a file of its name.
+Each public function is defined in a module of the same name.
 
-Nothing here prints. What the user should know is logged to the logger `taoq` and kept in the result. Errors are
-`taoq.TaoqError`. The networks that are given are not changed.
+The functions print nothing: notices go to the logger `taoq` and into the result, and user errors are raised as
+`taoq.TaoqError`. They do not modify the networks that are passed in.
 """

@@ -26,20 +26,35 @@ def analyze(
     results_dir: str | Path | None = None,
     **options: object,
 ) -> AnalyzeResult:
-    """Rank the layers that a config would quantize by what they do to the outputs and to the metric.
+    """Rank layers by how much quantizing them changes the network's outputs and the metric.
 
     Args:
-        model: The float model; see `quantize`.
-        config: The section `quantize` of a spec.
-        evaluation: Loader of labelled data.
-        metric: The metric.
-        calibration: Loader of calibration data.
-        results_dir: Gets analysis.json and analysis.html; without it nothing is written.
-        options: Fields of the section `analyze`: num_samples, groups, confirm, metric.
+        model: Float model; see `taoq.quantize`.
+        config: Fields of the `quantize` section of a spec. The layers that they quantize are ranked.
+        evaluation: Iterable of labelled batches; see `taoq.quantize`.
+        metric: Metric that is computed on `evaluation`; see `taoq.quantize`.
+        calibration: Iterable of calibration batches, required by static quantization.
+        results_dir: Folder for analysis.json and analysis.html. None writes nothing.
+        options: Fields of the `analyze` section of a spec: num_samples, groups, confirm, metric.
+
+    Returns:
+        The ranking, worst layer first, and `skip_names`: patterns of the layers to leave float.
 
     Raises:
-        SpecError: The config or an option is wrong.
-        TaoqError: The model does not run.
+        SpecError: If the config or an option is invalid.
+        TaoqError: If the model does not run on the data.
+
+    Example:
+        >>> import taoq
+        >>> from torchmetrics.classification import MulticlassAccuracy
+        >>> int8 = {"dtype": "int8"}
+        >>> config = {
+        ...     "backend": "modelopt.pytorch",
+        ...     "layers": [{"module_name": "*", "weights": int8, "activations": int8}],
+        ... }
+        >>> metric = MulticlassAccuracy(num_classes=10)
+        >>> analysis = taoq.analyze(network, config, calibration=images, evaluation=labelled_images, metric=metric)
+        >>> config["skip_names"] = list(analysis.skip_names)
     """
     spec = spec_of(quantize=section_of(config), analyze=options)
     check_model(model, spec)

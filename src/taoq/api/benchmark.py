@@ -6,13 +6,13 @@ from __future__ import annotations
 import dataclasses
 
 from taoq.api.config import device_of, spec_of
-from taoq.api.models import kept, name_of, open_model
+from taoq.api.models import name_of, open_model
 from taoq.errors import Fault, SpecError
 from taoq.files import total_size
 from taoq.pipeline.benchmark import benchmark_models
 from taoq.pipeline.models import OpenedModel, start
 from taoq.pipeline.results.benchmark import FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel
-from taoq.pipeline.supplied import Loader, Model
+from taoq.pipeline.supplied import Loader, Model, preserve_state
 from taoq.quantization.formats import load_format
 
 
@@ -24,18 +24,27 @@ def benchmark(
     device: str | None = None,
     **options: object,
 ) -> BenchmarkResult:
-    """Measure how fast a quantized model is beside its float model, in turns.
+    """Measure the latency of a quantized model and of its float model, alternating between the two.
 
     Args:
-        quantized: The quantized model; see `evaluate`.
-        baseline: The float model, of the same kind.
-        data: Loader, for the shapes of the inputs; see `quantize`.
-        device: cpu, cuda, cuda:N, or trt for ONNX; None is the GPU if there is one.
-        options: Fields of the section `benchmark`: batch_sizes, warmup, runs, compile.
+        quantized: Quantized model, in one of the forms that `taoq.evaluate` accepts.
+        baseline: Float model of the same kind: both are networks, or both are ONNX files.
+        data: Iterable of batches, from which only the shapes and dtypes of the inputs are taken.
+        device: `cpu`, `cuda`, `cuda:N`, or `trt` (TensorRT) for ONNX files. None selects the GPU if there is one.
+        options: Fields of the `benchmark` section of a spec: batch_sizes, warmup, runs, compile.
+
+    Returns:
+        One row of latencies per model and batch size. `slowest` is the smallest speed-up.
 
     Raises:
-        SpecError: An option does not fit, or the models are of different kinds.
-        TaoqError: A model does not run.
+        SpecError: If an option is invalid, or if the models are of different kinds.
+        TaoqError: If a model does not run.
+
+    Example:
+        >>> import taoq
+        >>> quantized = taoq.load("results/int8", network)
+        >>> result = taoq.benchmark(quantized, network, images, device="cpu", batch_sizes=[1, 8], runs=10)
+        >>> print(result.verdict)
     """
     section = spec_of(benchmark=options).benchmark
     opened = {
@@ -45,21 +54,21 @@ def benchmark(
     if len({entry.format for _, _, entry in opened.values()}) > 1:
         what = "one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization"
         raise SpecError(Fault("baseline", what, "give a float model of the same kind"))
-    with kept(baseline), kept(quantized):
-        models = {
+    with preserve_state(baseline), preserve_state(quantized):
+        runtimes = {
             name: start(experiment, entry, device_of(device), "device")
             for name, (_, experiment, entry) in opened.items()
         }
-        result = benchmark_models(models, opened[FLOAT][1].example(), section)
-    measured = tuple(
+        result = benchmark_models(runtimes, opened[FLOAT][1].example(), section)
+    models = tuple(
         MeasuredModel(
             name=name, file=name_of(model), size=_size(entry), peak_memory=None, batch=max(section.batch_sizes)
         )
         for name, (model, _, entry) in opened.items()
     )
-    return dataclasses.replace(result, models=measured)
+    return dataclasses.replace(result, models=models)
 
 
 def _size(opened: OpenedModel) -> int:
-    """Size of a model, bytes."""
+    """Return the size of a model in bytes."""
     return total_size(opened.path) if opened.path else load_format(opened.format).size(opened.model)

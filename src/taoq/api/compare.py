@@ -30,20 +30,33 @@ def compare(
     results_dir: str | Path | None = None,
     **options: object,
 ) -> CompareResult:
-    """Measure artifacts of `quantize` and the float models that they were made from, on the same data, in turns.
+    """Compare artifacts of `taoq.quantize` with each other and with their float model, on the same data.
+
+    Measures accuracy, with the confidence interval of each difference, file size and latency. Lists the settings and
+    layers in which the artifacts differ.
 
     Args:
-        artifacts: Their folders.
-        evaluation: Loader of labelled data; see `quantize`.
-        metric: The metric; see `quantize`.
-        model: The float network of artifacts of torch backends.
-        device: cpu, cuda or cuda:N; None is the GPU if there is one.
-        results_dir: Gets results.json and compare.html; without it nothing is written.
-        options: Fields of the section `benchmark`: batch_sizes, warmup, runs.
+        artifacts: Folders of the artifacts.
+        evaluation: Iterable of labelled batches; see `taoq.quantize`.
+        metric: Metric that is computed on `evaluation`; see `taoq.quantize`.
+        model: Float network that the artifacts were made from; required for artifacts of torch backends.
+        device: `cpu`, `cuda` or `cuda:N`. None selects the GPU if there is one.
+        results_dir: Folder for results.json and compare.html. None writes nothing.
+        options: Fields of the `benchmark` section of a spec: batch_sizes, warmup, runs.
+
+    Returns:
+        One row per model, the float models first.
 
     Raises:
-        SpecError: The network is missing, or an option does not fit.
-        TaoqError: An artifact is damaged, or its float model is not the one that it was made from.
+        SpecError: If the network is missing, or if an option is invalid.
+        TaoqError: If an artifact is damaged, or if it was made from another float model.
+
+    Example:
+        >>> import taoq
+        >>> from torchmetrics.classification import MulticlassAccuracy
+        >>> metric = MulticlassAccuracy(num_classes=10)
+        >>> result = taoq.compare(["results/int8", "results/fp8"], labelled_images, metric, model=network)
+        >>> sizes = {row.model: row.size for row in result.models}
     """
     if not artifacts:
         raise SpecError(Fault("artifacts", "no artifact is given", "name the folders of artifacts"))

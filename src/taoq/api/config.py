@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of a spec, as a Python caller gives them."""
+"""Build a spec from the arguments of the public API."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from taoq.tasks.sections import UNUSED, TaskSpec
 
 
 def section_of(config: JsonMapping) -> JsonObject:
-    """The section `quantize`, with what a Python caller may leave out.
+    """Return the `quantize` section of a config.
 
     Raises:
-        SpecError: A field contradicts the arguments.
+        SpecError: If the config has a field that is an argument of the function, or has no effect with a loader.
     """
     arguments = {"model_path": "the first argument", "results_dir": "results_dir=..."}
     faults = [
@@ -42,30 +42,36 @@ def section_of(config: JsonMapping) -> JsonObject:
 
 
 def spec_of(**sections: JsonMapping) -> TaskSpec:
-    """The spec of some sections, checked; mode and device of `quantize` are filled in where they are left out."""
+    """Build and check the spec of the sections.
+
+    In `quantize`, `mode` defaults to the backend's first mode and `device` to the GPU if there is one.
+
+    Raises:
+        SpecError: If a section is invalid; lists every fault.
+    """
     spec = load_spec(source_of(sections), TaskSpec, unused=UNUSED)
     if "quantize" not in sections:
         return spec
-    given, quantize = sections["quantize"], spec.quantize
-    capability = load_backend(quantize.backend).capability
-    mode = quantize.mode if "mode" in given else capability.modes[0]
-    device = quantize.device if "device" in given else device_of(None)
-    return dataclasses.replace(spec, quantize=dataclasses.replace(quantize, mode=mode, device=device))
+    config, section = sections["quantize"], spec.quantize
+    capability = load_backend(section.backend).capability
+    mode = section.mode if "mode" in config else capability.modes[0]
+    device = section.device if "device" in config else device_of(None)
+    return dataclasses.replace(spec, quantize=dataclasses.replace(section, mode=mode, device=device))
 
 
 def calibration_samples(config: JsonMapping) -> int | None:
-    """Calibration samples that a config asks for; None takes all that the loader has."""
+    """Return the number of calibration samples that a config sets; None for all samples of the loader."""
     calibration = config.get("calibration") or {}
     number: int | None = calibration.get("num_samples")
     return number
 
 
 def with_evaluation(spec: TaskSpec, evaluation: Loader | None) -> TaskSpec:
-    """What is given is measured."""
+    """Enable evaluation if evaluation data was passed."""
     evaluate = spec.quantize.evaluate or evaluation is not None
     return dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, evaluate=evaluate))
 
 
 def device_of(device: str | None) -> str:
-    """The device that was given, else the GPU if there is one."""
+    """Return `device`; if it is None, the GPU if there is one, else the CPU."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -33,20 +33,30 @@ def export(
     device: str = "cpu",
     **options: object,
 ) -> ExportResult:
-    """Export a network as an ONNX file, and prove on data that it gives the same outputs.
+    """Export a network as an ONNX file, and verify on data that both compute the same outputs.
 
     Args:
-        model: The float network.
-        onnx_file: The file to write; `<name>_export.json` beside it has the proof.
-        data: Loader; see `quantize`.
-        artifact: What `quantize` made of the network with modelopt.pytorch: the file gets its Q/DQ nodes.
-        device: Where the network is traced: cpu or cuda.
-        options: Fields of the section `export`: opset_version, batch_size, check_images, tolerance, dequantize,
-            overwrite, verbose.
+        model: Float network.
+        onnx_file: File to write. `<name>_export.json` beside it records the comparison.
+        data: Iterable of batches to compare the outputs on; see `calibration` of `taoq.quantize`.
+        artifact: Quantized version of `model` to export: the result of `taoq.quantize`, or the folder of its artifact.
+            With backend modelopt.pytorch, the file gets QuantizeLinear and DequantizeLinear nodes. None exports
+            `model` itself.
+        device: Device that the network is traced on: `cpu` or `cuda`.
+        options: Fields of the `export` section of a spec: opset_version, batch_size, check_images, tolerance,
+            dequantize, overwrite, verbose.
+
+    Returns:
+        The file with its size and shapes, and the largest difference of each output, in `proof`.
 
     Raises:
-        SpecError: An option does not fit.
-        TaoqError: The outputs differ, or the network cannot be exported.
+        SpecError: If an option is invalid, or if ONNX has no operator for the artifact's quantization.
+        TaoqError: If the network cannot be exported, or if the outputs differ; the file is then not written.
+
+    Example:
+        >>> import taoq
+        >>> result = taoq.export(network, "float.onnx", images)
+        >>> result = taoq.export(network, "int8.onnx", images, artifact="results/int8")
     """
     target = Path(onnx_file)
     spec = spec_of(export=options)

@@ -21,21 +21,27 @@ from taoq.tasks.sections import TaskSpec
 
 
 def load(folder: str | Path, model: nn.Module | None = None, *, device: str | None = None) -> nn.Module | Runtime:
-    """Open an artifact, after checking that it is whole.
+    """Load the quantized model of an artifact, after verifying the artifact's checksum.
 
     Args:
-        folder: The folder of the artifact, or its payload.
-        model: The float network that it was made from, for an artifact of a torch backend that `taoq.quantize` made;
-            its weights do not matter. Artifacts of a task build their network themselves.
-        device: Where an ONNX graph runs; None is the GPU if there is one.
+        folder: Folder of the artifact, or its payload file.
+        model: Float network that was quantized, required for artifacts that `taoq.quantize` made with a torch backend.
+            Only its architecture is used, so its weights may be untrained. Artifacts of the command line build their
+            network themselves.
+        device: Device for an artifact of an ONNX backend. None selects the GPU if there is one.
 
     Returns:
-        Of a torch backend the network, in eval mode on the CPU; of an ONNX backend a runtime, whose `run` takes and
-        gives tensors by name.
+        For a torch backend, the quantized network, in eval mode on the CPU. For an ONNX backend, a runtime: its `run`
+        method maps a dictionary of input tensors to a dictionary of output tensors.
 
     Raises:
-        SpecError: The network is missing.
-        TaoqError: The artifact is damaged, or does not fit the network.
+        SpecError: If `model` is required and missing.
+        TaoqError: If the artifact is damaged, or was made from another network.
+
+    Example:
+        >>> import taoq
+        >>> quantized = taoq.load("results/int8", network)
+        >>> outputs = quantized(images[0])
     """
     directory = artifact_folder(folder)
     artifact = read_artifact(directory)
@@ -62,27 +68,22 @@ def load(folder: str | Path, model: nn.Module | None = None, *, device: str | No
 
 
 def _check_layers(model: nn.Module, artifact: Artifact) -> None:
-    """Refuse a network without the layers of an artifact.
-
-    Raises:
-        TaoqError: It lacks one.
-    """
-    own = {name for name, _ in model.named_modules()}
-    missing = [row["layer"] for row in artifact.manifest.plan if row["layer"] not in own]
+    """Raise TaoqError if the network lacks a layer of the artifact."""
+    names = {name for name, _ in model.named_modules()}
+    missing = [row["layer"] for row in artifact.manifest.plan if row["layer"] not in names]
     if missing:
         what = f"does not fit this {type(model).__name__}, which has no layer {abbreviated(missing)}"
         raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized"))
 
 
 def _check_shapes(model: nn.Module, loaded: nn.Module, artifact: Artifact) -> None:
-    """Refuse a network whose layers have other shapes: a library may take the stored weights all the same.
+    """Raise TaoqError if a layer has another shape than in the artifact.
 
-    Raises:
-        TaoqError: One has.
+    This must be checked here: a library may load weights of any shape without an error.
     """
     for row in artifact.manifest.plan:
         name = row["layer"]
-        own, stored = (list(network.get_parameter(f"{name}.weight").shape) for network in (model, loaded))
-        if own != stored:
-            what = f"does not fit this {type(model).__name__}: its layer {name} has the shape {own}, not {stored}"
+        shape, stored = (list(network.get_parameter(f"{name}.weight").shape) for network in (model, loaded))
+        if shape != stored:
+            what = f"does not fit this {type(model).__name__}: its layer {name} has the shape {shape}, not {stored}"
             raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized"))

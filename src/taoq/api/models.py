@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of a Python caller: opened, named, and put back as they were."""
+"""Check, open and name the models that are passed to the public API."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,33 @@ from taoq.errors import Fault, SpecError, TaoqError
 from taoq.pipeline.artifacts import find_artifact, read_artifact
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import OpenedModel, fitting_artifact, open_artifact
-from taoq.pipeline.supplied import Model, left_as_it_was, model_format_of, supply
+from taoq.pipeline.supplied import Model, model_format_of, supply
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import FORMATS, format_of, load_format
 from taoq.tasks.sections import TaskSpec
 
 
 def check_model(model: Model, spec: TaskSpec) -> None:
-    """Refuse a model that is not of the format that the backend quantizes.
-
-    Raises:
-        SpecError: It is not.
-    """
+    """Raise SpecError if the backend of a spec does not quantize models of this format."""
     backend = spec.quantize.backend
-    wanted = FORMATS[load_backend(backend).capability.format]
-    given = model_format_of(model)
-    if given != wanted:
-        hint = f"choose {given.backends}" + (", or make an ONNX file with taoq.export" if wanted.whole else "")
-        what = f"the model is {'an ONNX file' if given.whole else 'a torch network'}, which {backend} does not quantize"
+    backend_format = FORMATS[load_backend(backend).capability.format]
+    model_format = model_format_of(model)
+    if model_format != backend_format:
+        hint = f"choose {model_format.backends}"
+        if backend_format.whole:
+            hint += ", or make an ONNX file with taoq.export"
+        kind = "an ONNX file" if model_format.whole else "a torch network"
+        what = f"the model is {kind}, which {backend} does not quantize"
         raise SpecError(Fault("quantize.backend", what, hint))
 
 
 def open_model(model: Model, **data: Any) -> tuple[Experiment, OpenedModel]:
-    """A model with the data of a Python caller, not on a device yet."""
+    """Open a model that is not on a device yet, and bind it to the data.
+
+    Args:
+        model: A network, the path of an ONNX file, or the folder of an artifact of an ONNX backend.
+        data: Loaders and metric; see `supply`.
+    """
     directory = None if isinstance(model, nn.Module) else find_artifact(str(model))
     if directory is not None:
         manifest = read_artifact(directory).manifest
@@ -52,16 +55,11 @@ def open_model(model: Model, **data: Any) -> tuple[Experiment, OpenedModel]:
     return experiment, OpenedModel(graph, model_format.name, Path(model), model_format.is_quantized(graph))
 
 
-def kept(model: Model) -> contextlib.AbstractContextManager[None]:
-    """Put a network back on its device and into its modes afterwards."""
-    return left_as_it_was(model) if isinstance(model, nn.Module) else contextlib.nullcontext()
-
-
 def artifact_folder(folder: str | Path) -> Path:
-    """The folder of an artifact.
+    """Return the folder of an artifact, given that folder or the payload in it.
 
     Raises:
-        TaoqError: It is none.
+        TaoqError: If the path is not an artifact.
     """
     directory = find_artifact(str(folder))
     if directory is None:
@@ -70,5 +68,5 @@ def artifact_folder(folder: str | Path) -> Path:
 
 
 def name_of(model: Model) -> str:
-    """Class of a network, path of a file."""
+    """Return the class name of a network, or the path of a file."""
     return type(model).__name__ if isinstance(model, nn.Module) else str(model)

@@ -32,26 +32,41 @@ def quantize(
     metric: AnyMetric | None = None,
     results_dir: str | Path | None = None,
 ) -> QuantizeResult:
-    """Quantize a model, and measure what it cost.
+    """Quantize a model, and measure the error of each layer and the loss of accuracy.
 
     Args:
-        model: The float model: an nn.Module, or the path of an ONNX file.
-        config: The section `quantize` of a spec: backend, layers, skip_names, accuracy, ... `mode` is the backend's
-            first where it is left out, `device` the GPU if there is one.
-        calibration: Loader of calibration data; static quantization needs it. All of it is used, unless
-            `calibration.num_samples` of the config says less. Each batch is a tensor, a tuple of (inputs, targets), or
-            a dictionary; see `taoq.pipeline.loaders.split`. Axis 0 of every tensor counts samples.
-        evaluation: Loader of labelled data: both models are evaluated on it.
-        metric: How: a metric of torchmetrics, or a function from (outputs, targets) of a batch to a score per sample.
-        results_dir: Folder of the artifact with its reports; without it nothing is kept, and `result.model` is all.
+        model: Float model: an `nn.Module`, or the path of an ONNX file. It is not modified.
+        config: Fields of the `quantize` section of a spec: backend, layers, skip_names, accuracy, ... `mode` defaults
+            to the backend's first mode, `device` to the GPU if there is one.
+        calibration: Iterable of calibration batches, such as a DataLoader; required by static quantization. It must
+            yield the same batches each time. A batch is a tensor; a tuple or list, inputs first; or a dictionary whose
+            keys name the inputs. Axis 0 of every tensor is the sample axis. Entries that are not inputs of the network
+            are targets, which calibration ignores. All samples are used, unless the config sets
+            `calibration.num_samples`.
+        evaluation: Iterable of labelled batches. If given, the float and the quantized model are evaluated on them.
+        metric: Metric that is computed on `evaluation`: a metric or a MetricCollection of torchmetrics, or a function
+            `f(outputs, targets)` that returns one score per sample, higher is better.
+        results_dir: Folder for the artifact and its reports. None keeps nothing on disk: the quantized network is
+            `result.model`. Required for ONNX files.
 
     Returns:
-        The result; `model` is the quantized network, in eval mode on the CPU.
+        The result. For an `nn.Module`, `result.model` is the quantized network, in eval mode on the CPU.
 
     Raises:
-        SpecError: The config is wrong, or something is missing; with every fault.
-        TaoqError: The model does not run, or the library did not do what the plan says.
-        RequirementNotMet: It loses more than `accuracy` of the config accepts; with the result of a check.
+        SpecError: If the config is invalid, or if data or a metric is missing.
+        TaoqError: If the model does not run on the data, or if the library did not quantize it as planned.
+        RequirementNotMet: If the model loses more accuracy than `accuracy` in the config allows. With
+            `accuracy.action: check`, the attribute `result` of the error holds the result.
+
+    Example:
+        >>> import taoq
+        >>> int8 = {"dtype": "int8"}
+        >>> config = {
+        ...     "backend": "modelopt.pytorch",
+        ...     "layers": [{"module_name": "Conv2d", "weights": int8, "activations": int8}],
+        ... }
+        >>> result = taoq.quantize(network, config, calibration=images, results_dir="results/int8")
+        >>> errors = {layer.name: layer.output_sqnr for layer in result.layers}  # dB
     """
     spec = spec_of(quantize=section_of(config))
     check_model(model, spec)
@@ -83,7 +98,7 @@ def quantize(
 
 @contextlib.contextmanager
 def results_folder(results_dir: str | Path | None) -> Iterator[Path]:
-    """The folder of the results; a temporary one if none is kept."""
+    """Yield the results folder; a temporary folder if the results are not kept."""
     if results_dir is not None:
         yield Path(results_dir)
         return

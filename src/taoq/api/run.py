@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""taoq.run: every command of the command line as a call."""
+"""taoq.run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ from taoq.tasks import load_task
 
 
 def run(task: str, action: str, spec: str | Path | JsonMapping, overrides: Sequence[str] = (), **flags: object) -> Any:
-    """Run a command of the command line, silently.
+    """Run `taoq <task> <action> -e <spec>`, without printing.
 
     Args:
-        task: The task.
-        action: The action.
-        spec: Path of the spec, or the spec as a dictionary.
-        overrides: `key=value`, as on the command line.
-        flags: `dry_run=True` of quantize; `artifacts=[...]` of compare.
+        task: Name of a task, such as `classification_pyt`.
+        action: Name of an action, such as `evaluate`.
+        spec: Path of the spec file, or the spec as a dictionary.
+        overrides: Overrides of fields, `section.field=value`, as on the command line.
+        flags: Options of the command: `dry_run=True` of quantize, `artifacts=[...]` of compare.
 
     Returns:
-        What the action returns: QuantizeResult, EvaluateResult, ...
+        The result of the action: QuantizeResult for quantize, EvaluateResult for evaluate, and so on.
 
     Raises:
-        TaoqError: Whatever the command would print; of the same types, with `exit_code`.
+        TaoqError: If the command fails. `exit_code` is the exit code of the command line.
+
+    Example:
+        >>> import taoq
+        >>> overrides = ["evaluate.checkpoint=results/quantize", "evaluate.device=cpu"]
+        >>> result = taoq.run("classification_pyt", "evaluate", "spec.yaml", overrides)
+        >>> accuracy = result.metrics["val_acc_1"]
     """
     if action not in ACTIONS:
         hint = did_you_mean(action, ACTIONS, "actions are " + ", ".join(ACTIONS))

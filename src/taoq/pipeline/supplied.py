@@ -182,7 +182,7 @@ def _network(model: nn.Module) -> Subject:
 
     def outputs(example: Inputs) -> Mapping[str, OutputSpec]:
         try:
-            with left_as_it_was(model), torch.inference_mode():
+            with preserve_state(model), torch.inference_mode():
                 result = call(model.cpu().eval(), example)
         except (RuntimeError, TypeError, ValueError) as error:
             what = f"does not run on the data: {first_line(error)}"
@@ -246,8 +246,11 @@ def _file(path: Path) -> Subject:
 
 
 @contextlib.contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put a network back on its device and into its modes afterwards."""
+def preserve_state(model: Model) -> Iterator[None]:
+    """Restore the device and the training mode of a network on exit. An ONNX file has no such state."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
     training = {module: module.training for module in model.modules()}
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
     try:
