@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a float checkpoint into a model: plain state dict, Lightning or TAO file, safetensors. Runs no code of it."""
+"""Load a float checkpoint into a model: a plain state dict, a Lightning or TAO file, or safetensors.
+
+No code of a checkpoint is ever run: pickles are read with torch's `weights_only` unpickler.
+"""
 
 from __future__ import annotations
 
@@ -24,35 +27,35 @@ log = logging.getLogger(__name__)
 
 _ANOTHER_NETWORK = "check that the spec describes the network of this checkpoint"
 _CONTAINERS = ("ema", "module", "state_dict", "model_state_dict", "model")
-"""Keys under which training frameworks keep the state dict; an averaged one (`ema`) goes first."""
+"""Keys under which training frameworks store the state dict. Averaged weights (`ema`) take precedence."""
 _REFUSED = "nsupported (global|class)|GLOBAL|unrecognized function|Can only|instantiate"
-"""What torch's unpickler says of objects it does not load, other than of bytes it does not understand."""
+"""Pattern of the messages of torch's unpickler for objects that it refuses to load, as opposed to damaged files."""
 _DAMAGED = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError, struct.error,
 )  # fmt: skip
-"""What torch raises on a damaged file: its unpickler takes the bytes as they come."""
+"""Exceptions that torch raises on a damaged file, because its unpickler does not check the bytes that it reads."""
 _FILLS = {
     "uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_",
     "constant_", "fill_", "ones_", "zeros_", "zero_", "copy_", "erfinv_", "mul_", "div_", "add_", "clamp_",
 }  # fmt: skip
-"""What networks give their parameters a first value with, in torch.nn.init and of Tensor."""
+"""Functions of torch.nn.init and methods of Tensor with which networks initialise their parameters."""
 _ZIP = b"PK"
 _OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-"""How files of torch.save begin: a zip archive, or before torch 1.6 this number (torch.serialization.MAGIC_NUMBER)."""
+"""How files of torch.save begin: as a zip archive, before torch 1.6 with torch.serialization.MAGIC_NUMBER."""
 
 
 class WithoutInitialisation(TorchFunctionMode):
-    """`with WithoutInitialisation():` a network is built without giving its parameters a value.
+    """Skip the initialisation of the parameters of networks that are built in this context.
 
-    For a network whose every parameter is loaded afterwards: drawing random weights is most of the time that building
-    takes. Buffers are computed as ever.
+    For networks whose parameters are all loaded afterwards: drawing random weights takes most of the time of building
+    a network. Buffers are computed as usual.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: JsonMapping | None = None
     ) -> Any:
-        """Leave a parameter alone where `func` would fill it."""
+        """Call `func`, unless it would fill a parameter."""
         arguments = kwargs or {}
         if getattr(func, "__name__", "") in _FILLS:
             tensor = args[0] if args else arguments.get("tensor")
@@ -64,24 +67,23 @@ class WithoutInitialisation(TorchFunctionMode):
 def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK) -> None:
     """Load every tensor of a model from a file; values are converted to the model's dtype.
 
-    A prefix that a framework put in front of all names (`model.`, `module.`) is found and taken off.
+    A prefix that a framework put in front of all names (`model.`, `module.`) is detected and removed.
 
     Args:
         model: The model.
         checkpoint: The file.
-        hint: What to look at in the spec if they do not fit.
+        hint: What the user should check if the tensors do not fit the model.
 
     Raises:
-        TaoqError: The file is missing, damaged, holds code or no tensors, or does not fit the model.
+        TaoqError: If the file is missing or damaged, holds code or no tensors, or does not fit the model.
     """
     state = read_state_dict(checkpoint)
-    own = model.state_dict()
-    prefix = _prefix(state, own)
-    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    outside = sorted(key for key in state if not key.startswith(prefix))
-    load_state(model, inside, checkpoint, hint)
-    if outside:
-        what = f"{len(outside)} tensors outside of '{prefix}*' are not of this network: {abbreviated(outside)}"
+    prefix = _prefix(state, model.state_dict())
+    own_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    other_keys = sorted(key for key in state if not key.startswith(prefix))
+    load_state(model, own_state, checkpoint, hint)
+    if other_keys:
+        what = f"{len(other_keys)} tensors outside of '{prefix}*' are not of this network: {abbreviated(other_keys)}"
         log.info(Notice(checkpoint, what))
 
 
@@ -90,33 +92,38 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, h
 
     Args:
         model: The model.
-        state: Its tensors by name, no more and no less.
-        checkpoint: Where they are from, for the message.
-        hint: What to look at if they do not fit.
+        state: The tensors by name: exactly those of the model.
+        checkpoint: The file that they come from, for the message.
+        hint: What the user should check if the tensors do not fit the model.
 
     Raises:
-        TaoqError: Tensors are missing, unknown, or of another shape.
+        TaoqError: If tensors are missing, unknown, or of another shape.
     """
-    own = model.state_dict()
-    _check_fit(state, own, checkpoint, hint)
-    # assigned, not copied: a copy would take the time and the memory of all weights once more. One tensor that has two
-    # names in the model must stay one, so there the values are copied
+    model_state = model.state_dict()
+    _check_fit(state, model_state, checkpoint, hint)
+    # Assigning saves a copy of all weights. With tied weights (one parameter under two names) the values are copied,
+    # because assigning two tensors would untie them.
     parameters = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     tied = len(parameters) > len(set(parameters))
-    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, assign=not tied)
+    model.load_state_dict({key: value.to(model_state[key].dtype) for key, value in state.items()}, assign=not tied)
 
 
 def without_prefix(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Take off what stands in front of a tensor that the network is known to have, and leave out what lacks it."""
+    """Remove the prefix of all names of a state dict, and drop the tensors that do not have it.
+
+    Args:
+        state: Tensors by name.
+        name: A tensor that every network of this kind has: what stands in front of it is the prefix.
+    """
     prefix = next((key.removesuffix(name) for key in state if key.endswith(name)), "")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name.
+    """Read the tensors of a checkpoint, by name.
 
     Raises:
-        TaoqError: The file is missing, damaged, or holds code or no tensors.
+        TaoqError: If the file is missing or damaged, or holds code or no tensors.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -133,11 +140,11 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
             raise TaoqError(Fault(checkpoint, what, "copy the file again")) from None
     with path.open("rb") as file:
         head = file.read(len(_OLD_TORCH))
-    if not head.startswith(_ZIP) and head != _OLD_TORCH:  # torch would try to unpickle whatever it is
+    if not head.startswith(_ZIP) and head != _OLD_TORCH:  # torch would try to unpickle any other file
         raise TaoqError(_damaged(checkpoint))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, on the pickle protocol of a damaged file
+            warnings.simplefilter("ignore")  # torch warns about the pickle protocol of a damaged file
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "torchao" in str(error):
@@ -152,7 +159,8 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
     if isinstance(data, Mapping) and "modelopt_state" in data:
         raise TaoqError(_quantized(checkpoint))
     state = _tensors(data)
-    if any(type(value) not in (Tensor, nn.Parameter) for value in state.values()):  # torchao was imported
+    # With torchao imported, torch loads its quantized tensors, which are subclasses of Tensor.
+    if any(type(value) not in (Tensor, nn.Parameter) for value in state.values()):
         raise TaoqError(_quantized(checkpoint))
     if not state:
         raise TaoqError(Fault(checkpoint, "holds no state dict", "give a file that torch.save wrote of a state dict"))
@@ -169,7 +177,7 @@ def _quantized(checkpoint: str) -> Fault:
 
 
 def _tensors(data: object) -> dict[str, Tensor]:
-    """The state dict in what torch.load returned: the data itself, or under a framework's key."""
+    """Return the state dict in the result of torch.load: the data itself, or the value of a framework's key."""
     if not isinstance(data, Mapping):
         return {}
     for key in _CONTAINERS:
@@ -178,25 +186,25 @@ def _tensors(data: object) -> dict[str, Tensor]:
     return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
 
 
-def _prefix(state: Iterable[str], own: Mapping[str, Tensor]) -> str:
-    """What stands in front of the model's names in most keys of a checkpoint."""
+def _prefix(keys: Iterable[str], model_state: Mapping[str, Tensor]) -> str:
+    """Return the prefix that most keys of a checkpoint have in front of a name of the model."""
     votes: Counter[str] = Counter()
-    for key in state:
+    for key in keys:
         parts = key.split(".")
         for start in range(len(parts)):
-            if ".".join(parts[start:]) in own:
+            if ".".join(parts[start:]) in model_state:
                 votes["".join(f"{part}." for part in parts[:start])] += 1
                 break
     return votes.most_common(1)[0][0] if votes else ""
 
 
-def _check_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
-    missing = [key for key in own if key not in state]
-    unknown = [key for key in state if key not in own]
+def _check_fit(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
+    missing = [key for key in model_state if key not in state]
+    unknown = [key for key in state if key not in model_state]
     shapes = [
-        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} {list(state[key].shape)} for {list(tensor.shape)}"
+        for key, tensor in model_state.items()
+        if key in state and state[key].shape != tensor.shape
     ]
     if not (missing or unknown or shapes):
         return

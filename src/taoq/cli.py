@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: parse, route, turn a TaoqError into two lines and an exit code. No logic, no heavy import."""
+"""The command line: parse the words, run the action, turn a TaoqError into two lines and an exit code.
+
+Has no logic of its own and imports nothing heavy, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -30,31 +33,32 @@ if TYPE_CHECKING:
     from taoq.actions.base import Show
 
 INTERRUPTED = 130
-_COMPARE = "compare"  # the one action whose arguments know their task
+_COMPARE = "compare"
+"""The only action whose task can be left out: its artifacts name it."""
 _HELP = ("-h", "--help", "help")
 _OPTIONS = {"quantize": BACKENDS, "evaluate": RUNTIMES, "inference": RUNTIMES, "benchmark": RUNTIMES}
-"""Actions whose section has options of a backend or a runtime."""
+"""For each action with an `--options` flag, the table whose rows have the options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`taoq <task> <action> -e spec.yaml [key=value ...]`. Returns the exit code."""
+    """Run `taoq <task> <action> -e spec.yaml [key=value ...]` and return the exit code."""
     return _guarded(sys.argv[1:] if arguments is None else list(arguments))
 
 
 def classification_pyt() -> int:
-    """The console script of the task, as in TAO."""
+    """Run the console script `classification_pyt <action> ...`, which TAO has too."""
     return _guarded(["classification_pyt", *sys.argv[1:]])
 
 
 def rtdetr() -> int:
-    """The console script of the task, as in TAO."""
+    """Run the console script `rtdetr <action> ...`, which TAO has too."""
     return _guarded(["rtdetr", *sys.argv[1:]])
 
 
 def _guarded(words: list[str]) -> int:
-    """Run a command line; whatever goes wrong that is not a bug becomes an exit code."""
+    """Run a command line and return its exit code. An exception that leaves this function is a bug."""
     stderr = _log_to_stderr()
-    terminate = signal.signal(signal.SIGTERM, _terminated)
+    previous_handler = signal.signal(signal.SIGTERM, _terminated)
     locate: Callable[[str], str] = str
     try:
         request = _parse(words)
@@ -77,17 +81,17 @@ def _guarded(words: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output went away (`taoq ... | head`); what is still buffered has nowhere to go
+        # stdout was closed early (`taoq ... | head`): without this, flushing the rest of it at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, previous_handler)
         logging.getLogger("taoq").removeHandler(stderr)
     return 0
 
 
 def _screen() -> Show:
-    """Where results are printed; imported late, as rich is not needed for help."""
+    """Return the function that prints results. Imported here because help does not need rich."""
     from taoq.views.tables import to_screen
 
     return to_screen
@@ -95,7 +99,7 @@ def _screen() -> Show:
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """A parsed command line; only `help` is set if a help text is asked for."""
+    """A parsed command line. For a request for help, only the help text is set."""
 
     help: str = ""
     task: str = ""
@@ -106,7 +110,7 @@ class _Request:
 
 
 def _with_task(request: _Request) -> _Request:
-    """The request with the task and the spec of the first artifact, for the action that may leave them out."""
+    """Fill in the task and the spec of a `compare` request from its first artifact, where they are left out."""
     if request.action != _COMPARE:
         return request
     from taoq.pipeline.compare import task_and_spec
@@ -116,10 +120,12 @@ def _with_task(request: _Request) -> _Request:
 
 
 def _parse(words: list[str]) -> _Request:
-    """Split the command line by hand: a wrong word gets the nearest right one, not a usage dump.
+    """Parse a command line.
+
+    Done by hand and not by argparse's subparsers, so that a misspelled word gets a suggestion instead of the usage.
 
     Raises:
-        SpecError: A word is missing or unknown.
+        SpecError: If a word is missing or unknown.
     """
     if words[:1] == ["--version"]:
         return _Request(help=f"taoq {taoq.__version__}")
@@ -151,18 +157,18 @@ def _parse_action(task: str, action: str, words: list[str]) -> _Request:
     if action in _OPTIONS:
         parser.add_argument("--options", metavar="NAME", help=f"show the options of a {_OPTIONS[action].kind}")
     compares = action == _COMPARE
-    metavar, about = "key=value", "override a field: quantize.device=cpu"
+    metavar, description = "key=value", "override a field: quantize.device=cpu"
     if compares:
-        metavar, about = "ARTIFACT|key=value", "the folders, each of one quantize run; or override a field"
-    parser.add_argument("overrides", nargs="*", metavar=metavar, help=about)
+        metavar, description = "ARTIFACT|key=value", "artifact folders, each from a quantize run; or override a field"
+    parser.add_argument("overrides", nargs="*", metavar=metavar, help=description)
     parsed = vars(parser.parse_intermixed_args(words))
     if parsed.pop("help"):
         return _Request(help=parser.format_help().rstrip())
-    if named := parsed.pop("options", None):
-        return _Request(help=_help_options(action, named))
+    if backend_or_runtime := parsed.pop("options", None):
+        return _Request(help=_help_options(action, backend_or_runtime))
     spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
     if compares:
-        # a folder of a sweep may be called lr=0.1
+        # A word with `=` is an artifact if it exists: a folder of a sweep may be called lr=0.1.
         parsed["artifacts"] = [word for word in overrides if "=" not in word or Path(word).exists()]
         overrides = [word for word in overrides if word not in parsed["artifacts"]]
     if not spec and not compares and action != "default_specs":
@@ -171,14 +177,14 @@ def _parse_action(task: str, action: str, words: list[str]) -> _Request:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with our errors."""
+    """An argparse parser that raises SpecError."""
 
     def error(self, message: str) -> NoReturn:
         raise SpecError(Fault(self.prog.removeprefix("taoq "), message, f"see {self.prog} --help"))
 
 
 class _Formatter(logging.Formatter):
-    """`warning: spec.yaml:7: field: text`: a notice about a field of the spec gets its line."""
+    """Format records as `warning: spec.yaml:7: field: text`: notices about a field get its line in the spec."""
 
     def __init__(self, locate: Callable[[str], str]) -> None:
         super().__init__()
@@ -192,22 +198,22 @@ class _Formatter(logging.Formatter):
 
 
 class _Once(logging.Filter):
-    """Lets a message through once: a model that is opened again says again what it said."""
+    """Drop repeated messages: an action may open a model several times, which logs the same notices each time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        new = message not in self._said
-        self._said.add(message)
-        return new
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
 
 
 def _log_to_stderr() -> logging.Handler:
     logger = logging.getLogger("taoq")
-    logger.setLevel(logging.DEBUG)  # log.txt takes everything
+    logger.setLevel(logging.DEBUG)  # for log.txt, which gets every message
     logger.propagate = False
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO)
@@ -218,7 +224,7 @@ def _log_to_stderr() -> logging.Handler:
 
 
 def _terminated(signum: int, frame: object) -> NoReturn:  # noqa: ARG001 (a signal handler)
-    sys.exit(128 + signum)  # an exception, so that status.json gets its last line
+    sys.exit(128 + signum)  # raises SystemExit, so that status.json gets its last line
 
 
 def _help_taoq() -> str:
@@ -241,7 +247,7 @@ def _help_actions() -> str:
 
 
 def _help_options(action: str, name: str) -> str:
-    """The options of a backend or runtime, which is imported: only it knows them."""
+    """List the options of a backend or runtime, which has to be imported for it."""
     if _OPTIONS[action] is BACKENDS:
         from taoq.quantization.backends import load_backend
 

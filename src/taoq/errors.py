@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What taoq tells its user: errors and notices. Imports nothing from taoq.
+"""Errors and notices for the user. Imports nothing from taoq.
 
 TaoqError (exit code 1)
   SpecError (2)          the spec or the command line is wrong
@@ -7,8 +7,8 @@ TaoqError (exit code 1)
   MissingDependency (3)  a library that the job needs is not installed
   RequirementNotMet (4)  the job is done, but its result is not what the spec asks for
 
-An error is one or more faults; a fault prints as two lines, `where: what` and `hint: what to do`. A notice is one line,
-`where: what`, and is logged: `log.warning(Notice(...))`.
+An error holds one or more faults. A fault prints as two lines, `where: what` and `hint: what to do`. A notice is one
+line, `where: what`, and is logged: `log.warning(Notice(...))`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """One problem, and how to solve it.
 
     Attributes:
         where: A spec field (`quantize.layers[0].module_name`), a file, or a word of the command line.
-        what: What is wrong with it, in one line.
+        what: What is wrong there, in one line.
         hint: What to do about it, in one line.
     """
 
@@ -36,11 +36,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know about a field or a file. The command line adds the field's line in the spec.
+    """A log message about a spec field or a file. The command line adds the field's line in the spec.
 
     Attributes:
         where: A spec field, a file, or a word of the command line.
-        what: What to know, in one line.
+        what: The message, in one line.
     """
 
     where: str
@@ -51,7 +51,7 @@ class Notice:
 
 
 class TaoqError(Exception):
-    """The job failed: a bad file, bad data, a library that did not do what the plan says."""
+    """The job failed: a bad file, bad data, or a library that did not do what the plan says."""
 
     exit_code = 1
 
@@ -63,12 +63,12 @@ class TaoqError(Exception):
         return "\n".join(f"{fault.where}: {fault.what}\nhint: {fault.hint}" for fault in self.faults)
 
     def locate(self, locate: Callable[[str], str]) -> None:
-        """Add to the field of each fault where the spec has it."""
+        """Replace the `where` of each fault by `locate(where)`, which adds the line of the spec."""
         self.faults = tuple(dataclasses.replace(fault, where=locate(fault.where)) for fault in self.faults)
 
 
 class SpecError(TaoqError):
-    """Wrong use or a wrong spec. Raised before any work starts."""
+    """The spec or the command line is wrong. Raised before any work starts."""
 
     exit_code = 2
 
@@ -87,7 +87,7 @@ class RequirementNotMet(TaoqError):
     """The job is done, but its result is not what the spec asks for.
 
     Attributes:
-        result: The result; None if nothing was kept.
+        result: The result of the job; None if none was kept.
     """
 
     exit_code = 4
@@ -98,19 +98,19 @@ class RequirementNotMet(TaoqError):
 
 
 def abbreviated(names: Sequence[str]) -> str:
-    """The first three names, with `...` if there are more."""
+    """Return the first three names, followed by `...` if there are more."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message; its class name if the message is empty."""
+    """Return the first line of an exception's message, or its class name if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def did_you_mean(word: str, names: Iterable[str], otherwise: str) -> str:
-    """A hint with the names nearest to `word`, or `otherwise` if none is near."""
+    """Return a hint with the names closest to `word`, or `otherwise` if none is close."""
     candidates = list(dict.fromkeys(names))
-    near = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
-    if not near:  # a part of a name, or another case, scores low
-        near = [name for name in candidates if word.lower() in name.lower()][:3]
-    return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else otherwise
+    matches = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
+    if not matches:  # difflib scores a part of a name, or a name in another case, too low
+        matches = [name for name in candidates if word.lower() in name.lower()][:3]
+    return "did you mean " + " or ".join(f"'{name}'" for name in matches) + "?" if matches else otherwise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files on disk: the files that make up a checkpoint, atomic replacement, digests."""
+"""Files on disk: the files of a checkpoint, their digests, atomic replacement."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _WITH_EXTERNAL_WEIGHTS = (".onnx",)
 
 
 def weights_beside(file: Path) -> Path:
-    """Path of the external weights of an ONNX file, as ModelOpt and onnxruntime name it."""
+    """Return the path at which ModelOpt and onnxruntime store the external weights of an ONNX file."""
     return file.with_name(f"{file.name}_data")
 
 
 def parts(checkpoint: Path) -> list[Path]:
-    """All files of a checkpoint: the file and its external weights; of a folder the files in it, sorted."""
+    """Return all files of a checkpoint: the file and its external weights; for a folder the files in it, sorted."""
     if checkpoint.is_dir():
         return sorted(file for file in checkpoint.iterdir() if file.is_file())
     beside = weights_beside(checkpoint)
@@ -30,20 +30,20 @@ def parts(checkpoint: Path) -> list[Path]:
 
 
 def total_size(checkpoint: Path) -> int:
-    """Total size of a checkpoint's files, bytes."""
+    """Return the total size of a checkpoint's files, in bytes."""
     return sum(file.stat().st_size for file in parts(checkpoint))
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; of a folder, the SHA-256 of a list of its files with their digests.
+    """Return the hexadecimal SHA-256 of a file, or for a folder that of the listing of its files with their SHA-256.
 
-    An ONNX file with external weights counts as a folder of two files.
+    An ONNX file with external weights is digested like a folder of two files.
     """
     files = parts(path)
     if files == [path]:
         return _digest_of_file(path)
-    listed = "".join(f"{_digest_of_file(file)}  {file.name}\n" for file in files)
-    return hashlib.sha256(listed.encode()).hexdigest()
+    listing = "".join(f"{_digest_of_file(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _digest_of_file(path: Path) -> str:
@@ -52,7 +52,7 @@ def _digest_of_file(path: Path) -> str:
 
 
 def digest(value: object) -> str:
-    """SHA-256 of plain data as JSON; objects that JSON does not have count by their repr."""
+    """Return the SHA-256 of plain data written as JSON; objects that JSON cannot hold are written as their repr."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -60,10 +60,13 @@ def digest(value: object) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Write to a temporary file and rename it over `path` on success.
 
-    The temporary file is created first, so that an unwritable target fails before the work.
+    The temporary file is created up front, so that an unwritable target fails before the work.
+
+    Yields:
+        The temporary file.
 
     Raises:
-        OSError: The file cannot be written; `path` is unchanged.
+        OSError: If the file cannot be written; `path` is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -80,7 +83,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically.
 
     Raises:
-        TaoqError: The file cannot be written; `path` is unchanged.
+        TaoqError: If the file cannot be written; `path` is unchanged.
     """
     try:
         with replacing(path) as partial:
@@ -90,5 +93,5 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> Fault:
-    """The fault of a file or folder that cannot be written."""
+    """Return the fault of a file or folder that cannot be written."""
     return Fault(str(path), f"cannot be written: {error.strerror}", "free some space, or name another folder")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network as its users see it: named input tensors in, named output tensors out."""
+"""The interface of a network: named input tensors in, named output tensors out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Inputs = Mapping[str, "Tensor"]
-"""Tensors by input name; axis 0 is the batch. A torch network gets them by keyword if each name is a parameter of its
-forward, else by position in this order."""
+"""Tensors by input name; axis 0 is the batch. They are passed to a torch network as keyword arguments if every name is
+a parameter of its `forward`, otherwise as positional arguments in this order."""
 
 Outputs = Mapping[str, "Tensor"]
 """Tensors by output name."""
@@ -23,13 +23,13 @@ class OutputSpec:
     """The shape of an output.
 
     Attributes:
-        shape: A size for each axis; a name ("N", "queries") for an axis of any size. Axis 0 is the batch.
+        shape: For each axis its size, or a name ("N", "queries") if it may have any size. Axis 0 is the batch.
     """
 
     shape: tuple[int | str, ...]
 
     def accepts(self, shape: Sequence[int | None]) -> bool:
-        """Whether a tensor of this shape may be the output; None stands for an unknown size."""
+        """Return whether a tensor of this shape can be the output; None is an unknown size."""
         return len(shape) == len(self.shape) and all(
             size is None or isinstance(expected, str) or size == expected
             for size, expected in zip(shape, self.shape, strict=True)
@@ -40,15 +40,15 @@ class OutputSpec:
 
 
 def format_shape(shape: Sequence[int | str | None]) -> str:
-    """`[N, 3, 32, 32]`; `?` for an unknown size."""
+    """Format a shape as `[N, 3, 32, 32]`, with `?` for an unknown size."""
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Number of samples in a batch of inputs."""
+    """Return the number of samples in a batch of inputs."""
     return len(next(iter(inputs.values())))
 
 
 def first_samples(inputs: Inputs, count: int) -> Inputs:
-    """The first `count` samples of a batch."""
+    """Return the first `count` samples of a batch; all of them if it has fewer."""
     return inputs if batch_size(inputs) <= count else {name: tensor[:count] for name, tensor in inputs.items()}

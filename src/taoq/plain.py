@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for plain data, whose types only its reader knows."""
+"""Type aliases for plain data (JSON, YAML, keyword arguments) whose exact types only its reader knows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 JsonObject = dict[str, Any]
 """An object of a JSON file, or a section of a YAML file."""
 JsonMapping = Mapping[str, Any]
-"""The same, read only."""
+"""A `JsonObject` that is only read."""
 Options = Mapping[str, Any]
-"""Arguments of a library, as a spec gives them."""
+"""Keyword arguments for a library, as written in a spec."""
 Plain = Any
-"""A plain value: None, a bool, a number, a text, or a list or object of such."""
+"""A value that JSON can hold: None, a bool, a number, a string, or a list or object of such values."""

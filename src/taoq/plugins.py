@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of tasks, backends and runtimes: taoq's own, and those that installed packages add.
+"""Tables of tasks, backends and runtimes: those of taoq, and those that installed packages add.
 
-A package adds a row by an entry point of the group `taoq.tasks`, `taoq.backends` or `taoq.runtimes` that names a value:
+A package adds a row with an entry point in the group `taoq.tasks`, `taoq.backends` or `taoq.runtimes`:
 
     [project.entry-points."taoq.tasks"]
     segmentation = "my_package.task:TASK"
 
-Listing a table imports nothing. A row is imported when it is used, and a package that cannot be imported is an error of
-that use alone.
+Listing a table imports nothing. A row is imported when it is used: a package that cannot be imported is an error only
+for the runs that use it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: What a spec or the command line calls it.
-        target: `module:attribute` of its value.
+        name: Its name in specs and on the command line.
+        target: Where its value is, as `module:attribute`.
         summary: One line for the help.
         distribution: The distribution that adds it; empty for taoq's own.
         version: Version of that distribution.
@@ -50,11 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by name, in order: taoq's own first.
+    """Rows by name: taoq's own first, then those of entry points.
 
     Attributes:
-        kind: What a row is called in messages.
-        group: Entry points that add rows.
+        kind: The noun for a row in messages: "task", "backend", "runtime".
+        group: The entry point group that adds rows.
         own: taoq's own rows.
     """
 
@@ -63,24 +63,24 @@ class Table:
     own: tuple[Row, ...]
 
     def rows(self) -> Mapping[str, Row]:
-        """All rows; imports none of their modules."""
+        """Return all rows, without importing their modules."""
         return _rows(self)
 
     def names(self) -> tuple[str, ...]:
-        """The names of all rows."""
+        """Return the names of all rows."""
         return tuple(self.rows())
 
     def load(self, name: str, where: str) -> object:
         """Import the value of a row.
 
         Args:
-            name: The row.
-            where: The field or word that names it, for messages.
+            name: Name of the row.
+            where: The field or command-line word with that name, for messages.
 
         Raises:
-            SpecError: There is no such row.
-            MissingDependency: A library that it needs is not installed.
-            TaoqError: The package that adds it cannot be imported.
+            SpecError: If there is no such row.
+            MissingDependency: If a library that it needs is not installed.
+            TaoqError: If the package that adds it cannot be imported.
         """
         if name not in self.rows():
             hint = did_you_mean(name, self.names(), f"choose one of {', '.join(self.names())}")
@@ -97,7 +97,7 @@ class Table:
                 raise
             what = f"{self.kind} {name} needs the package '{error.name}'"
             raise MissingDependency(Fault(where, what, "install taoq with its lock file")) from error
-        except Exception as error:  # code of another package may raise anything
+        except Exception as error:  # the code of another package may raise anything
             if not row.distribution:
                 raise
             raise TaoqError(self._broken(row, where, error)) from error
@@ -122,15 +122,16 @@ def _rows(table: Table) -> Mapping[str, Row]:
             version=distribution.version if distribution else "",
         )
         if row.name in rows:
-            taken = rows[row.name].origin or " (taoq's own)"
-            log.warning(Notice(f"{table.kind} {row.name}", f"of {row.distribution} is not used: there is one{taken}"))
+            owner = rows[row.name].distribution or "taoq"
+            what = f"that of {row.distribution} is ignored, because {owner} has one of the same name"
+            log.warning(Notice(f"{table.kind} {row.name}", what))
             continue
         rows[row.name] = row
     return rows
 
 
 def distributions(rows: Sequence[Row]) -> dict[str, str]:
-    """Version of each distribution that adds one of these rows, for manifests and reports."""
+    """Return the version of each distribution that adds one of these rows, for manifests and reports."""
     return {row.distribution: row.version for row in rows if row.distribution}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run: status.json (JSON lines, TAO's fields) and log.txt; progress bars."""
+"""The log of a run: status.json (JSON lines with TAO's fields), log.txt, and progress bars."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from taoq.errors import Fault, TaoqError
 T = TypeVar("T")
 
 _bars: ContextVar[bool] = ContextVar("bars", default=False)
-"""Whether progress bars are shown. The command line turns them on; a Python caller's stderr is its own."""
+"""Whether progress bars are shown. Only the command line turns them on: a Python caller may not want them on stderr."""
 
 
 class Status:
-    """Appends lines to `<results_dir>/status.json`, in the form that TAO's watchers read."""
+    """Append lines to `<results_dir>/status.json`, in the form that TAO's tools read."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "status.json"
@@ -49,12 +49,12 @@ class Status:
 
 @contextlib.contextmanager
 def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
-    """Make the results folder and keep its status.json and log.txt while an action runs.
+    """Create the results folder, and write its status.json and log.txt while an action runs.
 
-    Whatever ends the action (an error, a bug, Ctrl-C, SIGTERM), the last line is SUCCESS or FAILURE.
+    However the action ends (an error, a bug, Ctrl-C, SIGTERM), the last line of status.json is SUCCESS or FAILURE.
 
     Raises:
-        TaoqError: The folder cannot be made or written.
+        TaoqError: If the folder cannot be created or written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
     try:
         yield status
     except BaseException as error:
-        status.write("FAILURE", f"{action.capitalize()} failed: {_one_paragraph(error)}")
+        status.write("FAILURE", f"{action.capitalize()} failed: {_failure_message(error)}")
         raise
     else:
         status.write("SUCCESS", f"{action.capitalize()} finished successfully.")
@@ -80,7 +80,7 @@ def run_status(directory: Path, task: str, action: str) -> Iterator[Status]:
         handler.close()
 
 
-def _one_paragraph(error: BaseException) -> str:
+def _failure_message(error: BaseException) -> str:
     if isinstance(error, TaoqError):
         return "\n".join(f"{fault.where}: {fault.what} hint: {fault.hint}" for fault in error.faults)
     if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -103,9 +103,9 @@ def track(items: Iterable[T], total: int, what: str, count: Callable[[T], int] |
 
     Args:
         items: What to iterate over.
-        total: Number of items; of images where `count` is given.
-        what: What is going on, for the bar.
-        count: Number of images of an item; the bar then shows images/s.
+        total: Number of items; number of images if `count` is given.
+        what: Description of the work, for the bar.
+        count: Return the number of images of an item; the bar then shows images/s.
     """
     if not _bars.get():
         yield from items

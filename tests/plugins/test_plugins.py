@@ -101,7 +101,7 @@ def test_help_names_each_package(run: Callable[..., subprocess.CompletedProcess[
         assert line in lines
     assert (process.returncode, process.stderr) == (
         0,
-        "warning: task rtdetr: of broken is not used: there is one (taoq's own)\n",
+        "warning: task rtdetr: that of broken is ignored, because taoq has one of the same name\n",
     )
     options = run("classification_pyt", "quantize", "--options", "acme").stdout
     assert options == "options of acme, in quantize.backend_kwargs:\n  flavour                    How it tastes\n"
