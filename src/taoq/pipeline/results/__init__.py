@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the functions of the pipeline return: frozen values with `to_json`, one file a function."""
+"""Results of the pipeline functions: frozen dataclasses with `to_json`, one module per function."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `analyze` returns."""
+"""The result of `analyze`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from taoq.views.pages import as_html, page
 
 @dataclass(frozen=True, kw_only=True)
 class RankedUnit:
-    """A layer or group in the ranking; metrics are None where they were not measured.
+    """A layer or group of layers in the ranking.
 
     Attributes:
-        name: The layer, or the pattern of the group.
+        name: Name of the layer, or pattern of the group.
         layers: Names of its layers.
-        dtype: Its format.
-        macs: Multiply-accumulates of its layers.
-        bytes: Size of their weights as float32.
-        sqnr: SQNR of the network's outputs with only it quantized, dB.
-        sqnr_all_but: SQNR with all except it quantized, dB.
-        metric: The figure with only it quantized.
-        metric_all_but: The figure with all except it quantized.
+        dtype: Its numeric format.
+        macs: Multiply-accumulates of its layers, for one sample.
+        bytes: Size of its weights as float32, in bytes.
+        sqnr: SQNR of the network's outputs with only this unit quantized, in dB; None if it is not finite.
+        sqnr_all_but: SQNR with all except this unit quantized, in dB; None if not measured.
+        metric: Metric with only this unit quantized; None if not measured.
+        metric_all_but: Metric with all except this unit quantized; None if not measured.
     """
 
     name: str
@@ -38,20 +38,20 @@ class RankedUnit:
     metric_all_but: float | None = None
 
     def to_json(self) -> JsonObject:
-        """A row of the report."""
+        """Return a row of the report."""
         return {**vars(self), "layers": list(self.layers)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """The network without its worst units.
+    """The network with its worst units left float and all others quantized.
 
     Attributes:
-        left_out: Number of units that stay float.
+        left_out: Number of units that are left float.
         layers: Number of quantized layers.
-        macs_share: The part of the multiply-accumulates that is quantized, 0..1.
-        bytes_share: The part of the weights that is quantized, 0..1.
-        metric: The figure.
+        macs_share: Fraction of the multiply-accumulates that is quantized, 0..1.
+        bytes_share: Fraction of the weights that is quantized, 0..1.
+        metric: Value of the metric.
     """
 
     left_out: int
@@ -63,25 +63,25 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeResult:
-    """Which layers hurt.
+    """Result of `taoq.analyze`: the layers ranked by what quantizing them costs.
 
     Attributes:
-        task: Name of the task.
+        task: Name of the task; empty for a network passed from Python.
         backend: Name of the backend.
-        model: The float checkpoint.
-        metric: The figure that counts.
-        num_samples: Number of samples that outputs were compared on.
-        num_images: Number of samples that the figure was measured on.
-        float_figure: The figure of the float model.
-        all_quantized: SQNR, figure and loss with everything quantized.
-        macs: Multiply-accumulates of the network.
-        units: The ranking, worst first.
-        curve: The figure without the worst 0, 1, 2, 4, ... units.
-        advice: What the curve says.
-        skip_names: Patterns of the layers to leave float.
-        seconds: Time that it took.
-        command: The command line.
-        versions: Versions of the libraries.
+        model: Path of the float checkpoint; empty for a network passed from Python.
+        metric: Name of the metric that is compared.
+        num_samples: Number of samples that the SQNR was measured on.
+        num_images: Number of samples that the metric was measured on.
+        float_figure: Metric of the float model.
+        all_quantized: `sqnr` (dB), `metric` and its `drop` with all layers quantized.
+        macs: Multiply-accumulates of the network, for one sample.
+        units: Layers or groups of layers, worst first.
+        curve: Metric with the worst 0, 1, 2, 4, ... units left float.
+        advice: Conclusion from the curve, in one line.
+        skip_names: Patterns of the layers to leave float, for `quantize.skip_names`.
+        seconds: Duration of the analysis.
+        command: Command line; empty for a call from Python.
+        versions: Versions of Python and of the libraries.
         directory: Folder of the results; None if none were written.
     """
 
@@ -104,7 +104,7 @@ class AnalyzeResult:
     directory: Path | None = None
 
     def to_json(self) -> JsonObject:
-        """The content of analysis.json besides its key and its measurements."""
+        """Return the content of analysis.json, except for its key and its measurements."""
         return {
             "task": self.task,
             "backend": self.backend,
@@ -126,7 +126,7 @@ class AnalyzeResult:
         }
 
     def html(self) -> str:
-        """The report as one HTML file."""
+        """Return the report as a self-contained HTML page."""
         return page("analyze", self.to_json())
 
     def _repr_html_(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `benchmark` returns."""
+"""The result of `benchmark`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taoq.views.pages import as_html, megabytes
 
 FLOAT, QUANTIZED = "float32", "quantized"
 COMPILED = ", compiled"
-"""Behind the name of a model that went through a compiler."""
+"""Suffix of the name of a compiled model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,12 @@ class MeasuredModel:
     """A model of a benchmark.
 
     Attributes:
-        name: float32, or quantized.
-        file: The checkpoint, artifact or file.
-        size: Its size, bytes; of a float checkpoint of an artifact, as float32.
-        peak_memory: What opening and running it adds to a process on the CPU, bytes; None if it was not measured.
-        batch: Samples per run of that process.
+        name: `float32` or `quantized`.
+        file: Path of the checkpoint, artifact or ONNX file; the class name of a network passed from Python.
+        size: Size of the model in bytes; the float model of an artifact counts as float32.
+        peak_memory: Peak memory that loading and running the model on the CPU adds to a process, in bytes; None if not
+            measured.
+        batch: Batch size of the run that `peak_memory` was measured on.
     """
 
     name: str
@@ -39,18 +40,18 @@ class MeasuredModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """How fast a quantized model is beside its float model.
+    """Result of `taoq.benchmark`: latencies of a quantized model and of its float model.
 
     Attributes:
-        device: Where they ran.
-        threads: Number of torch's threads.
-        runs: Measured runs of each model.
-        models: The models.
-        rows: Latencies by batch size and model.
-        verdict: The speed-ups in one line, and what the artifact is for if it is slower.
-        versions: Versions of the libraries.
-        command: The command line.
-        min_speedup: What was asked for; None if nothing was.
+        device: Device that the models ran on.
+        threads: Number of CPU threads of torch.
+        runs: Number of measured runs of each model.
+        models: Files and sizes of the two models.
+        rows: One row of latencies per model and batch size.
+        verdict: Speed-ups in one line; if the model is slower, also the purpose of its backend.
+        versions: Versions of Python and of the libraries; empty for a call from Python.
+        command: Command line; empty for a call from Python.
+        min_speedup: Required speed-up, `benchmark.min_speedup`; None if there is none.
         directory: Folder of the results; None if none were written.
     """
 
@@ -67,19 +68,19 @@ class BenchmarkResult:
 
     @property
     def slowest(self) -> float:
-        """The least speed-up of the quantized model, compiled or not, at any batch size."""
+        """Smallest speed-up of the quantized model, compiled or not, over all batch sizes."""
         return min(row.speedup for row in self.rows if is_quantized_row(row))
 
     @property
     def fault(self) -> Fault | None:
-        """What is wrong if the speed-up is less than asked for."""
+        """Fault that reports a speed-up below `min_speedup`; None if the speed-up suffices."""
         if self.min_speedup is None or self.slowest >= self.min_speedup:
             return None
         what = f"{QUANTIZED} is {self.slowest:.2f} times as fast as {FLOAT}, {self.min_speedup:g} is asked"
         return Fault("benchmark.min_speedup", what, self.verdict)
 
     def to_json(self) -> JsonObject:
-        """The content of results.json."""
+        """Return the content of results.json."""
         return {
             "device": self.device,
             "threads": self.threads,
@@ -98,5 +99,5 @@ class BenchmarkResult:
 
 
 def is_quantized_row(row: Latency) -> bool:
-    """Whether a row is about the quantized model, compiled or not."""
+    """Return whether a row belongs to the quantized model, compiled or not."""
     return row.model in (QUANTIZED, f"{QUANTIZED}{COMPILED}")

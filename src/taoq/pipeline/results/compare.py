@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `compare` returns."""
+"""The result of `compare`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from taoq.views.pages import as_html, megabytes, page
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactColumns:
-    """What a comparison says about an artifact, beyond what it says about any model.
+    """Columns of a comparison that only artifacts have.
 
     Attributes:
-        source: Name of the float model that it was made from.
-        target: What it is for.
-        accuracy: Its accuracy check; empty if it has none.
+        source: Name of the float model that the artifact was made from.
+        target: Purpose of the backend, in one line.
+        accuracy: Accuracy check of the artifact: metric, float, quantized, drop, max_drop, met; empty if it has none.
         layers: Number of quantized layers.
-        float_size: Size of the float model, bytes.
-        difference: Difference of the figure to the float model.
-        difference_to_first: Difference to the first artifact; None for the first itself.
+        float_size: Size of the float model in bytes.
+        difference: Difference of the metric to the float model.
+        difference_to_first: Difference of the metric to the first artifact; None for the first itself.
     """
 
     source: str
@@ -41,13 +41,13 @@ class ComparedModel:
     """A row of a comparison.
 
     Attributes:
-        model: Its name.
-        path: Its path.
-        backend: Its backend; float32 for a float model.
-        size: Its size, bytes.
-        figures: Its figures.
-        speeds: Its latency at each batch size, against its own float model.
-        artifact: What else there is to say about an artifact; None for a float model.
+        model: Short name.
+        path: Path of the artifact or of the float model.
+        backend: Name of the backend; `float32` for a float model.
+        size: Size in bytes.
+        figures: Values of the metric by name.
+        speeds: Latency at each batch size; speed-ups are relative to the artifact's own float model.
+        artifact: Columns that only artifacts have; None for a float model.
     """
 
     model: str
@@ -59,7 +59,7 @@ class ComparedModel:
     artifact: ArtifactColumns | None = None
 
     def to_json(self) -> JsonObject:
-        """A row of results.json."""
+        """Return a row of results.json."""
         row: JsonObject = {
             "model": self.model,
             "path": self.path,
@@ -82,21 +82,21 @@ class ComparedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareResult:
-    """Artifacts side by side.
+    """Result of `taoq.compare`: artifacts and their float models, side by side.
 
     Attributes:
-        task: Name of the task.
-        metric: The figure that counts.
-        num_images: Number of samples.
-        device: Where the models ran.
-        threads: Number of torch's threads.
-        runs: Measured runs of each model.
-        batch_sizes: Samples per run.
-        models: The float models, then the artifacts.
-        settings: Fields of `quantize` that differ, with the value of each artifact.
-        layers: Layers that differ, with the format in each artifact.
-        versions: Versions of the libraries.
-        command: The command line.
+        task: Name of the task; empty for a network passed from Python.
+        metric: Name of the metric that is compared.
+        num_images: Number of evaluated samples.
+        device: Device that the models ran on.
+        threads: Number of CPU threads of torch.
+        runs: Number of measured runs of each model.
+        batch_sizes: Batch sizes that latency was measured at.
+        models: The float models, then the artifacts in the order of the arguments.
+        settings: Fields of `quantize` that differ, with the value in each artifact.
+        layers: Layers whose formats differ, with the format in each artifact.
+        versions: Versions of Python and of the libraries.
+        command: Command line; empty for a call from Python.
         directory: Folder of the results; None if none were written.
     """
 
@@ -115,7 +115,7 @@ class CompareResult:
     directory: Path | None = None
 
     def to_json(self) -> JsonObject:
-        """The content of results.json."""
+        """Return the content of results.json."""
         return {
             "task": self.task,
             "metric": self.metric,
@@ -132,7 +132,7 @@ class CompareResult:
         }
 
     def html(self) -> str:
-        """The report as one HTML file."""
+        """Return the report as a self-contained HTML page."""
         return page("compare", self.to_json())
 
     def _repr_html_(self) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `evaluate` returns."""
+"""The result of `evaluate`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from taoq.views.pages import as_html
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """What `evaluate` gave.
+    """Result of `taoq.evaluate`.
 
     Attributes:
-        checkpoint: What was evaluated, as the spec names it.
-        num_images: Number of samples.
-        device: Where it ran.
-        seconds: Time that it took.
-        metrics: The figures.
-        details: What the metric shows besides, such as figures per class.
+        checkpoint: Path of the model; the class name of a network passed from Python.
+        num_images: Number of evaluated samples.
+        device: Device that the model ran on.
+        seconds: Duration of the evaluation, without loading the model.
+        metrics: Values of the metric by name.
+        details: Further results of the metric, such as values per class.
         directory: Folder of the results; None if none were written.
     """
 
@@ -34,7 +34,7 @@ class EvaluateResult:
     directory: Path | None = None
 
     def to_json(self) -> JsonObject:
-        """The content of results.json."""
+        """Return the content of results.json."""
         return {
             "checkpoint": self.checkpoint,
             "num_images": self.num_images,

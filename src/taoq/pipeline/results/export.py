@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `export` returns."""
+"""The result of `export`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from taoq.views.pages import as_html, megabytes
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """An exported file.
+    """Result of `taoq.export`.
 
     Attributes:
-        onnx_file: The file.
-        checkpoint: What it was made from.
-        opset_version: Version of the standard operators.
-        nodes: Number of nodes.
+        onnx_file: Path of the file.
+        checkpoint: Path of the exported checkpoint or artifact; empty for a network passed from Python.
+        opset_version: Version of the ONNX operator set.
+        nodes: Number of nodes of the graph.
         quantized_layers: Number of quantized layers.
-        size: Size of the file with its weights, bytes.
-        inputs: Shapes of its inputs.
-        proof: The comparison with the torch network.
-        versions: Versions of the libraries.
-        command: The command line.
+        size: Size of the file in bytes, external weights included.
+        inputs: Shape of each input.
+        proof: Comparison of the file's outputs with those of the torch network.
+        versions: Versions of Python and of the libraries.
+        command: Command line; empty for a call from Python.
     """
 
     onnx_file: Path
@@ -42,7 +42,7 @@ class ExportResult:
     command: str = ""
 
     def to_json(self) -> JsonObject:
-        """The content of `<name>_export.json`."""
+        """Return the content of `<name>_export.json`."""
         return {
             "onnx_file": str(self.onnx_file),
             "checkpoint": self.checkpoint,

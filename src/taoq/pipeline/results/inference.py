@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `inference` returns."""
+"""The result of `inference`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from taoq.plain import JsonObject
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceResult:
-    """What `inference` wrote.
+    """Result of the action `inference`.
 
     Attributes:
         num_images: Number of images.
-        device: Where it ran.
+        device: Device that the model ran on.
         files: Files and folders that were written.
     """
 
@@ -24,5 +24,5 @@ class InferenceResult:
     files: tuple[Path, ...]
 
     def to_json(self) -> JsonObject:
-        """The result as plain data."""
+        """Return the result as plain data."""
         return {"num_images": self.num_images, "device": self.device, "files": list(map(str, self.files))}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `quantize` returns."""
+"""The result of `quantize`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from taoq.views.pages import as_html, megabytes, page
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """What was done to a layer, and what it cost.
+    """How a layer was quantized, and its error.
 
     Attributes:
-        plan: What was decided.
+        plan: The layer and the schemes of its weights and inputs.
         macs: Multiply-accumulates for one sample; None for a layer that has none.
-        error: Its error; None if it is float.
-        input_range: Smallest and largest input that it represents; None if its inputs are float.
+        error: Quantization error; None for a float layer.
+        input_range: Smallest and largest input that its format represents; None if its inputs are float.
     """
 
     plan: LayerPlan
@@ -41,16 +41,19 @@ class LayerResult:
 
     @property
     def weight_sqnr(self) -> float | None:
-        """Signal-to-quantization-noise ratio of its weight, dB."""
+        """Signal-to-quantization-noise ratio of the weight in dB; None if not measured."""
         return self.error.weights if self.error else None
 
     @property
     def output_sqnr(self) -> float | None:
-        """Signal-to-quantization-noise ratio of its output, dB."""
+        """Signal-to-quantization-noise ratio of the output in dB; None if not measured.
+
+        The layer gets the input that it has in the float model, so errors of other layers do not add to it.
+        """
         return self.error.outputs if self.error else None
 
     def to_json(self) -> JsonObject:
-        """A row of the report."""
+        """Return a row of the report."""
         return {
             **self.plan.to_json(),
             "macs": self.macs,
@@ -62,14 +65,14 @@ class LayerResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of the float and of the quantized model on the same samples.
+    """Metrics of the float and of the quantized model on the same samples.
 
     Attributes:
-        num_images: Number of samples.
-        seconds: Time for both.
-        float_figures: Figures of the float model.
-        quantized_figures: Figures of the quantized model.
-        difference: The difference of the figure that counts.
+        num_images: Number of evaluated samples.
+        seconds: Duration of the evaluation of both models.
+        float_figures: Values of the float model by name.
+        quantized_figures: Values of the quantized model by name.
+        difference: Difference of the primary metric, with its confidence interval.
     """
 
     num_images: int
@@ -79,7 +82,7 @@ class Evaluation:
     difference: Difference
 
     def to_json(self) -> JsonObject:
-        """As the report has it."""
+        """Return the evaluation as it appears in the report."""
         return {
             "num_images": self.num_images,
             "seconds": round(self.seconds, 3),
@@ -91,14 +94,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyCheck:
-    """The loss of a quantized model against its budget.
+    """Loss of a quantized model, checked against the accuracy budget.
 
     Attributes:
-        metric: The figure that counts.
-        float_figure: Its value for the float model.
-        quantized_figure: Its value for the quantized model.
-        max_drop: The budget.
-        met: Whether the loss is within the budget.
+        metric: Name of the metric.
+        float_figure: Value of the float model.
+        quantized_figure: Value of the quantized model.
+        max_drop: Largest accepted loss.
+        met: Whether the loss is accepted.
     """
 
     metric: str
@@ -109,11 +112,11 @@ class AccuracyCheck:
 
     @property
     def drop(self) -> float:
-        """What is lost."""
+        """Loss of the metric: float value minus quantized value."""
         return self.float_figure - self.quantized_figure
 
     def fault(self, hint: str) -> Fault:
-        """The loss as a fault."""
+        """Return a fault that reports the loss."""
         what = (
             f"{self.metric} falls from {self.float_figure:.4f} to {self.quantized_figure:.4f}, by {self.drop:.4f};"
             f" {self.max_drop:g} is accepted"
@@ -121,7 +124,7 @@ class AccuracyCheck:
         return Fault("quantize.accuracy.max_drop", what, hint)
 
     def to_json(self) -> JsonObject:
-        """As the manifest and the report have it."""
+        """Return the check as it appears in the manifest and in the report."""
         return {
             "metric": self.metric,
             "float": self.float_figure,
@@ -134,24 +137,25 @@ class AccuracyCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeResult:
-    """What `quantize` did, and what it cost.
+    """Result of `taoq.quantize`.
 
     Attributes:
-        manifest: The manifest of the artifact.
-        plan: What was decided for each layer.
-        layers: The layers with a weight matrix or kernel: what was done to each, and its error.
-        macs_quantized: The part of the multiply-accumulates that is in quantized layers; None if there are none.
-        seconds: Time for calibration and quantization.
-        device: Where it ran.
-        created: When, as ISO 8601.
-        command: The command line.
+        manifest: Manifest of the artifact.
+        plan: Scheme of each layer, and the rule that decided it.
+        layers: Schemes and error of each layer with a weight matrix or kernel, in model order.
+        macs_quantized: Fraction of the multiply-accumulates that is in quantized layers, 0..1; None if the network has
+            no multiply-accumulates.
+        seconds: Duration of calibration and quantization.
+        device: Device that calibration ran on.
+        created: Time of creation, ISO 8601 in UTC.
+        command: Command line; empty for a call from Python.
         section: The `quantize` section.
-        target: What the artifact is for.
-        notices: What the user should know.
-        evaluation: Figures of both models; None if they were not measured.
-        accuracy: The loss against the budget; None if there is no budget.
-        search: How the plan was found; None if no search was asked for.
-        model: The quantized model, in the backend's format, on the CPU.
+        target: Purpose of the backend, in one line.
+        notices: Warnings about the plan and the accuracy budget.
+        evaluation: Metrics of both models; None if they were not evaluated.
+        accuracy: Check of the accuracy budget; None if there is no budget.
+        search: Search that found the plan; None if there was none.
+        model: Quantized model on the CPU: an `nn.Module` for a torch backend, a graph for an ONNX backend.
         directory: Folder of the artifact; None if it was not kept.
     """
 
@@ -174,11 +178,11 @@ class QuantizeResult:
 
     @property
     def payload(self) -> Path | None:
-        """Path of the quantized model; None if it was not kept."""
+        """Path of the quantized model in the artifact; None if it was not kept."""
         return self.directory / self.manifest.payload if self.directory else None
 
     def to_json(self) -> JsonObject:
-        """The content of quantization_report.json."""
+        """Return the content of quantization_report.json."""
         manifest, section = self.manifest, self.section
         return {
             "task": manifest.task,
@@ -218,7 +222,7 @@ class QuantizeResult:
         }
 
     def html(self) -> str:
-        """The report as one HTML file."""
+        """Return the report as a self-contained HTML page."""
         return page("quantize", self.to_json())
 
     def _repr_html_(self) -> str:
@@ -230,7 +234,7 @@ class QuantizeResult:
         if self.evaluation:
             difference = self.evaluation.difference
             rows.append([difference.figure, f"{difference.value:+.4f} ({difference.interval or 'no interval'})"])
-        worst = [layer for layer in self.layers if layer.output_sqnr is not None]
-        for layer in sorted(worst, key=lambda layer: layer.output_sqnr or 0.0)[:5]:
+        measured = [layer for layer in self.layers if layer.output_sqnr is not None]
+        for layer in sorted(measured, key=lambda layer: layer.output_sqnr or 0.0)[:5]:
             rows.append([layer.name, f"{layer.output_sqnr:.1f} dB"])
         return as_html(f"quantized by {manifest.backend}", ["what", "value"], rows)
