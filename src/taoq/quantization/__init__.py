@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quantization core: spec -> plan -> backend. It knows no task."""
+"""The quantization core: spec -> plan -> backend. Independent of the tasks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend can do, as data: checked before any work, and printed on the support page."""
+"""The capabilities of backends as data, and the check of a spec against them. The support page is made from them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.quantization.types import LayerPlan
 
 _ALWAYS_ACCEPTED = ("minmax", "max", "entropy")
-"""Algorithms that a backend which calibrates nothing accepts and ignores: TAO's specs give them to torchao as well."""
+"""Algorithms that a backend without calibration accepts and ignores, because TAO's specs set them for torchao too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """A way to find activation ranges: a value of `quantize.algorithm`.
+    """A calibration algorithm: a value of `quantize.algorithm`.
 
     Attributes:
-        name: The value.
-        activations: Formats of activations that it can calibrate.
-        weights: Formats of weights that it can be combined with; empty allows all of the backend.
-        per_tensor: Whether it finds only one range for a whole tensor.
-        smooths: Whether it smooths the inputs of linear layers, and finds the ranges of other layers as `max` does.
+        name: Value of `quantize.algorithm`.
+        activations: Activation formats that it can calibrate.
+        weights: Weight formats that it can be combined with; empty for all formats of the backend.
+        per_tensor: Whether it supports only one range per tensor.
+        smooths: Whether it applies SmoothQuant to linear layers, and `max` to all other layers.
     """
 
     name: str
@@ -35,18 +35,18 @@ class Algorithm:
     smooths: bool = False
 
     def smooths_layer(self, item: LayerPlan) -> bool:
-        """Whether it smooths this layer: a linear layer whose input is quantized."""
+        """Return whether the algorithm smooths this layer: a linear layer whose input is quantized."""
         return self.smooths and item.activations is not None and len(item.layer.weight_shape) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorCapability:
-    """How weights or activations can be quantized.
+    """How a backend can quantize weights or activations.
 
     Attributes:
-        dtypes: Their formats.
-        axes: Which axis may have one scale per index: none, that of the channels, or any.
-        symmetric: Whether zero is stored as zero.
+        dtypes: Supported formats.
+        axes: Which axis may have one scale per index: none, only the channel axis, or any.
+        symmetric: Whether the zero point is 0.
     """
 
     dtypes: tuple[DType, ...]
@@ -56,24 +56,24 @@ class TensorCapability:
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
-    """What a backend can do.
+    """The capabilities of a backend.
 
     Attributes:
         name: Value of `quantize.backend`.
         format: Name of the model format that it quantizes.
-        payload: File name of the quantized model; TAO's, where TAO has the backend.
-        libraries: Distributions whose versions go into the manifest.
-        modes: Values of `quantize.mode`.
-        algorithms: How it calibrates; empty if it calibrates nothing.
+        payload: File name of the quantized model; the same as TAO's for backends that TAO has.
+        libraries: Distributions whose versions are recorded in the manifest.
+        modes: Supported values of `quantize.mode`.
+        algorithms: Supported calibration algorithms; empty if the backend needs no calibration.
         weights: How weights can be quantized.
         activations: How activations can be quantized; None if they stay float.
         activations_alone: Whether a layer's activations can be quantized while its weights stay float.
-        layer_types: Types of layers that it quantizes, for messages.
-        devices: Kinds of `quantize.device`.
-        realised: Formats that it accepts and realises as another one.
-        caches_ranges: Whether it can keep calibration ranges in a file.
-        options: Arguments that it takes in `quantize.backend_kwargs`, with what they do.
-        target: What its artifact is for.
+        layer_types: Layer types that it quantizes, for messages.
+        devices: Supported values of `quantize.device`, without an index.
+        realised: Formats that it accepts but realises as another format.
+        caches_ranges: Whether it can store calibration ranges in a file.
+        options: Supported keys of `quantize.backend_kwargs`, each with a description.
+        target: What the artifact is good for.
     """
 
     name: str
@@ -93,18 +93,18 @@ class Capability:
     target: str
 
     def algorithm(self, name: str) -> Algorithm | None:
-        """The algorithm with this name; None if the backend has none."""
+        """Return the algorithm of this name; None if the backend does not have it."""
         return next((algorithm for algorithm in self.algorithms if algorithm.name == name), None)
 
 
 def check(section: QuantizeSpec, capability: Capability) -> tuple[Notice, ...]:
-    """Check everything about a `quantize` section that needs no model.
+    """Check a `quantize` section against a backend's capabilities. Needs no model.
 
     Returns:
-        What the user should know about it.
+        Notices for the user.
 
     Raises:
-        SpecError: With every fault.
+        SpecError: If the section has faults; lists all of them.
     """
     faults = list(_check_section(section, capability))
     for index, rule in enumerate(section.layers):
@@ -153,7 +153,7 @@ def _notices(section: QuantizeSpec, capability: Capability) -> Iterator[Notice]:
 
 
 def tensors_of(rule: LayerSpec) -> list[tuple[str, TensorSpec]]:
-    """The parts that a rule mentions, `weights` and `activations`, with what it says about each."""
+    """Return the parts that a rule sets, `weights` and `activations`, with their specs."""
     parts = (("weights", rule.weights), ("activations", rule.activations))
     return [(part, tensor) for part, tensor in parts if tensor is not None]
 
@@ -173,10 +173,10 @@ def _check_rule(rule: LayerSpec, where: str, section: QuantizeSpec, capability: 
         what = f"rule '{name}' has activations only, {backend} quantizes them with the weights"
         yield Fault(where, what, f"write weights: {{dtype: {capability.weights.dtypes[0]}}} as well")
     for part, tensor in tensors_of(rule):
-        able = capability.weights if part == "weights" else capability.activations
-        if able is None:
-            continue  # a notice says that this part has no effect
-        faults = list(_check_tensor(part, tensor, where, capability, able))
+        supported = capability.weights if part == "weights" else capability.activations
+        if supported is None:
+            continue  # Not a fault: `_notices` reports that this part has no effect.
+        faults = list(_check_tensor(part, tensor, where, capability, supported))
         yield from faults
         algorithm = capability.algorithm(section.algorithm)
         if algorithm and quantizes_activations and not _is_native(tensor) and not faults:
@@ -184,14 +184,14 @@ def _check_rule(rule: LayerSpec, where: str, section: QuantizeSpec, capability: 
 
 
 def _check_tensor(
-    part: str, tensor: TensorSpec, where: str, capability: Capability, able: TensorCapability
+    part: str, tensor: TensorSpec, where: str, capability: Capability, supported: TensorCapability
 ) -> Iterator[Fault]:
-    names = [dtype.name for dtype in able.dtypes]
+    names = [dtype.name for dtype in supported.dtypes]
     accepted = [*names, *(dtype.name for dtype in capability.realised), NATIVE]
     if tensor.dtype not in accepted:
         hint = "choose one of " + ", ".join((*names, NATIVE))
         yield Fault(f"{where}.{part}.dtype", f"backend {capability.name} has no {tensor.dtype} {part}", hint)
-    if able.axes == "none" and not _is_native(tensor) and tensor.quant_axis is not None:
+    if supported.axes == "none" and not _is_native(tensor) and tensor.quant_axis is not None:
         what = f"{capability.name} has one scale for all of a layer's input"
         yield Fault(f"{where}.{part}.quant_axis", what, "leave it out")
 

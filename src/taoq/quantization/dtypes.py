@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numeric formats. The only table of them: every other file asks this one, and an unknown format is an error."""
+"""The table of numeric formats. Every other file looks formats up here, and an unknown format is an error."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class DType:
-    """A numeric format of stored numbers.
+    """A numeric format of stored values.
 
     Attributes:
-        name: As specs, plans and reports call it.
-        bits: Bits of one number.
+        name: Name in specs, plans and reports.
+        bits: Bits per value.
         kind: Signed integer, unsigned integer, or floating point.
-        largest: The number that a symmetric scale maps the largest magnitude to.
+        largest: Value that a symmetric scale maps the largest magnitude to.
         onnx: Name of the element type in ONNX (`onnx.TensorProto.DataType`).
         torch: Name of the torch dtype.
     """
@@ -37,35 +37,35 @@ FP8_E4M3FN = DType("fp8_e4m3fn", 8, "float", 448.0, "FLOAT8E4M3FN", "float8_e4m3
 FP8_E5M2 = DType("fp8_e5m2", 8, "float", 57344.0, "FLOAT8E5M2", "float8_e5m2")
 
 DTYPES = {dtype.name: dtype for dtype in (INT8, UINT8, FP8_E4M3FN, FP8_E5M2)}
-"""Every format, by name. OCP 8-bit Floating Point Specification (2023) for FP8."""
+"""All formats, by name. For FP8, see the OCP 8-bit Floating Point Specification (2023)."""
 
 NATIVE = "native"
-"""What a rule calls a tensor that stays float."""
+"""The `dtype` of a rule for a tensor that stays float."""
 IN_RULES = (INT8.name, FP8_E4M3FN.name, FP8_E5M2.name)
 """Formats that a rule may name."""
 ALIASES = {"float8_e4m3fn": FP8_E4M3FN.name, "float8_e5m2": FP8_E5M2.name}
-"""Other spellings in a spec."""
+"""Alternative spellings accepted in a spec."""
 
 
 def by_onnx(name: str) -> DType:
-    """The format of an ONNX element type (`INT8`).
+    """Return the format of an ONNX element type (`INT8`).
 
     Raises:
-        ValueError: No format is stored as this type.
+        ValueError: If no format is stored as this type.
     """
-    return _one(name, {dtype.onnx: dtype for dtype in DTYPES.values()})
+    return _lookup(name, {dtype.onnx: dtype for dtype in DTYPES.values()})
 
 
 def by_torch(name: str) -> DType:
-    """The format of a torch dtype (`int8`, or `torch.int8` as text).
+    """Return the format of a torch dtype, given its name (`int8` or `torch.int8`).
 
     Raises:
-        ValueError: No format is stored as this type.
+        ValueError: If no format is stored as this type.
     """
-    return _one(name.removeprefix("torch."), {dtype.torch: dtype for dtype in DTYPES.values()})
+    return _lookup(name.removeprefix("torch."), {dtype.torch: dtype for dtype in DTYPES.values()})
 
 
-def _one(name: str, table: dict[str, DType]) -> DType:
+def _lookup(name: str, table: dict[str, DType]) -> DType:
     if name not in table:
         raise ValueError(f"unknown numeric format {name}; known are {', '.join(table)}")
     return table[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep what libraries print from the user's screen, and the settings that they change from the process."""
+"""Redirect the output of libraries to the log, and patch their attributes temporarily."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _log = logging.getLogger("taoq.library")
 
 @contextlib.contextmanager
 def library_output(level: int = logging.DEBUG) -> Iterator[None]:
-    """Send what a library prints, logs to the root logger and warns of to the log.
+    """Redirect stdout, warnings and messages of the root logger to the log of taoq.
 
     Args:
-        level: The level there; log.txt has every level, the screen `logging.INFO` and above.
+        level: Level to log at. log.txt records every level, the screen shows `logging.INFO` and above.
     """
     printed = io.StringIO()
     root, collector = logging.getLogger(), _Collector()
-    root.addHandler(collector)  # without a handler, a library that logs to the root would set up printing for good
+    # Without a handler, the first `logging.info` of a library would call basicConfig, which prints from then on.
+    root.addHandler(collector)
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
         warnings.simplefilter("default")
         try:
@@ -35,7 +36,7 @@ def library_output(level: int = logging.DEBUG) -> Iterator[None]:
 
 
 class _Collector(logging.Handler):
-    """Passes on what libraries log to the root logger."""
+    """Forwards messages of the root logger to the log of taoq."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "root":
@@ -44,15 +45,15 @@ class _Collector(logging.Handler):
 
 @contextlib.contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Let an attribute of a library have another value for a while: the library has no argument for it.
+    """Replace an attribute within the context, for settings that a library has no argument for.
 
     Args:
         owner: A module, class or object.
-        name: Its attribute.
-        value: The other value.
+        name: Name of the attribute.
+        value: The temporary value.
     """
     own = vars(owner)
-    before = own.get(name)  # not getattr: a static method must come back as such
+    before = own.get(name)  # getattr would unwrap a staticmethod
     inherited = name not in own
     setattr(owner, name, value)
     try:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide which layer gets which scheme, by which rule. Pure; imports no library.
+"""Resolve the rules of a spec into a plan: one decision per layer. Pure; imports no library.
 
-The rules, in order:
-1. A pattern (`fnmatch`, case-sensitive) is matched against the layer's name, its alias, then its type.
-2. The last rule that matches a layer decides the whole layer; what it does not mention stays float.
-3. `skip_names` comes after all rules and wins. Layers that no rule names stay float.
-4. A rule that matches nothing quantizable is an error; a skip name that matches nothing is a notice.
-5. What the backend cannot honour is refused. The one exception is `Capability.realised`, with a notice.
+1. A pattern (`fnmatch`, case-sensitive) is matched against the layer's name, its alias and its type.
+2. The last matching rule decides the whole layer; a tensor that the rule does not mention stays float.
+3. `skip_names` is applied after all rules and wins. Layers that no rule matches stay float.
+4. A rule that matches no quantizable layer is an error; a `skip_names` entry that matches no layer is a notice.
+5. What the backend cannot honour is refused. The only exception is `Capability.realised`, which gives a notice.
 """
 
 from __future__ import annotations
@@ -37,26 +36,27 @@ from taoq.quantization.types import (
 def resolve(
     section: QuantizeSpec, layers: Sequence[Layer], capability: Capability, notices: tuple[Notice, ...] = ()
 ) -> QuantizationPlan:
-    """Decide every layer of a model by the rules of this module.
+    """Resolve the rules of a section for the layers of a model. See the module docstring for the semantics.
 
     Args:
         section: A section that passed `capability.check`.
         layers: All layers of the model, quantizable or not.
-        capability: What the backend can do.
-        notices: What `capability.check` returned; kept with the plan.
+        capability: Capabilities of the backend.
+        notices: Notices of `capability.check`, to be kept in the plan.
 
     Raises:
-        SpecError: A rule matches nothing quantizable, an axis is outside of a weight, or nothing is left.
+        SpecError: If a rule matches no quantizable layer, an axis does not exist or is not supported, or the plan
+            quantizes nothing.
     """
     faults: list[Fault] = []
     plans = {layer.name: LayerPlan(layer=layer, reason=layer.obstacle or "no rule names it") for layer in layers}
     for index, entry in enumerate(section.layers):
         rule = Rule("layers", index, entry.module_name)
         matched = [layer for layer in layers if matches(rule.pattern, layer)]
-        able = [layer for layer in matched if not layer.obstacle]
-        if not able:
+        quantizable = [layer for layer in matched if not layer.obstacle]
+        if not quantizable:
             faults.append(_matches_nothing(rule, matched, layers, capability))
-        for layer in able:
+        for layer in quantizable:
             plans[layer.name] = _plan_layer(entry, rule, layer, capability)
     skipped, unmatched = _skip(section.skip_names, layers)
     plans |= skipped
@@ -77,27 +77,27 @@ def resolve(
 
 
 def matches(pattern: str, layer: Layer) -> bool:
-    """Whether a pattern matches a layer: its name, with or without a leading slash, its alias, or its type."""
+    """Return whether a pattern matches a layer's name (with or without a leading slash), alias or type."""
     if fnmatchcase(layer.name.removeprefix("/"), pattern.removeprefix("/")):
         return True
     return any(fnmatchcase(name, pattern) for name in (layer.name, layer.alias, layer.type) if name)
 
 
 def exact_patterns(names: Iterable[str]) -> list[str]:
-    """Names as patterns that match nothing else."""
+    """Return patterns that match exactly these names."""
     return [glob.escape(name) for name in names]
 
 
 def leave_out(plan: QuantizationPlan, reasons: Mapping[str, str], *, strict: bool) -> QuantizationPlan:
-    """The plan without the layers that a library would not quantize.
+    """Return the plan without the layers that the library cannot quantize: they stay float, with a notice.
 
     Args:
-        plan: What was decided.
-        reasons: Why a layer stays float after all, by name.
-        strict: Whether that is an error.
+        plan: The plan.
+        reasons: Why the library leaves a layer float, by layer name.
+        strict: Whether such a layer is an error.
 
     Raises:
-        TaoqError: `strict` is set and a layer is left out, or no layer is left.
+        TaoqError: If `strict` is set and a layer stays float, or no quantized layer remains.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for item in plan.layers:
@@ -112,7 +112,7 @@ def leave_out(plan: QuantizationPlan, reasons: Mapping[str, str], *, strict: boo
                 for (field, reason), names in groups.items()
             )
         )
-    left = replace(
+    remaining = replace(
         plan,
         layers=tuple(
             replace(item, weights=None, activations=None, reason=reasons[item.layer.name])
@@ -128,42 +128,42 @@ def leave_out(plan: QuantizationPlan, reasons: Mapping[str, str], *, strict: boo
             ),
         ),
     )
-    if not left.quantized:
+    if not remaining.quantized:
         hint = "name other layers, or choose another dtype"
         raise TaoqError(Fault("quantize.layers", f"{plan.backend} quantizes none of the layers", hint))
-    return left
+    return remaining
 
 
 def verify(plan: QuantizationPlan, applied: Applied) -> None:
-    """Compare the plan with what a library really did.
+    """Check that the quantized model has exactly the schemes of the plan.
 
     Raises:
-        TaoqError: They differ.
+        TaoqError: If they differ; lists every difference.
     """
     faults: list[Fault] = []
     planned = {item.layer.name: item for item in plan.quantized}
     for name in sorted({*planned, *applied}):
-        item, real = planned.get(name), applied.get(name, AppliedLayer(None, None))
-        for part, wanted, scheme in (
-            ("weights", item.weights if item else None, real.weights),
-            ("activations", item.activations if item else None, real.activations),
+        item, actual = planned.get(name), applied.get(name, AppliedLayer(None, None))
+        for part, expected, scheme in (
+            ("weights", item.weights if item else None, actual.weights),
+            ("activations", item.activations if item else None, actual.activations),
         ):
-            if not _agrees(wanted, scheme):
-                what = f"{part} are {scheme or 'float'} after quantization, the plan says {wanted or 'float'}"
+            if not _agrees(expected, scheme):
+                what = f"{part} are {scheme or 'float'} after quantization, the plan says {expected or 'float'}"
                 faults.append(Fault(name, what, f"put it into quantize.skip_names; this is a limit of {plan.backend}"))
     if faults:
         raise TaoqError(*faults)
 
 
-def _agrees(planned: Scheme | None, real: Scheme | None) -> bool:
-    if planned is None or real is None:
-        return planned is real
-    same = (planned.dtype, planned.granularity) == (real.dtype, real.granularity)
-    return same and real.symmetric >= planned.symmetric  # a zero point may happen to be zero
+def _agrees(planned: Scheme | None, actual: Scheme | None) -> bool:
+    if planned is None or actual is None:
+        return planned is actual
+    same = (planned.dtype, planned.granularity) == (actual.dtype, actual.granularity)
+    return same and actual.symmetric >= planned.symmetric  # An asymmetric range may still give a zero point of 0.
 
 
 def _plan_layer(entry: LayerSpec, rule: Rule, layer: Layer, capability: Capability) -> LayerPlan:
-    """The plan of one layer under the rule that decides it."""
+    """Return the plan of one layer under the rule that decides it."""
     weights = _scheme(entry.weights, layer.channel_axis, capability, capability.weights)
     if weights and isinstance(weights.granularity, PerAxis) and layer.weight_shape:
         axis, rank = weights.granularity.axis, len(layer.weight_shape)
@@ -177,20 +177,20 @@ def _plan_layer(entry: LayerSpec, rule: Rule, layer: Layer, capability: Capabili
 
 
 def _scheme(
-    tensor: TensorSpec | None, axis: int | None, capability: Capability, able: TensorCapability
+    tensor: TensorSpec | None, default_axis: int | None, capability: Capability, supported: TensorCapability
 ) -> Scheme | None:
-    """The scheme of a tensor; `axis` is that of the scales if the rule names none, None for one scale."""
+    """Return the scheme of a tensor. `default_axis` is used if the rule names no axis; None is per tensor."""
     if tensor is None or tensor.dtype == NATIVE:
         return None
     requested: DType = DTYPES[tensor.dtype]
     dtype = capability.realised.get(requested, requested)
-    chosen = axis if tensor.quant_axis is None else tensor.quant_axis
-    granularity: Granularity = PerTensor() if chosen is None else PerAxis(chosen)
-    return Scheme(dtype, granularity, able.symmetric, requested if requested != dtype else None)
+    axis = default_axis if tensor.quant_axis is None else tensor.quant_axis
+    granularity: Granularity = PerTensor() if axis is None else PerAxis(axis)
+    return Scheme(dtype, granularity, supported.symmetric, requested if requested != dtype else None)
 
 
 def _skip(patterns: Sequence[str], layers: Sequence[Layer]) -> tuple[Mapping[str, LayerPlan], tuple[Notice, ...]]:
-    """The layers that `skip_names` keeps float, and a notice for each pattern that matches nothing."""
+    """Return the plans of the layers that `skip_names` keeps float, and a notice for each pattern without a match."""
     skipped: dict[str, LayerPlan] = {}
     notices: list[Notice] = []
     for index, pattern in enumerate(patterns):
@@ -200,13 +200,13 @@ def _skip(patterns: Sequence[str], layers: Sequence[Layer]) -> tuple[Mapping[str
             if not layer.obstacle:
                 skipped[layer.name] = LayerPlan(layer=layer, rule=rule, reason="skipped")
         if not matched:
-            near = _near(pattern, layers, "")
-            notices.append(Notice(rule.field, f"'{pattern}' matches no layer" + (f"; {near}" if near else "")))
+            hint = _did_you_mean(pattern, layers, "")
+            notices.append(Notice(rule.field, f"'{pattern}' matches no layer" + (f"; {hint}" if hint else "")))
     return skipped, tuple(notices)
 
 
 def _check_axes(plans: Iterable[LayerPlan], capability: Capability) -> Iterator[Fault]:
-    """Axes that a weight does not have, or that the backend has no scales for."""
+    """Yield a fault for each axis that the tensor does not have, or for which the backend supports no scales."""
     for item in plans:
         layer, field = item.layer, item.rule.field if item.rule else ""
         if item.weights and isinstance(item.weights.granularity, PerAxis):
@@ -221,14 +221,14 @@ def _check_axes(plans: Iterable[LayerPlan], capability: Capability) -> Iterator[
         if item.activations and isinstance(item.activations.granularity, PerAxis):
             axis = item.activations.granularity.axis
             if axis != layer.input_axis:
-                # a library would take such an axis and find one range for the whole tensor
+                # A library would accept such an axis, and compute one range for the whole tensor.
                 what = f"axis {axis} is not the channel axis of the input of '{layer.name}' ({layer.type})"
                 hint = f"write {layer.input_axis} for one scale per channel, or leave it out for one scale per tensor"
                 yield Fault(f"{field}.activations.quant_axis", what, hint)
 
 
 def _check_result(plans: Sequence[LayerPlan], algorithm: Algorithm | None) -> Iterator[Fault]:
-    """Plans that quantize nothing, or smooth nothing where the algorithm smooths."""
+    """Yield a fault if no layer is quantized, or if a smoothing algorithm has no layer to smooth."""
     quantized = [item for item in plans if item.quantized]
     if not quantized:
         hint = "take a pattern out of quantize.skip_names, or give a rule another dtype than native"
@@ -239,22 +239,24 @@ def _check_result(plans: Sequence[LayerPlan], algorithm: Algorithm | None) -> It
 
 
 def _matches_nothing(rule: Rule, matched: Sequence[Layer], layers: Sequence[Layer], capability: Capability) -> Fault:
-    """Why a rule decides nothing: its pattern names no layer, or only layers that the backend cannot quantize."""
+    """Return the fault of a rule that matches no layer, or only layers that the backend cannot quantize."""
     where, backend = f"{rule.field}.module_name", capability.name
     if not matched:
         otherwise = f"the quantizable types of this model are {', '.join(_types(layers)) or 'none'}"
-        return Fault(where, f"pattern '{rule.pattern}' matches no layer", _near(rule.pattern, layers, otherwise))
+        hint = _did_you_mean(rule.pattern, layers, otherwise)
+        return Fault(where, f"pattern '{rule.pattern}' matches no layer", hint)
     count, obstacle = len(matched), matched[0].obstacle
     what = f"pattern '{rule.pattern}' matches {count} layer(s), none of which {backend} can quantize: {obstacle}"
     return Fault(where, what, f"{backend} quantizes {', '.join(capability.layer_types)}")
 
 
-def _near(pattern: str, layers: Iterable[Layer], otherwise: str) -> str:
-    able = [layer for layer in layers if not layer.obstacle]
-    if any(name.startswith(f"{pattern}.") for layer in able for name in (layer.name, layer.alias)):
+def _did_you_mean(pattern: str, layers: Iterable[Layer], otherwise: str) -> str:
+    quantizable = [layer for layer in layers if not layer.obstacle]
+    if any(name.startswith(f"{pattern}.") for layer in quantizable for name in (layer.name, layer.alias)):
         return f"did you mean '{pattern}.*'?"
-    aliases = [layer.alias for layer in able if layer.alias]
-    return did_you_mean(pattern, [*_types(able), *(layer.name for layer in able), *aliases], otherwise)
+    aliases = [layer.alias for layer in quantizable if layer.alias]
+    names = [layer.name for layer in quantizable]
+    return did_you_mean(pattern, [*_types(quantizable), *names, *aliases], otherwise)
 
 
 def _types(layers: Iterable[Layer]) -> list[str]:
@@ -262,7 +264,7 @@ def _types(layers: Iterable[Layer]) -> list[str]:
 
 
 def _sensitive(plans: Iterable[LayerPlan]) -> Iterator[Notice]:
-    """A notice for each rule and each kind of sensitive layer whose activations it quantizes."""
+    """Yield a notice for each rule and each kind of sensitive layer whose activations the rule quantizes."""
     groups: dict[tuple[Rule, str], list[str]] = {}
     for item in plans:
         if item.rule and item.activations and item.layer.sensitive:
@@ -277,7 +279,7 @@ def _sensitive(plans: Iterable[LayerPlan]) -> Iterator[Notice]:
 
 
 def _not_smoothed(plans: Iterable[LayerPlan], algorithm: Algorithm | None) -> Iterator[Notice]:
-    """A notice if a smoothing algorithm leaves quantized layers as they are."""
+    """Yield a notice if a smoothing algorithm does not smooth all quantized layers."""
     if algorithm is None or not algorithm.smooths:
         return
     unsmoothed = [item.layer for item in plans if item.quantized and not algorithm.smooths_layer(item)]

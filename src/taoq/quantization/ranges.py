@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of tensors found by calibration, and the file that keeps them for the next run."""
+"""Calibration ranges of tensors, and the file that caches them between runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from taoq.files import replacing
 log = logging.getLogger(__name__)
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Smallest and largest value that counts, by tensor."""
+"""Calibrated minimum and maximum, by tensor name. Values outside of the range are clipped."""
 
 _WHERE = "quantize.calibration.cache"
 
 
 @dataclass(frozen=True)
 class RangeCache:
-    """A file of ranges, valid for one model, one set of images and one way of calibrating.
+    """A file of ranges, valid for one model, one set of images and one calibration method.
 
     Attributes:
         path: The file.
-        key: What the ranges depend on: model, images, settings, versions.
+        key: Everything that the ranges depend on: model, images, settings, versions.
     """
 
     path: Path
@@ -36,21 +36,21 @@ class RangeCache:
 
 
 def cached_ranges(cache: RangeCache | None, tensors: Iterable[str], calibrate: Callable[[], Ranges]) -> Ranges:
-    """The ranges of a cache that is valid for this run; else calibrate, and keep the ranges there.
+    """Return the ranges of a cache if it is valid for this run; otherwise calibrate and write them to the cache.
 
     Args:
         cache: The cache; None always calibrates.
-        tensors: Tensors whose ranges are needed.
-        calibrate: Finds the ranges.
+        tensors: Names of the tensors whose ranges are needed.
+        calibrate: Computes the ranges.
 
     Raises:
-        TaoqError: The file is no such cache, or cannot be written.
+        TaoqError: If the file is not a range cache or cannot be written.
     """
     if cache is None:
         return calibrate()
-    kept = _read(cache.path)
-    if kept is not None:
-        key, ranges = kept
+    cached = _read(cache.path)
+    if cached is not None:
+        key, ranges = cached
         changed = [name for name in {**key, **cache.key} if key.get(name) != cache.key.get(name)]
         if not changed and set(tensors) <= set(ranges):
             what = f"ranges of {len(ranges)} tensors taken from {cache.path}; nothing was calibrated"
@@ -74,7 +74,7 @@ def _read(path: Path) -> tuple[Mapping[str, str], Ranges] | None:
             raise ValueError
         return key, ranges
     except OSError:
-        return None  # it does not exist, or cannot, which is an error once it is written
+        return None  # Missing, or unreadable: writing it after calibration reports the error.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         what = f"{path} is not a file of calibration ranges"
         raise TaoqError(Fault(_WHERE, what, "delete it, or name another file")) from None

@@ -6,18 +6,18 @@ from __future__ import annotations
 import math
 
 EXACT = 200.0
-"""What is said of no noise at all; float32 itself has about 150 dB."""
+"""Value reported for zero noise, dB. Rounding to float32 itself gives about 150 dB."""
 
 
 def sqnr(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise).
+    """Return 10 log10(signal / noise), in dB.
 
     Args:
-        signal: Sum of the squares of the float values.
-        noise: Sum of the squares of the differences.
+        signal: Sum of squares of the float values.
+        noise: Sum of squares of the quantization errors.
 
     Returns:
-        At most `EXACT`; None where there is no signal.
+        The ratio, at most `EXACT`; None if the signal is zero or a sum is not finite.
     """
     if signal <= 0 or not math.isfinite(signal + noise):
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers, numeric schemes and the plan: the values that the core and the backends share. Pure; imports no library."""
+"""Layers, numeric schemes and the plan: the types that the core and the backends share. Pure; imports no library."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Layer:
     """A layer of a model as a backend sees it.
 
     Attributes:
-        name: Qualified name in the model, without any wrapper's prefix.
+        name: Qualified name in the model, without wrapper prefixes.
         type: Class name (torch) or op type (ONNX).
-        weight_shape: Shape of its weight; empty for a layer without a matrix or kernel.
+        weight_shape: Shape of the weight; empty for a layer without a weight matrix or kernel.
         channel_axis: Axis of the output channels in the weight.
         input_axis: Axis of the channels in the layer's input.
-        alias: Another name that patterns match, such as its name in the network's original code; or empty.
-        sensitive: Why it is known to lose accuracy when it is quantized; or empty.
-        obstacle: Why the backend cannot quantize it; empty if it can.
+        alias: Alternative name that patterns also match, such as the name in the network's original code; may be empty.
+        sensitive: Why quantizing the layer is known to cost accuracy; empty if it is not.
+        obstacle: Why the backend cannot quantize the layer; empty if it can.
     """
 
     name: str
@@ -81,7 +81,7 @@ class PerBlock:
 
 
 Granularity = PerTensor | PerAxis | PerGroup | PerBlock
-"""Which values of a tensor share a scale."""
+"""How the values of a tensor are grouped into sets that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ class Scheme:
     """How a tensor is quantized.
 
     Attributes:
-        dtype: The format of the stored numbers.
+        dtype: Numeric format of the stored values.
         granularity: Which values share a scale.
-        symmetric: Whether zero is stored as zero; else each scale has a zero point.
-        requested: The format that the rule names, where the backend realises another; not part of the comparison.
+        symmetric: Whether the zero point is 0; otherwise each scale has its own zero point.
+        requested: Format that the rule names, if the backend realises it as another one. Ignored when schemes are
+            compared.
     """
 
     dtype: DType
@@ -110,7 +111,7 @@ class Scheme:
         """The axis with one scale per index; None for one scale per tensor.
 
         Raises:
-            ValueError: The scales have another granularity.
+            ValueError: If the granularity is neither per tensor nor per axis.
         """
         match self.granularity:
             case PerTensor():
@@ -121,7 +122,7 @@ class Scheme:
                 raise ValueError(f"{self} has neither one scale nor one scale per index of an axis")
 
     def to_json(self) -> JsonObject:
-        """As plans in manifests and reports have it."""
+        """Return the scheme as it is stored in manifests and reports."""
         return {"dtype": self.dtype.name, "axis": self.axis, "asked": (self.requested or self.dtype).name}
 
 
@@ -130,9 +131,9 @@ class Rule:
     """The entry of a spec that decides a layer.
 
     Attributes:
-        section: The list it is in.
-        index: Its position in the list.
-        pattern: Its pattern.
+        section: The list that contains the entry.
+        index: Position in the list.
+        pattern: Pattern of the entry.
     """
 
     section: Literal["layers", "skip_names"]
@@ -141,12 +142,12 @@ class Rule:
 
     @property
     def field(self) -> str:
-        """`quantize.layers[0]`."""
+        """Path of the entry in the spec: `quantize.layers[0]`."""
         return f"quantize.{self.section}[{self.index}]"
 
 
 class LayerFormat(NamedTuple):
-    """A layer and its formats, whatever rule chose them."""
+    """The name of a layer and its schemes, without the rule that chose them."""
 
     layer: str
     weights: Scheme | None
@@ -158,14 +159,14 @@ class LayerFormat(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """What was decided for one layer.
+    """The decision for one layer.
 
     Attributes:
         layer: The layer.
-        weights: Scheme of its weights; None stays float.
-        activations: Scheme of its inputs; None stays float.
-        rule: The entry of the spec that decided; None if no entry names the layer.
-        reason: Why the layer stays float; empty if it does not.
+        weights: Scheme of the weights; None if they stay float.
+        activations: Scheme of the layer's inputs; None if they stay float.
+        rule: The spec entry that decided; None if no entry matches the layer.
+        reason: Why the layer stays float; empty if it is quantized.
     """
 
     layer: Layer
@@ -176,16 +177,16 @@ class LayerPlan:
 
     @property
     def quantized(self) -> bool:
-        """Whether any of its tensors is quantized."""
+        """Whether weights or activations are quantized."""
         return self.weights is not None or self.activations is not None
 
     @property
     def format(self) -> LayerFormat:
-        """Its name and its schemes."""
+        """Name and schemes of the layer."""
         return LayerFormat(self.layer.name, self.weights, self.activations)
 
     def to_json(self) -> JsonObject:
-        """A row of the plan in manifests and reports."""
+        """Return the layer's row of the plan in manifests and reports."""
         return {
             "layer": self.layer.name,
             "alias": self.layer.alias,
@@ -199,14 +200,14 @@ class LayerPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationPlan:
-    """What was decided for a model. The core and a backend share nothing else.
+    """The decisions for all layers of a model: the interface between the core and a backend.
 
     Attributes:
         backend: Name of the backend.
         mode: Value of `quantize.mode`.
-        algorithm: Value of `quantize.algorithm`; empty if the backend calibrates nothing.
-        layers: Every layer of the model, in its order.
-        notices: What the user should know about the plan.
+        algorithm: Value of `quantize.algorithm`; empty if the backend needs no calibration.
+        layers: All layers of the model, in model order.
+        notices: Notices for the user about the plan.
     """
 
     backend: str
@@ -222,39 +223,43 @@ class QuantizationPlan:
 
     @property
     def quantizable(self) -> tuple[LayerPlan, ...]:
-        """The layers that the backend could quantize."""
+        """The layers that the backend can quantize."""
         return tuple(item for item in self.layers if not item.layer.obstacle)
 
     @property
     def listed(self) -> tuple[LayerPlan, ...]:
-        """The layers that tables and manifests show: those with a weight matrix or kernel."""
+        """The layers that tables and manifests show: those with a weight matrix or kernel, and all quantized ones."""
         return tuple(item for item in self.layers if item.layer.weight_shape or item.quantized)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether any activation has a static range to find."""
+        """Whether any activation needs a calibrated range."""
         return any(item.activations is not None for item in self.layers)
 
     def share(self, amounts: Mapping[str, int]) -> float | None:
-        """The part of all amounts (multiply-accumulates, bytes) that is in quantized layers; None if all are 0."""
+        """Return the share of the quantized layers in the total of `amounts`, 0..1; None if the total is 0.
+
+        Args:
+            amounts: Multiply-accumulates or bytes, by layer name.
+        """
         return share_of((item.layer.name for item in self.quantized), amounts)
 
 
 def share_of(layers: Iterable[str], amounts: Mapping[str, int]) -> float | None:
-    """The part of all amounts that is in these layers, 0..1; None if all amounts are 0."""
-    whole = sum(amounts.values())
-    return sum(amounts.get(name, 0) for name in layers) / whole if whole else None
+    """Return the share of these layers in the total of `amounts`, 0..1; None if the total is 0."""
+    total = sum(amounts.values())
+    return sum(amounts.get(name, 0) for name in layers) / total if total else None
 
 
 @dataclass(frozen=True)
 class AppliedLayer:
-    """What is really quantized in a layer, read back from a model.
+    """The schemes of a quantized layer, read back from the model.
 
     Attributes:
-        weights: Scheme of its weights; None if they are float.
-        activations: Scheme of its inputs; None if they are float.
-        input_range: Smallest and largest input that it represents; None if inputs are float. With one scale per
-            channel, the widest range.
+        weights: Scheme of the weights; None if they are float.
+        activations: Scheme of the layer's inputs; None if they are float.
+        input_range: Smallest and largest representable input; None if inputs are float. With one scale per channel,
+            the widest range.
     """
 
     weights: Scheme | None
@@ -263,16 +268,16 @@ class AppliedLayer:
 
 
 Applied = Mapping[str, AppliedLayer]
-"""The quantized layers of a model, by name."""
+"""The quantized layers of a model, by layer name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """Error of a quantized layer, as signal-to-quantization-noise ratios in dB; None where it was not measured.
+    """Signal-to-quantization-noise ratios (SQNR) of a quantized layer, dB; None if not measured.
 
     Attributes:
-        weights: Of its weight.
-        outputs: Of its output, given the input that the float model gives it.
+        weights: SQNR of the weight.
+        outputs: SQNR of the output, with the layer's input taken from the float model.
     """
 
     weights: float | None = None
@@ -281,12 +286,12 @@ class LayerError:
 
 @dataclass(frozen=True, kw_only=True)
 class Scales:
-    """Scales of a quantized layer, float32: one number, or one per index of the plan's axis; None if not known.
+    """Scales of a quantized layer, float32: a scalar, or one per index of the scheme's axis; None if unknown.
 
     Attributes:
-        weights: Scales of its weight.
-        activations: Scales of its input.
-        smoothing: Factors that SmoothQuant multiplies its input by before it is quantized, one per channel.
+        weights: Scales of the weight.
+        activations: Scales of the layer's input.
+        smoothing: SmoothQuant factors, one per channel: the input is multiplied by them before it is quantized.
     """
 
     weights: ArrayLike | None = None
