@@ -163,9 +163,9 @@ job: {source: '${nothing.here}'}
         "./spec.yaml:14: quantize.layers[1]: is the value 'Linear', not a section"
         " | write `field: value` lines below it",
         "./spec.yaml:6: quantize.device: unknown value 'gpu'"
-        " | the field is: Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx",
+        " | the field is: Device to quantize on: cuda, cuda:N or cpu; trt (TensorRT) with modelopt.onnx only",
         "./spec.yaml:8: quantize.calibration.num_samples: 0 is less than 1"
-        " | the field is: Number of images, drawn at random; all of them if there are fewer",
+        " | the field is: Number of images, sampled at random; all images if there are fewer",
         "./spec.yaml:4: quantize.bakend: unknown field in section 'quantize'"
         " | did you mean 'backend' or 'backend_kwargs'?",
         "./spec.yaml:1: sise: unknown field in the spec | did you mean 'size'?",

@@ -48,20 +48,20 @@ TORCH_OVERRIDES = (
         pytest.param(
             ["quantize.device=gpu"],
             "override quantize.device=gpu: quantize.device: unknown value 'gpu'\n"
-            "hint: the field is: Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx\n",
+            "hint: the field is: Device to quantize on: cuda, cuda:N or cpu; trt (TensorRT) with modelopt.onnx only\n",
             id="unknown device",
         ),
         pytest.param(
             ["quantize.device=cuda:x"],
             "override quantize.device=cuda:x: quantize.device: unknown value 'cuda:x'\n"
-            "hint: the field is: Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx\n",
+            "hint: the field is: Device to quantize on: cuda, cuda:N or cpu; trt (TensorRT) with modelopt.onnx only\n",
             id="unknown GPU",
         ),
         pytest.param(
             ["quantize.backend_kwargs={1: true}"],
             "override quantize.backend_kwargs={{1: true}}: quantize.backend_kwargs: key 1 (int) is incompatible with"
             " (str)\n"
-            "hint: the field is: Arguments of the library behind the backend, checked against it\n",
+            "hint: the field is: Arguments for the library of the backend, checked against its signature\n",
             id="a number for an argument",
         ),
         pytest.param(
@@ -74,7 +74,7 @@ TORCH_OVERRIDES = (
         pytest.param(
             ["quantize.calibration.num_samples=0"],
             "override quantize.calibration.num_samples=0: quantize.calibration.num_samples: 0 is less than 1\n"
-            "hint: the field is: Number of images, drawn at random; all of them if there are fewer\n",
+            "hint: the field is: Number of images, sampled at random; all images if there are fewer\n",
             id="no images",
         ),
     ],

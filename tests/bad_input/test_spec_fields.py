@@ -209,7 +209,7 @@ def test_all_faults_of_a_spec_are_listed(edit: Edit, refused: Refused) -> None:
         "spec.yaml:32: quantize.layers[1].weight: unknown field in section 'quantize.layers[1]'\n"
         "hint: did you mean 'weights'?\n"
         "spec.yaml:34: quantize.backend_kwargs: is a list, not a section\n"
-        "hint: the field is: Arguments of the library behind the backend, checked against it\n"
+        "hint: the field is: Arguments for the library of the backend, checked against its signature\n"
         "override evaluate.devise=cpu: evaluate.devise: unknown field in section 'evaluate'\n"
         "hint: did you mean 'device'?\n",
     )

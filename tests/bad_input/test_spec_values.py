@@ -10,7 +10,7 @@ import pytest
 from support.commands import Taoq
 from support.small_spec import FC, LAYERS, LINEAR, PURPOSE, STATIC_EDITS, Edit, Refused
 
-MAX_DROP = "hint: the field is: Largest loss of the metric that is accepted, as a part of 1: 0.005 is half a point"
+MAX_DROP = "hint: the field is: Largest accepted drop of the metric, as a fraction: 0.005 is half a percentage point"
 
 
 def test_the_unchanged_spec_quantizes(taoq: Taoq, work: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_unchanged_spec_quantizes(taoq: Taoq, work: Path) -> None:
         pytest.param(
             {"device: cpu\n  layers": "device: gpu\n  layers"},
             "spec.yaml:26: quantize.device: unknown value 'gpu'\n"
-            "hint: the field is: Where to quantize: cuda, cuda:N or cpu; trt (TensorRT) is for modelopt.onnx\n",
+            "hint: the field is: Device to quantize on: cuda, cuda:N or cpu; trt (TensorRT) with modelopt.onnx only\n",
             id="unknown device",
         ),
         pytest.param(
@@ -194,19 +194,19 @@ def test_a_wrong_value_is_named_with_its_line(
         pytest.param(
             {LAYERS: "  layers: 3\n"},
             "spec.yaml:27: quantize.layers: is the value '3', not a list\n"
-            "hint: the field is: The rules: which layers are quantized, and to what\n",
+            "hint: the field is: The rules: which layers to quantize, and to which formats\n",
             id="number for a list",
         ),
         pytest.param(
             {LAYERS: "  layers:\n"},
             "spec.yaml:27: quantize.layers: is empty, not a list\n"
-            "hint: the field is: The rules: which layers are quantized, and to what\n",
+            "hint: the field is: The rules: which layers to quantize, and to which formats\n",
             id="nothing for a list",
         ),
         pytest.param(
             {LAYERS: "  layers: {module_name: Linear, weights: {dtype: int8}}\n"},
             "spec.yaml:27: quantize.layers: is a section, not a list\n"
-            "hint: the field is: The rules: which layers are quantized, and to what\n",
+            "hint: the field is: The rules: which layers to quantize, and to which formats\n",
             id="section for a list",
         ),
         pytest.param(
@@ -224,19 +224,19 @@ def test_a_wrong_value_is_named_with_its_line(
         pytest.param(
             {"skip_names: []": "skip_names: fc"},
             "spec.yaml:34: quantize.skip_names: is the value 'fc', not a list\n"
-            "hint: the field is: Patterns of layers that stay float, whatever the rules say\n",
+            "hint: the field is: Patterns of layers that stay float regardless of the rules\n",
             id="text for a list of texts",
         ),
         pytest.param(
             {"backend_kwargs: {}": "backend_kwargs: 3"},
             "spec.yaml:35: quantize.backend_kwargs: is the value '3', not a section\n"
-            "hint: the field is: Arguments of the library behind the backend, checked against it\n",
+            "hint: the field is: Arguments for the library of the backend, checked against its signature\n",
             id="number for arguments",
         ),
         pytest.param(
             {"backend_kwargs: {}": "backend_kwargs: [3]"},
             "spec.yaml:35: quantize.backend_kwargs: is a list, not a section\n"
-            "hint: the field is: Arguments of the library behind the backend, checked against it\n",
+            "hint: the field is: Arguments for the library of the backend, checked against its signature\n",
             id="list for arguments",
         ),
         pytest.param(
