@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError
 
@@ -148,12 +149,16 @@ def test_an_artifact_of_a_task_is_not_evaluated_on_other_data(data: Data, refuse
     )
 
 
-def test_the_command_line_does_not_open_what_the_api_made(quantized: taoq.QuantizeResult, refused: Refused) -> None:
-    spec = {"dataset": {"num_classes": 10}, "evaluate": {"checkpoint": str(quantized.directory), "device": "cpu"}}
-    folder = Path(__file__).parent
-    overrides = [f"dataset.val_dataset.images_dir={folder}", f"results_dir={folder / 'nothing'}"]
-    text = refused(lambda: taoq.run("classification_pyt", "evaluate", spec, overrides))
-    assert "was made through the Python API" in text or "no images" in text
+def test_the_command_line_does_not_open_what_the_api_made(
+    quantized: taoq.QuantizeResult, refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "images" / "0").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "0" / "image.png")
+    spec = {"dataset": {"num_classes": 1}, "evaluate": {"checkpoint": str(quantized.directory), "device": "cpu"}}
+    overrides = [f"dataset.val_dataset.images_dir={tmp_path / 'images'}", f"results_dir={tmp_path / 'results'}"]
+    assert refused(lambda: taoq.run("classification_pyt", "evaluate", spec, overrides)) == (
+        f"{quantized.directory}: was made through the Python API\nhint: open it with taoq.load(folder, model)"
+    )
 
 
 def test_options(network: TwoInputs, data: Data, refused: Refused, tmp_path: Path) -> None:
