@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Specs: YAML with overrides into frozen dataclasses, and the reference pages made from them."""
+"""Specs: load YAML files with overrides into frozen dataclasses; generate reference pages from the dataclasses."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of a schema. A schema is a frozen dataclass whose fields are made by `option`."""
+"""Fields of a schema, which is a frozen dataclass whose fields are made by `option`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REQUIRED: Plain = MISSING
 """The default of a field that a spec must set."""
 Field = dataclasses.Field[Any]
 Hint: TypeAlias = object
-"""A type, as `typing.get_type_hints` gives it."""
+"""A type annotation, as `typing.get_type_hints` returns it."""
 
 
 def option(
@@ -38,19 +38,22 @@ def option(
     example: object = None,
     omit_default: bool = False,
 ) -> Any:
-    """A field of a schema: its default value and what the reference says about it.
+    """Define a field of a schema.
 
     Args:
-        default: The default value, a zero-argument factory, or `REQUIRED`.
-        description: One sentence for the schema reference and the comments of `default_specs`.
+        default: The default value, a zero-argument factory of it, or `REQUIRED`.
+        description: One sentence for the schema reference, the comments of `default_specs`, and hints in errors.
         options: The allowed values; for a list, the allowed values of each entry.
-        aliases: Other spellings, each with the option it stands for.
+        aliases: Alternative spellings, and the option that each stands for.
         pattern: A regular expression that the whole value must match.
         minimum: The smallest allowed number.
         maximum: The largest allowed number.
-        example: What `default_specs` writes if the default would leave the spec incomplete.
-        omit_default: Whether stored specs leave the field out at its default. Of fields that came later: artifacts
-            that do not use them are the same as before, and an older taoq reads them.
+        example: The value that `default_specs` writes, where the default would leave the spec incomplete.
+        omit_default: Leave the field out of stored specs while it has its default value. For fields added after the
+            first release: artifacts that do not use them stay as they were, and older versions of taoq can read them.
+
+    Returns:
+        A dataclass field. The return type is Any, so that a field can be annotated with the type of its value.
     """
     metadata = {
         "description": description,
@@ -68,37 +71,37 @@ def option(
 
 
 def default_value(field: Field) -> object:
-    """The default value of a field; `REQUIRED` if it has none."""
+    """Return the default value of a field, `REQUIRED` if it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def changed(section: Plain, names: Sequence[str]) -> list[str]:
-    """Those of the named fields of a section that are not at their defaults."""
+    """Return those of `names` whose fields in a section differ from their defaults."""
     fields = {field.name: field for field in dataclasses.fields(section)}
     return [name for name in names if getattr(section, name) != default_value(fields[name])]
 
 
 def fields_of(schema: Schema) -> Iterator[tuple[Field, Hint]]:
-    """The fields of a schema, each with its type; the type of an optional field without its None."""
+    """Yield the fields of a schema with their types, `T` for `T | None`."""
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         yield field, without_none(hints[field.name])
 
 
 def without_none(hint: Hint) -> Hint:
-    """`T` of `T | None`; any other type as it is."""
+    """Return `T` for `T | None`, and any other type unchanged."""
     if isinstance(hint, types.UnionType):
         return next(argument for argument in typing.get_args(hint) if argument is not type(None))
     return hint
 
 
 def item_type(kind: Hint) -> Hint:
-    """`T` of `list[T]`; None of any other type."""
+    """Return `T` for `list[T]`, None for any other type."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is list else None
 
 
 def is_field(schema: type, path: str) -> bool:
-    """Whether a path (`quantize.layers[0].weights`) leads to a field of a schema."""
+    """Return whether a path such as `quantize.layers[0].weights` leads to a field of a schema."""
     kind: Hint = schema
     for name in re.sub(r"\[\d+\]", "", path).split("."):
         kind = item_type(kind) or kind

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a spec as it was written into frozen dataclasses, reporting every fault at once.
+"""Convert a parsed spec into frozen dataclasses, reporting all faults at once.
 
-OmegaConf parses, interpolates and converts. What it does not do is done here: all faults in one go, near names, option
-lists, fields that are accepted and not used.
+OmegaConf interpolates and converts values. This module adds what it lacks: collecting all faults, suggestions for
+misspelled names, allowed values, and fields that are accepted but not used.
 """
 
 from __future__ import annotations
@@ -42,43 +42,43 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
     """Interpolate, check and convert a spec.
 
     Args:
-        source: What `read_spec` returned.
-        schema: The dataclass of the whole spec.
-        unused: Patterns of fields that are accepted and not used (`train`, `wandb.*`), with the reason; the fields
-            present are logged in one line.
-        not_needed: Sections of other actions. One with a missing (`???`) value is replaced by its default, because
-            the specs of TAO have such sections.
+        source: The parsed spec.
+        schema: The dataclass of the spec.
+        unused: Patterns of fields that are accepted but not used (`train`, `wandb.*`), with the reason. Those that the
+            spec has are logged in one line.
+        not_needed: Sections of other actions. A section with a missing (`???`) value is replaced by its default,
+            because the specs of TAO have such sections.
 
     Raises:
-        SpecError: With every fault of the spec.
+        SpecError: If the spec is wrong; has all its faults.
     """
-    found = _Findings()
-    # defaults go below what is written, for interpolation; OmegaConf's own merge would replace ??? by them
+    findings = _Findings()
+    # Defaults are added so that interpolations can refer to them. OmegaConf.merge would also replace ??? by them.
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     merged = OmegaConf.create(_overlay(defaults, OmegaConf.to_container(source.data)))
-    plain = _resolve(merged, "", unused, found)
-    if found.unused:
-        reasons = [f"{name} ({_reason(name, unused)})" for name in found.unused]
+    plain = _resolve(merged, "", unused, findings)
+    if findings.unused:
+        reasons = [f"{name} ({_reason(name, unused)})" for name in findings.unused]
         log.info("not used by taoq: %s", ", ".join(reasons))
-    _check(plain, schema, "", found)
-    faulty = {fault.where for fault in found.faults}  # a value that does not interpolate is not missing
-    for name in found.missing:
+    _check(plain, schema, "", findings)
+    faulty = {fault.where for fault in findings.faults}  # A value that does not interpolate is not missing.
+    for name in findings.missing:
         section = name.partition(".")[0]
         if section in not_needed:
             plain.pop(section, None)
         elif name not in faulty:
             hint = f"write it in the spec, or give {name}=..."
-            found.faults.append(Fault(name, "missing: this field needs a value", hint))
-    if found.faults:
-        raise SpecError(*found.faults)
+            findings.faults.append(Fault(name, "missing: this field needs a value", hint))
+    if findings.faults:
+        raise SpecError(*findings.faults)
     return spec_from_dict(plain, schema)
 
 
 def spec_from_dict(data: Mapping[str, object], schema: type[S]) -> S:
-    """The spec that `spec_to_dict` wrote.
+    """Convert the result of `spec_to_dict` back into a spec.
 
     Raises:
-        OmegaConfBaseException: The data does not fit the schema.
+        OmegaConfBaseException: If the data does not fit the schema.
     """
     spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(data)))
     assert isinstance(spec, schema)
@@ -87,12 +87,12 @@ def spec_from_dict(data: Mapping[str, object], schema: type[S]) -> S:
 
 @dataclass(frozen=True)
 class StoredSpec:
-    """A spec in a manifest or in a file that taoq exported.
+    """A spec that is stored in a manifest or in an exported file.
 
     Attributes:
-        data: What `spec_to_dict` wrote.
+        data: The result of `spec_to_dict`.
         where: The manifest or file, for messages.
-        version: The taoq that wrote it.
+        version: The version of taoq that wrote it.
     """
 
     data: JsonMapping
@@ -100,10 +100,10 @@ class StoredSpec:
     version: str
 
     def load(self, schema: type[S]) -> S:
-        """The spec.
+        """Convert it into a spec.
 
         Raises:
-            TaoqError: It does not fit the schema of this taoq.
+            TaoqError: If it does not fit the schema of this version of taoq.
         """
         try:
             return spec_from_dict(self.data, schema)
@@ -113,7 +113,7 @@ class StoredSpec:
 
 
 def spec_to_dict(spec: Plain) -> JsonObject:
-    """A spec as plain data, for the manifest and `experiment.yaml`."""
+    """Convert a spec into plain data, for the manifest and `experiment.yaml`."""
     return {
         entry.name: _to_plain(getattr(spec, entry.name))
         for entry in dataclasses.fields(spec)
@@ -131,12 +131,12 @@ def _to_plain(value: Plain) -> Plain:
 
 @dataclass
 class _Findings:
-    """What was found while a spec was read.
+    """Findings while a spec is loaded.
 
     Attributes:
-        faults: What is wrong.
+        faults: The faults.
         missing: Required fields without a value.
-        unused: Fields that are accepted and not used.
+        unused: Fields that are accepted but not used.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -149,14 +149,14 @@ def _reason(name: str, unused: Mapping[str, str]) -> str:
 
 
 def _overlay(below: Plain, above: Plain) -> Plain:
-    """`above`, plus the keys of the mappings in `below` that it does not have."""
+    """Add to the mappings in `above` the keys that only `below` has, recursively."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {key: _overlay(below[key], value) if key in below else value for key, value in above.items()}
 
 
-def _resolve(node: Plain, path: str, unused: Mapping[str, str], found: _Findings) -> Plain:
-    """Plain data of a config, interpolated value by value, without the unused fields."""
+def _resolve(node: Plain, path: str, unused: Mapping[str, str], findings: _Findings) -> Plain:
+    """Convert a config into plain data, interpolating value by value to collect all faults. Drops unused fields."""
     if not OmegaConf.is_config(node):
         return node
     is_list = OmegaConf.is_list(node)
@@ -165,7 +165,7 @@ def _resolve(node: Plain, path: str, unused: Mapping[str, str], found: _Findings
     for key in keys:
         name = f"{path}[{key}]" if is_list else f"{path}.{key}" if path else str(key)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in unused):
-            found.unused.append(name)
+            findings.unused.append(name)
             continue
         if OmegaConf.is_missing(node, key):
             result[key] = MISSING
@@ -175,9 +175,9 @@ def _resolve(node: Plain, path: str, unused: Mapping[str, str], found: _Findings
         except InterpolationToMissingValueError:
             value = MISSING
         except OmegaConfBaseException as error:
-            found.faults.append(_not_resolved(name, error))
+            findings.faults.append(_not_resolved(name, error))
             continue
-        result[key] = _resolve(value, name, unused, found)
+        result[key] = _resolve(value, name, unused, findings)
     return [result[key] for key in keys if key in result] if is_list else result
 
 
@@ -186,21 +186,21 @@ def _not_resolved(name: str, error: OmegaConfBaseException) -> Fault:
     if isinstance(error, UnsupportedInterpolationType):
         hint = "a spec is data: taoq runs no code from it; write the value itself"
     if quoted := re.search(r'KeyError raised while resolving interpolation: "(.*)"', what):
-        what = quoted[1]  # an environment variable that is not set
+        what = quoted[1]  # the message of an environment variable that is not set, without OmegaConf's wrapping
     return Fault(name, what[0].lower() + what[1:], hint)
 
 
-def _check(data: Plain, schema: Schema, path: str, found: _Findings) -> None:
-    """Find unknown keys, wrong types and values that are not allowed; replace aliases in place.
+def _check(data: Plain, schema: Schema, path: str, findings: _Findings) -> None:
+    """Check a section for unknown keys, wrong types and values that are not allowed; replace aliases in place.
 
     Args:
-        data: A section as plain data.
+        data: The section as plain data.
         schema: Its dataclass.
-        path: Its field.
-        found: Gets what is wrong or missing.
+        path: Its field; empty for the whole spec.
+        findings: Collects faults and missing fields.
     """
     if not isinstance(data, dict):
-        found.faults.append(Fault(path, f"is {_kind(data)}, not a section", "write `field: value` lines below it"))
+        findings.faults.append(Fault(path, f"is {_kind(data)}, not a section", "write `field: value` lines below it"))
         return
     hints = typing.get_type_hints(schema)
     fields = {entry.name: entry for entry in dataclasses.fields(schema)}
@@ -209,35 +209,35 @@ def _check(data: Plain, schema: Schema, path: str, found: _Findings) -> None:
         if key not in fields:
             section = f"section '{path}'" if path else "the spec"
             hint = did_you_mean(str(key), fields, "its fields are " + ", ".join(fields))
-            found.faults.append(Fault(where, f"unknown field in {section}", hint))
+            findings.faults.append(Fault(where, f"unknown field in {section}", hint))
             continue
         if value == MISSING or (isinstance(value, list) and MISSING in value):
-            found.missing.append(where)
+            findings.missing.append(where)
             continue
         kind = without_none(hints[key])
-        if value is None and kind is not hints[key]:
+        if value is None and kind is not hints[key]:  # an optional field
             continue
         item = item_type(kind)
         if dataclasses.is_dataclass(kind):
-            _check(value, kind, where, found)
+            _check(value, kind, where, findings)
         elif dataclasses.is_dataclass(item) and isinstance(value, list):
             for index, entry in enumerate(value):
-                _check(entry, item, f"{where}[{index}]", found)
+                _check(entry, item, f"{where}[{index}]", findings)
         else:
-            data[key] = _check_value(value, kind, fields[key], where, found)
+            data[key] = _check_value(value, kind, fields[key], where, findings)
     for name, entry in fields.items():
         if entry.default == MISSING and name not in data:
-            found.missing.append(f"{path}.{name}" if path else name)
+            findings.missing.append(f"{path}.{name}" if path else name)
 
 
-def _check_value(value: Plain, kind: Hint, entry: Field, where: str, found: _Findings) -> Plain:
-    """The value of a field, with its aliases replaced."""
+def _check_value(value: Plain, kind: Hint, entry: Field, where: str, findings: _Findings) -> Plain:
+    """Check the value of a field. Returns it with aliases replaced."""
     meta = entry.metadata
     hint = f"the field is: {meta['description']}"
     names: dict[object, str] = {list: "a list", dict: "a section"}
     expected = names.get(typing.get_origin(kind), "a single value")
     if value is None or _shape(value) != expected:
-        found.faults.append(Fault(where, f"is {_kind(value)}, not {expected}", hint))
+        findings.faults.append(Fault(where, f"is {_kind(value)}, not {expected}", hint))
         return value
     if isinstance(value, list):
         value = [meta["aliases"].get(item, item) if isinstance(item, str) else item for item in value]
@@ -247,14 +247,22 @@ def _check_value(value: Plain, kind: Hint, entry: Field, where: str, found: _Fin
         converted = OmegaConf.merge(_one_field(kind), {"value": value}).value
     except OmegaConfBaseException as error:
         what = first_line(error)
-        found.faults.append(Fault(where, what[0].lower() + what[1:], hint))
+        findings.faults.append(Fault(where, what[0].lower() + what[1:], hint))
         return value
-    found.faults += _check_bounds(value, converted, meta, where, hint)
+    findings.faults += _check_bounds(value, converted, meta, where, hint)
     return value
 
 
 def _check_bounds(written: Plain, converted: Plain, meta: JsonMapping, where: str, description: str) -> Iterator[Fault]:
-    """Faults of a value against the options, pattern, minimum and maximum of its field; of a list, of each entry."""
+    """Check a value, or each entry of a list, against the options, pattern, minimum and maximum of its field.
+
+    Args:
+        written: The value as written in the spec, for messages.
+        converted: The value as the type of the field.
+        meta: Metadata of the field.
+        where: The field.
+        description: The hint of a value that is not an option.
+    """
     entries = [(where, written, converted)]
     if OmegaConf.is_list(converted):
         entries = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(written, converted, strict=True))]
@@ -275,7 +283,7 @@ def _check_bounds(written: Plain, converted: Plain, meta: JsonMapping, where: st
 
 @functools.cache
 def _one_field(kind: Hint) -> DictConfig:
-    """A config with one value of a type: OmegaConf's check of a value, without building its whole section."""
+    """Return a config with one field `value` of a type, to let OmegaConf convert a value without its section."""
     holder = dataclasses.make_dataclass("Holder", [("value", kind, dataclasses.field(default=MISSING))])
     config = OmegaConf.structured(holder)
     assert isinstance(config, DictConfig)
@@ -283,6 +291,7 @@ def _one_field(kind: Hint) -> DictConfig:
 
 
 def _kind(value: object) -> str:
+    """Describe a value for a message."""
     if isinstance(value, list | dict):
         return _shape(value)
     return "empty" if value is None else f"the value '{value}'"

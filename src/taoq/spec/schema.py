@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schema reference and the commented default spec, made from the dataclasses."""
+"""Generate the schema reference and the commented default spec from the dataclasses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
 
 
 def rows(schema: Schema, prefix: str = "") -> Iterator[Row]:
-    """The fields of a schema, sections before their fields; an entry of a list is written `layers[]`."""
+    """Yield a row for each field of a schema, a section before its fields. A list entry is written `layers[]`."""
     for field, kind in fields_of(schema):
         name = f"{prefix}{field.name}"
         item = item_type(kind)
@@ -46,7 +46,7 @@ def rows(schema: Schema, prefix: str = "") -> Iterator[Row]:
 
 
 def markdown(title: str, schema: Schema, prefix: str = "") -> str:
-    """A table of the fields, in the form of TAO's documentation."""
+    """Return a Markdown table of the fields, in the format of TAO's documentation."""
     lines = [
         f"## {title}",
         "",
@@ -60,7 +60,7 @@ def markdown(title: str, schema: Schema, prefix: str = "") -> str:
 
 
 def commented_yaml(schema: type) -> str:
-    """A valid spec with every field: its default, or an example if the default would leave the spec incomplete."""
+    """Return a valid spec with every field at its default, or at its example if the default leaves it incomplete."""
     return "\n".join(_yaml(schema, "")) + "\n"
 
 
@@ -80,12 +80,12 @@ def _yaml(schema: Schema, indent: str) -> Iterator[str]:
             yield f"{indent}{field.name}:"
             yield from _yaml(kind, f"{indent}  ")
         else:
-            # JSON is YAML, and one line
+            # JSON is valid YAML, and fits on one line.
             yield f"{indent}{field.name}: {json.dumps(example if example is not None else default_value(field))}"
 
 
 def _list_item(schema: Schema, indent: str) -> Iterator[str]:
-    """One example entry: its required fields, and its first optional section with the first option."""
+    """Yield the lines of one example entry: its required fields, and its first section with the first options."""
     required = [field for field, _ in fields_of(schema) if default_value(field) == MISSING]
     examples = (f"{field.name}: {json.dumps(field.metadata['example'])}" for field in required)
     yield f"{indent}- " + f"\n{indent}  ".join(examples)

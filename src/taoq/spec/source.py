@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a YAML spec and its command-line overrides, and remember the line of each field."""
+"""Read a YAML spec with its command-line overrides, and record the line of each field."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _PLAIN = "a spec is plain YAML data"
 
 @dataclass(frozen=True)
 class SpecSource:
-    """Where the values of a spec come from: the file, the line of each field, the overrides.
+    """A parsed spec, with the line or the override that each value comes from.
 
     Attributes:
-        path: The YAML file as the user named it.
+        path: The YAML file, as the user wrote it; empty if there is none.
         data: The parsed tree, not yet interpolated.
-        lines: Line number (from 1) of each field, by `quantize.layers[0].module_name`.
-        overrides: The `key=value` that set a field, by field.
+        lines: Line number (from 1) by field, `quantize.layers[0].module_name`.
+        overrides: The last override `key=value` of a field, by field.
         command: The command line, for reports.
     """
 
@@ -40,9 +40,17 @@ class SpecSource:
     command: str
 
     def locate(self, where: str, schema: type | None = None) -> str:
-        """Put file and line in front of `where`, if it is a field that was written or a field of `schema` below one."""
+        """Prefix a field with its file and line, or with the override that set it.
+
+        Args:
+            where: A field, or anything else that a fault can be about.
+            schema: If given, a field of this schema that is not written in the spec gets the line of its section.
+
+        Returns:
+            `where` with its prefix; unchanged if it has no place in the spec.
+        """
         field = where
-        while field:  # an override of a section or a list wins over the lines it replaced
+        while field:  # An override of a section or a list replaced all lines below it.
             if field in self.overrides:
                 return f"override {self.overrides[field]}: {where}"
             field = _parent(field)
@@ -62,12 +70,12 @@ def read_spec(path: str | None, overrides: Sequence[str], *, command: str = "") 
     """Parse a YAML file and merge `key=value` overrides into it; nothing is interpolated or checked yet.
 
     Args:
-        path: The file; None reads an empty spec.
-        overrides: `key=value`, the key dotted, with an index in lists.
+        path: The file; None for an empty spec.
+        overrides: `key=value` with a dotted key; list entries by index, `quantize.layers.0.weights.dtype=int8`.
         command: The command line, for reports.
 
     Raises:
-        SpecError: The file is missing, does not parse, has a duplicate key, or is not a mapping; an override
+        SpecError: If the file is missing, does not parse, has a duplicate key, or is not a mapping; or if an override
             has no `=` or does not fit the tree.
     """
     data, lines = _parse(_read(path), path)
@@ -75,10 +83,10 @@ def read_spec(path: str | None, overrides: Sequence[str], *, command: str = "") 
 
 
 def source_of(data: Mapping[str, object], overrides: Sequence[str] = (), *, command: str = "") -> SpecSource:
-    """A spec that a Python caller gave as a dictionary, with overrides merged into it.
+    """Make a spec from a dictionary, with overrides merged into it.
 
     Raises:
-        SpecError: A value is not plain data, or does not parse as an interpolation.
+        SpecError: If a value is not plain data, or does not parse as an interpolation.
     """
     try:
         config = OmegaConf.create(dict(data))
@@ -99,11 +107,11 @@ def _read(path: str | None) -> str:
 
 
 def _parse(text: str, path: str | None) -> tuple[DictConfig, dict[str, int]]:
-    """The tree of a YAML text, and the line of each field."""
+    """Parse a YAML text. Returns its tree and the line of each field."""
     lines: dict[str, int] = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        # an empty file is an empty spec; the schema then says what is missing
+        # An empty file is an empty spec: checking it against the schema reports what is missing.
         if root is not None and not isinstance(root, yaml.MappingNode):
             kind = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
             hint = "write sections: `quantize:`, `dataset:`, ..."
@@ -121,7 +129,7 @@ def _parse(text: str, path: str | None) -> tuple[DictConfig, dict[str, int]]:
 
 
 def _merge_all(data: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
-    """Merge overrides into a tree; returns them by the field that each sets."""
+    """Merge overrides into a tree, in place. Returns the overrides by the field that each of them sets."""
     by_field: dict[str, str] = {}
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -165,13 +173,13 @@ def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
 
 
 def _parent(field: str) -> str:
-    """`quantize.layers` of `quantize.layers[0]`, `quantize` of that, then the empty string."""
+    """Return `quantize.layers` for `quantize.layers[0]`, `quantize` for that, and an empty string for that."""
     parent = re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field)
-    return parent if parent != field else ""  # not a field, but a file with such a name
+    return parent if parent != field else ""  # Unchanged: `field` is not a field but, say, a file name.
 
 
 def _brackets(dotted: str) -> str:
-    """`quantize.layers.0.weights` as `quantize.layers[0].weights`."""
+    """Rewrite the indices of a dotted key, `quantize.layers.0.weights`, as `quantize.layers[0].weights`."""
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", dotted)
 
 
