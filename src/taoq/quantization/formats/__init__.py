@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of formats: torch networks and ONNX graphs. Importing it loads none of them."""
+"""The table of model formats: torch networks and ONNX graphs. Importing this package imports none of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class FormatInfo:
     """A row of the table.
 
     Attributes:
-        name: As manifests have it.
+        name: Name in manifests.
         target: `module:attribute` of the format.
-        suffixes: Suffixes of its files; empty for files that no other format claims.
-        whole: Whether a file holds the network itself; else the task builds the network, and a file has its weights.
-        noun: What one of its files is called.
-        backends: The backends that quantize such files, for hints.
-        make: How such a file is made of one of another format, for hints; empty if taoq makes none.
+        suffixes: File suffixes; empty for the format of all files whose suffix no other format has.
+        whole: Whether a file holds the whole network; otherwise it holds the weights, and the task builds the network.
+        noun: Noun for a file of the format, for messages.
+        backends: Backends that quantize the format, for hints.
+        make: How to convert another format to this one, for hints; empty if taoq cannot.
     """
 
     name: str
@@ -60,10 +60,10 @@ FORMATS = {
 
 
 def format_of(path: str) -> FormatInfo:
-    """The format of a file, by its suffix."""
+    """Return the format of a file, by its suffix."""
     suffix = PurePath(path).suffix
-    claimed = (info for info in FORMATS.values() if suffix in info.suffixes)
-    return next(claimed, next(info for info in FORMATS.values() if not info.suffixes))
+    matching = (info for info in FORMATS.values() if suffix in info.suffixes)
+    return next(matching, next(info for info in FORMATS.values() if not info.suffixes))
 
 
 def load_format(name: str) -> ModelFormat[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a format of models is: how its files are read, and what can be measured on its models."""
+"""The interface of a model format: reading its files, and measuring its models."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 M = TypeVar("M")
-"""The model of a format: a torch network, or a graph."""
+"""The model type of a format: `nn.Module` or `Graph`."""
 
 Values = Any
-"""An array of a format: a torch tensor, or of ONNX a numpy array."""
+"""The array type of a format: a torch tensor, or a numpy array for ONNX."""
 Shifts = Mapping[str, Values]
-"""What is added to the outputs of layers, by name: one number per channel, an array of the format."""
+"""Corrections to add to the biases of layers, by layer name: arrays of the format, one value per output channel."""
 
 
 class ModelFormat(Protocol[M]):
-    """A format of models. Its functions know no task and no backend."""
+    """A model format. Independent of tasks and backends."""
 
     name: str
 
@@ -31,38 +31,38 @@ class ModelFormat(Protocol[M]):
         """Read a model from a file.
 
         Args:
-            path: The file; empty for a network that its task builds without one.
-            build: The torch network of a checkpoint.
+            path: The file; empty for a network that its task builds without a checkpoint.
+            build: Builds the torch network and loads a checkpoint into it.
 
         Raises:
-            TaoqError: The file is damaged, or does not fit.
+            TaoqError: If the file is damaged or does not fit the network.
         """
 
     def is_quantized(self, model: M) -> bool:
-        """Whether a model that was read from a file is quantized."""
+        """Return whether a model that was read from a file is quantized."""
 
     def properties(self, model: M, path: str) -> JsonMapping | None:
-        """What taoq's export wrote into the file: task, source, spec, taoq. None in any other file.
+        """Return the metadata that taoq's export wrote into the file: task, source, spec, taoq; None if it has none.
 
         Raises:
-            TaoqError: It is damaged.
+            TaoqError: If the metadata is damaged.
         """
 
     def prepare(self, model: M, path: str) -> M:
-        """The model in the form that backends quantize; may change it in place.
+        """Return the model in the form that backends expect. May modify it in place.
 
         Raises:
-            TaoqError: It has no such form.
+            TaoqError: If the model cannot be converted.
         """
 
     def size(self, model: M) -> int:
-        """Size of a float model saved in this format as float32, bytes."""
+        """Return the size of a float32 model when saved in this format, bytes."""
 
     def digest(self, model: M) -> str:
-        """SHA-256 of a float model that has no file."""
+        """Return the SHA-256 of a float model that has no file."""
 
     def macs(self, model: M, inputs: Inputs) -> Mapping[str, int]:
-        """Multiply-accumulates of the layers of a float model, for one sample."""
+        """Return the multiply-accumulates of each layer of a float model, for one sample."""
 
     def layer_errors(
         self,
@@ -74,16 +74,22 @@ class ModelFormat(Protocol[M]):
         *,
         device: str,
     ) -> Mapping[str, LayerError]:
-        """Errors of the quantized layers `names` of `model`, each on the inputs that the float model gives it.
+        """Return the errors of quantized layers, with each layer's input taken from the float model.
 
-        `weight` gives the weight of a quantized layer as floats.
+        Args:
+            reference: The float model.
+            model: The quantized model.
+            names: Names of its quantized layers.
+            batches: Inputs; if empty, only weights are compared.
+            weight: Returns the dequantized weight of a layer, such as `Backend.weight`.
+            device: Device to run on.
         """
 
     def bias_shifts(
         self, reference: M, model: M, names: Sequence[str], batches: Iterable[Inputs], *, device: str
     ) -> Shifts:
-        """How much quantization shifts the mean output of the quantized layers `names`, one number per channel.
+        """Return the shift of each layer's mean output: float minus quantized, one value per output channel.
 
-        Each layer gets the input that the float model gives it, as in `layer_errors`: the shift of a layer does
-        not depend on which others are quantized.
+        As in `layer_errors`, each layer's input is taken from the float model, so the shift of a layer does not
+        depend on which other layers are quantized. The arguments are those of `layer_errors`.
         """

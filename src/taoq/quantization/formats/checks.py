@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of measurements that do not depend on the format."""
+"""Checks of measurements that all formats share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from taoq.errors import Fault, TaoqError, abbreviated
 
 
 def check_shifts(count: int, bad: Sequence[str]) -> None:
-    """Refuse mean outputs that no bias can be corrected by.
+    """Refuse mean outputs that cannot correct a bias.
 
     Args:
-        count: Number of samples that the means are of.
-        bad: Layers whose mean is not finite.
+        count: Number of samples that were averaged.
+        bad: Names of the layers whose mean is not finite.
 
     Raises:
-        TaoqError: There are no samples, or there are such layers.
+        TaoqError: If there are no samples, or `bad` is not empty.
     """
     if not count:
         raise TaoqError(Fault("quantize.calibration", "there are no images", "give calibration images"))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch networks: their layers, their state, what quantization does to them."""
+"""The torch model format: layers, state dicts, bias correction and measurements."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Biases of the layers of a torch network: shifted, put back, and accepted from a stored state."""
+"""Bias correction in torch networks: add to biases, restore them, and load biases that the correction created."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taoq.quantization.formats.torch.layers import TYPES
 
 
 def give_bias(layer: nn.Module) -> None:
-    """Give a layer of `TYPES` a bias of zeros, if it has none."""
+    """Add a bias of zeros to a layer of `TYPES` that has no bias."""
     if layer.bias is None:
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         assert isinstance(channels, int)
@@ -21,11 +21,11 @@ def give_bias(layer: nn.Module) -> None:
 
 
 def add_to_biases(model: nn.Module, shifts: Mapping[str, Tensor]) -> None:
-    """Add to the biases of layers, in place; a layer without a bias gets one.
+    """Add to the biases of layers, in place. A layer without a bias gets one.
 
     Args:
         model: The network.
-        shifts: One number per output channel, by layer.
+        shifts: Values to add, by layer name: one per output channel.
     """
     with torch.no_grad():
         for name, shift in shifts.items():
@@ -36,31 +36,32 @@ def add_to_biases(model: nn.Module, shifts: Mapping[str, Tensor]) -> None:
 
 
 class ShiftedBiases:
-    """Biases of a network that are shifted and put back."""
+    """Shifts the biases of a network, and restores the original ones."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._float: dict[str, Tensor | None] = {}  # of the layers that are shifted now; None: it has no bias
+        # Original biases of the layers that are shifted now; None for a layer that had no bias.
+        self._original: dict[str, Tensor | None] = {}
 
     def set(self, shifts: Mapping[str, Tensor]) -> None:
-        """Shift the biases of these layers; all others are as they were at first."""
-        for name, bias in self._float.items():
+        """Shift the biases of these layers, and restore the biases of all other layers."""
+        for name, bias in self._original.items():
             layer = self._model.get_submodule(name)
             if bias is None:
                 layer.register_parameter("bias", None)
             else:
                 layer.get_parameter("bias").data.copy_(bias)
         biases = {name: getattr(self._model.get_submodule(name), "bias", None) for name in shifts}
-        self._float = {name: bias if bias is None else bias.detach().clone() for name, bias in biases.items()}
+        self._original = {name: bias if bias is None else bias.detach().clone() for name, bias in biases.items()}
         add_to_biases(self._model, shifts)
 
 
 def accept_biases(model: nn.Module, stored: Iterable[str]) -> None:
-    """Give layers of a fresh network the biases that a stored state has and they lack: bias correction added them.
+    """Add the biases that a stored state has and a fresh network lacks: bias correction creates them.
 
     Args:
-        model: The network as it is built.
-        stored: Keys of the state.
+        model: A newly built network.
+        stored: Keys of the stored state.
     """
     layers = dict(model.named_modules())
     for key in stored:

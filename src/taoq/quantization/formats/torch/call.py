@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Call a torch network with named inputs, so that every layer is called."""
+"""Call a torch network with named inputs, without fused paths that bypass its layers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from taoq.network import Inputs
 
 
 def call(model: nn.Module, inputs: Inputs) -> object:
-    """The output of a network.
+    """Run a network and return its output.
 
     Args:
         model: The network.
-        inputs: By keyword if each name is a parameter of its forward, else by position.
+        inputs: Inputs by name; passed by keyword if every name is a parameter of the forward, otherwise by position.
     """
     if takes_by_keyword(model, inputs):
         return model(**inputs)
@@ -26,16 +26,16 @@ def call(model: nn.Module, inputs: Inputs) -> object:
 
 
 def takes_by_keyword(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether each name of the inputs is a parameter of a network's forward."""
+    """Return whether every input name is a parameter of the network's forward."""
     parameters = inspect.signature(model.forward).parameters
     return all(name in parameters for name in inputs)
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> tuple[object, ...]:
-    """The inputs as positional arguments; None for a parameter between them that has no input.
+    """Return the inputs as positional arguments of the network's forward, with defaults for parameters between them.
 
     Raises:
-        TypeError: The network does not take these inputs by position.
+        TypeError: If the forward does not take these inputs by position.
     """
     if not takes_by_keyword(model, inputs):
         return tuple(inputs.values())
@@ -51,7 +51,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[object, ...]:
 
 @contextlib.contextmanager
 def every_layer_called() -> Iterator[None]:
-    """Turn off the fused inference path of nn.TransformerEncoderLayer, which goes past the layers inside of it."""
+    """Disable the fused inference path of nn.TransformerEncoderLayer, which bypasses the layers inside of it."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -61,10 +61,10 @@ def every_layer_called() -> Iterator[None]:
 
 
 def call_every_layer(model: nn.Module) -> None:
-    """Keep a network from the fused inference path for good, in this and every copy of it.
+    """Disable the fused inference path of `every_layer_called` permanently, for this network and its copies.
 
-    nn.TransformerEncoderLayer takes that path only where this attribute says that its activation is one of the fused
-    ones; the path without fusion does not read it.
+    nn.TransformerEncoderLayer takes the fused path only if `activation_relu_or_gelu` names a supported activation; the
+    path without fusion does not read the attribute.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):

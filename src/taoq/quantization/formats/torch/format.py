@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch as a format of models."""
+"""The torch model format."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from taoq.quantization.types import LayerError
 
 
 class TorchFormat:
-    """Networks that a task builds, with the weights of a checkpoint."""
+    """Networks built by a task, with weights from a checkpoint."""
 
     name = "torch"
 
     def read(self, path: str, build: Callable[[str | None], nn.Module]) -> nn.Module:
-        """Build the network of a checkpoint."""
+        """Build the network and load a checkpoint into it."""
         return build(path)
 
     def is_quantized(self, model: nn.Module) -> bool:
-        """No checkpoint is: reading one refuses quantized payloads, which their artifact's backend loads."""
+        """Return False: loading a checkpoint refuses quantized payloads, which the backend of the artifact loads."""
         return False
 
     def properties(self, model: nn.Module, path: str) -> JsonMapping | None:
-        """Checkpoints have none."""
+        """Return None: checkpoints have no metadata of taoq's export."""
         return None
 
     def prepare(self, model: nn.Module, path: str) -> nn.Module:
-        """The network as it is."""
+        """Return the network unchanged."""
         return model
 
     def size(self, model: nn.Module) -> int:
-        """Size of the state dict as torch.save writes it, bytes."""
+        """Return the size of the state dict as torch.save writes it, bytes."""
         return saved_size(model)
 
     def digest(self, model: nn.Module) -> str:
-        """SHA-256 of the state dict."""
+        """Return the SHA-256 of the state dict."""
         return state_digest(model)
 
     def macs(self, model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
-        """Multiply-accumulates of the layers, for one sample."""
+        """Return the multiply-accumulates of each layer, for one sample."""
         return measures.macs(model, inputs)
 
     def layer_errors(
@@ -58,13 +58,13 @@ class TorchFormat:
         *,
         device: str,
     ) -> Mapping[str, LayerError]:
-        """Errors of quantized layers."""
+        """Return the errors of quantized layers."""
         return measures.layer_errors(reference, model, names, batches, weight, device=device)
 
     def bias_shifts(
         self, reference: nn.Module, model: nn.Module, names: Sequence[str], batches: Iterable[Inputs], *, device: str
     ) -> Mapping[str, Tensor]:
-        """How much quantization shifts the mean output of layers."""
+        """Return the shifts of the mean outputs of quantized layers."""
         return measures.bias_shifts(reference, model, names, batches, device=device)
 
 

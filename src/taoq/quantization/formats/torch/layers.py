@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of a torch network, and why some cannot be quantized whatever the library."""
+"""The layers of a torch network, and the obstacles to quantizing them that do not depend on the library."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from taoq.quantization.types import Layer
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
-"""Layers that multiply their input with a weight, and may add a bias."""
+"""Layers that multiply their input by a weight, and may add a bias."""
 
 
 def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[Layer]:
-    """All leaf layers of a network, and its nn.MultiheadAttention, in model order.
+    """List all leaf modules and nn.MultiheadAttention modules of a network, in model order.
 
     Args:
         model: A float network.
-        obstacle: Why the library cannot quantize a layer that has a weight; empty if it can.
+        obstacle: Returns why the library cannot quantize a layer with a weight; empty if it can.
     """
     inside_attention = {
         id(child)
@@ -43,7 +43,7 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
             reason = "nn.MultiheadAttention computes with its weights itself, past any quantizer"
         elif owner != name:
             reason = f"it shares its weight with '{owner}'"
-        elif sharers[id(weight)] > 1:  # if it were quantized, the others would no longer share its weight
+        elif sharers[id(weight)] > 1:  # Quantizing it would break the sharing.
             reason = "it shares its weight with another layer"
         else:
             reason = obstacle(module)
@@ -61,7 +61,7 @@ def list_layers(model: nn.Module, obstacle: Callable[[nn.Module], str]) -> list[
 
 
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules without children, attentions, and parametrized modules, whose children are left out."""
+    """List leaf modules, attention modules, and parametrized modules without their children."""
     leaves: list[tuple[str, nn.Module]] = []
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
@@ -76,7 +76,7 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _matrix(module: nn.Module) -> Tensor | None:
-    """The weight of a module if it is a matrix or a kernel; of an attention, its packed projection."""
+    """Return the weight of a module if it is a matrix or kernel; for attention, the packed input projection."""
     name = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
     weight = getattr(module, name, None)
     return weight if isinstance(weight, Tensor) and weight.ndim >= 2 else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization does to each layer of a torch network and its bias, and how much each layer computes."""
+"""Per-layer measurements of torch networks: quantization error, shift of the mean output, multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from taoq.quantization.formats.torch.state import is_finite
 from taoq.quantization.sqnr import sqnr
 from taoq.quantization.types import LayerError
 
-_Arguments = tuple[Any, ...]
-_Watch = Callable[[str, _Arguments, dict[str, Tensor], Any], None]
-"""Gets the name of a layer that ran, its positional and keyword inputs, and its output."""
+_Args = tuple[Any, ...]
+_Observer = Callable[[str, _Args, dict[str, Tensor], Any], None]
+"""Called with the name of a layer that ran, its positional and keyword arguments, and its output."""
 
 
 def layer_errors(
@@ -32,29 +32,30 @@ def layer_errors(
     *,
     device: str,
 ) -> dict[str, LayerError]:
-    """Errors of quantized layers, each on the inputs that the float network gives it.
+    """Return the errors of quantized layers, with each layer's input taken from the float network.
 
     Args:
         reference: The float network.
         model: The quantized network.
-        names: Its quantized layers.
-        batches: Inputs; without any, only weights are compared.
-        weight: Gives the weight of a quantized layer as floats.
-        device: Where to run.
+        names: Names of its quantized layers.
+        batches: Inputs; if empty, only weights are compared.
+        weight: Returns the dequantized weight of a layer.
+        device: Device to run on.
     """
     signals, noises = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
 
-    def compare(name: str, output: Tensor, quantized: Tensor) -> None:
+    def add_energies(name: str, output: Tensor, quantized: Tensor) -> None:
         signals[name] += _energy(output)
         noises[name] += _energy(quantized - output)
 
-    _run_both(reference, model, names, batches, compare, device=device)
+    _run_both(reference, model, names, batches, add_energies, device=device)
     errors = {}
     for name in names:
         original = reference.get_parameter(f"{name}.weight").detach()
-        lost = weight(model, name) - original  # of one layer at a time: all of them would be a second network
+        # One layer at a time: dequantizing all weights at once would take the memory of a second network.
+        difference = weight(model, name) - original
         errors[name] = LayerError(
-            weights=sqnr(_energy(original), _energy(lost)), outputs=sqnr(signals[name], noises[name])
+            weights=sqnr(_energy(original), _energy(difference)), outputs=sqnr(signals[name], noises[name])
         )
     return errors
 
@@ -62,29 +63,30 @@ def layer_errors(
 def bias_shifts(
     reference: nn.Module, model: nn.Module, names: Sequence[str], batches: Iterable[Inputs], *, device: str
 ) -> dict[str, Tensor]:
-    """How much quantization shifts the mean output of each layer: float minus quantized, one float64 per channel.
+    """Return the shift of each layer's mean output: float minus quantized, one float64 per output channel.
 
-    Each layer gets the input that the float network gives it (Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", 2019: the empirical correction).
+    Each layer's input is taken from the float network: the empirical bias correction of Nagel et al., "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", 2019.
 
     Args:
         reference: The float network.
         model: The quantized network.
-        names: Its quantized layers. A layer that no sample reaches is left out of the result.
+        names: Names of its quantized layers. Layers that are never called are left out of the result.
         batches: Inputs; iterated over once.
-        device: Where to run.
+        device: Device to run on.
 
     Raises:
-        TaoqError: There are no inputs, or a mean is not finite.
+        TaoqError: If there are no inputs, or a mean is not finite.
     """
     sums: dict[str, Tensor] = {}
     positions = dict.fromkeys(names, 0)
 
     def add(name: str, output: Tensor, quantized: Tensor) -> None:
-        channels = output.ndim + 1 - reference.get_parameter(f"{name}.weight").ndim  # in front of the positions
-        others = [axis for axis in range(output.ndim) if axis != channels]
-        sums[name] = sums.get(name, 0) + (output - quantized).sum(others, dtype=torch.float64)
-        positions[name] += output.numel() // output.shape[channels]
+        # The channel axis precedes the spatial axes of the output, and a weight has two axes besides the spatial ones.
+        channel_axis = output.ndim + 1 - reference.get_parameter(f"{name}.weight").ndim
+        reduced = [axis for axis in range(output.ndim) if axis != channel_axis]
+        sums[name] = sums.get(name, 0) + (output - quantized).sum(reduced, dtype=torch.float64)
+        positions[name] += output.numel() // output.shape[channel_axis]
 
     count = _run_both(reference, model, names, batches, add, device=device)
     check_shifts(count, [name for name, shift in sums.items() if not is_finite(shift)])
@@ -92,7 +94,7 @@ def bias_shifts(
 
 
 def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
-    """Multiply-accumulates of each layer with a weight, for one sample; 0 for a layer that is not called.
+    """Return the multiply-accumulates of each layer with a weight, for one sample; 0 for a layer that is not called.
 
     Args:
         model: The float network, on the CPU.
@@ -105,15 +107,16 @@ def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     ]
     counts = dict.fromkeys(names, 0)
 
-    def count(name: str, given: _Arguments, named: dict[str, Tensor], output: Any) -> None:
+    def count(name: str, args: _Args, kwargs: dict[str, Tensor], output: Any) -> None:
         module = model.get_submodule(name)
         weight = module.weight
         if isinstance(output, Tensor) and isinstance(weight, Tensor) and not isinstance(module, nn.Embedding):
-            # every weight is used once for each position: of the output, or of the input if that is spread out
-            spread = [*given, *named.values()][0] if isinstance(module, TRANSPOSED) else output
-            counts[name] += weight.numel() * (spread.numel() // weight.shape[0])
+            # Every weight element is used once per position of the output, or of the input in a transposed convolution.
+            # Either has weight.shape[0] channels.
+            tensor = [*args, *kwargs.values()][0] if isinstance(module, TRANSPOSED) else output
+            counts[name] += weight.numel() * (tensor.numel() // weight.shape[0])
 
-    with torch.inference_mode(), _watched(model.eval(), names, count):
+    with torch.inference_mode(), _observed(model.eval(), names, count):
         call(model, inputs)
     return counts
 
@@ -123,31 +126,31 @@ def _run_both(
     model: nn.Module,
     names: Sequence[str],
     batches: Iterable[Inputs],
-    look: Callable[[str, Tensor, Tensor], None],
+    compare: Callable[[str, Tensor, Tensor], None],
     *,
     device: str,
 ) -> int:
-    """Run the float network, and each layer of the quantized one on the same input.
+    """Run the float network, and each quantized layer on the same input as its float layer.
 
     Args:
         reference: The float network.
         model: The quantized network.
-        names: Its quantized layers.
+        names: Names of its quantized layers.
         batches: Inputs.
-        look: Gets the name of a layer, its float output and its quantized one.
-        device: Where to run.
+        compare: Called with the name of a layer, its float output and its quantized output.
+        device: Device to run on.
 
     Returns:
-        Number of samples.
+        The number of samples.
     """
     count = 0
 
-    def compare(name: str, given: _Arguments, named: dict[str, Tensor], output: Tensor) -> None:
-        look(name, output, model.get_submodule(name)(*given, **named))
+    def run_quantized(name: str, args: _Args, kwargs: dict[str, Tensor], output: Tensor) -> None:
+        compare(name, output, model.get_submodule(name)(*args, **kwargs))
 
     reference.to(device).eval()
     model.to(device)
-    with torch.inference_mode(), _watched(reference, names, compare):
+    with torch.inference_mode(), _observed(reference, names, run_quantized):
         for inputs in batches:
             call(reference, {name: tensor.to(device) for name, tensor in inputs.items()})
             count += batch_size(inputs)
@@ -157,11 +160,11 @@ def _run_both(
 
 
 @contextmanager
-def _watched(model: nn.Module, names: Sequence[str], watch: _Watch) -> Iterator[None]:
-    """Call `watch` for each of these layers that runs."""
+def _observed(model: nn.Module, names: Sequence[str], observer: _Observer) -> Iterator[None]:
+    """Call `observer` after each call of one of these layers."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda _, given, named, output: watch(name, given, named, output)
+        return lambda _, args, kwargs, output: observer(name, args, kwargs, output)
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
     try:
@@ -173,5 +176,5 @@ def _watched(model: nn.Module, names: Sequence[str], watch: _Watch) -> Iterator[
 
 
 def _energy(tensor: Tensor) -> float:
-    """Sum of the squares, added up in float64 without a copy of the tensor in it."""
+    """Return the sum of squares, accumulated in float64 without converting the tensor."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a torch network as a file: written, measured, checked."""
+"""The state dict of a torch network: saved size, digest, checks, and writing it to a file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from taoq.quantization.types import QuantizationPlan
 
 
 def save_state(state: object, path: Path) -> None:
-    """torch.save, but with an OSError if the disk is full: torch itself raises a RuntimeError that hides it.
+    """Write a state with torch.save, which would hide errors of the disk in a RuntimeError.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: If the file cannot be written, for example because the disk is full.
     """
     with path.open("wb") as file:
         remembering = _RememberingFile(file)
@@ -31,7 +31,7 @@ def save_state(state: object, path: Path) -> None:
 
 
 class _RememberingFile:
-    """A file that remembers its first error."""
+    """A file that stores the first OSError of a write."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -49,10 +49,10 @@ class _RememberingFile:
 
 
 def saved_size(model: nn.Module) -> int:
-    """Size of the state dict as torch.save writes it, bytes."""
+    """Return the size of the state dict as torch.save writes it, bytes."""
     counter = _CountingFile()
     checksums = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # not needed here, and half of the time
+    torch.serialization.set_crc32_options(False)  # Checksums would take half of the time.
     try:
         torch.save(model.state_dict(), cast(IO[bytes], counter))
     finally:
@@ -61,7 +61,7 @@ def saved_size(model: nn.Module) -> int:
 
 
 class _CountingFile:
-    """A file that only counts what is written to it."""
+    """A file that discards its data and counts the bytes."""
 
     size = 0
 
@@ -70,24 +70,24 @@ class _CountingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: torch.save requires the method."""
 
 
 def state_digest(model: nn.Module) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of a network's tensors."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of all tensors of the state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {list(plain.shape)}\n".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def check_weights(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Refuse weights with NaN or infinite values: they would spoil the scale, and so the whole channel.
+    """Refuse weights with NaN or infinite values: one such value makes the scale of its whole channel useless.
 
     Raises:
-        TaoqError: Names every such layer.
+        TaoqError: If there are such weights; lists every layer.
     """
     faults = [
         Fault(item.layer.name, "its weight is not finite", "look for NaN or infinite values in the checkpoint")
@@ -99,6 +99,6 @@ def check_weights(model: nn.Module, plan: QuantizationPlan) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has no NaN and no infinite value."""
-    # the sum is one cheap pass; finite values may overflow it, so they are looked at again
+    """Return whether a tensor has no NaN and no infinite values."""
+    # The sum is one cheap pass. A sum of finite values may overflow, so only then check every value.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
