@@ -27,12 +27,12 @@ tasks:
 
 actions:
   quantize             quantize a checkpoint into an artifact
-  evaluate             measure a float checkpoint or an artifact on labelled data
+  evaluate             evaluate a float checkpoint or an artifact on labelled data
   inference            run a float checkpoint or an artifact on images
-  export               write a checkpoint or an artifact as an ONNX file, and prove it
-  benchmark            measure how fast a quantized model is beside its float model
+  export               export a checkpoint or an artifact to ONNX, and verify its outputs
+  benchmark            measure the speed of a quantized model and of its float model
   analyze              rank the layers by what quantizing them costs
-  compare              set artifacts side by side: accuracy, size, speed, layers
+  compare              compare artifacts: accuracy, size, speed, layers
   default_specs        write a commented spec with all defaults
 
 backends:

@@ -91,7 +91,7 @@ def test_two_artifacts_beside_their_float_model(
     assert layers["blocks.0.attn.qkv"] == ["int8 / int8", "int8 / float"]
     assert "patch_embed.proj" not in layers  # float in both
     page = check_page(directory / "compare.html")
-    for words in ("2 artifacts beside 1 float model<", "blocks.0.attn.qkv", "quantize.mode", "val_acc_5"):
+    for words in ("2 artifacts and 1 float model<", "blocks.0.attn.qkv", "quantize.mode", "val_acc_5"):
         assert words in page
     assert "weights against static: val_acc_1 " in out
     assert "5 more layers are in compare.html" in out
@@ -113,7 +113,7 @@ def test_torch_and_onnx_artifacts_are_each_compared_with_their_own_float_model(
     layers = {layer: list(formats.values()) for layer, formats in results["layers"].items()}
     assert layers["patch_embed.proj"] == ["float", "int8 / int8"]  # one layer, though the file calls it a Conv node
     assert "blocks.0.attn.qkv" not in layers  # equal in both
-    assert "2 artifacts beside 2 float models<" in check_page(tmp_path / "results" / "compare" / "compare.html")
+    assert "2 artifacts and 2 float models<" in check_page(tmp_path / "results" / "compare" / "compare.html")
 
 
 def test_artifacts_of_different_checkpoints_get_a_warning(

@@ -218,7 +218,7 @@ def test_the_proof_is_on_as_many_images_as_the_spec_says(taoq: Taoq, export_netw
     """More than a batch of the data set, and no multiple of one."""
     code, out, _ = taoq(*export_network("resnet_18", "export.check_images=70"))
     assert code == 0
-    assert "torch beside ONNX on 70 images" in out
+    assert "outputs of torch and ONNX on 70 images" in out
     assert read_json(tmp_path / "results" / "export" / "model_export.json")["proof"]["images"] == 70
 
 
@@ -232,7 +232,7 @@ def test_without_images_the_file_is_compared_on_noise_with_a_warning(
         "warning: override export.check_images=3: export.check_images: the spec has no images"
         " (dataset.quant_calibration_dataset.images_dir: there is no folder nowhere): compared on noise"
     )
-    assert "torch beside ONNX on 3 images" in out
+    assert "outputs of torch and ONNX on 3 images" in out
     assert (tmp_path / "results" / "export" / "model.onnx").is_file()
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of actions. Importing it loads none of them.
+"""The table of actions. Importing it imports none of them.
 
-An action is a module with `run(task, source, show)`: it loads the spec, calls the pipeline, shows the result and
-returns it. It knows no task by name.
+An action is a module with a function `run(task, source, show)`, which loads the spec, calls the pipeline, shows the
+result and returns it. Actions depend on no particular task.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class ActionInfo(NamedTuple):
-    """A row of the table: where the action is, and what the help says about it."""
+    """The module of an action, and its line in the help."""
 
     module: str
     summary: str
@@ -19,11 +19,11 @@ class ActionInfo(NamedTuple):
 
 ACTIONS = {
     "quantize": ActionInfo("taoq.actions.quantize", "quantize a checkpoint into an artifact"),
-    "evaluate": ActionInfo("taoq.actions.evaluate", "measure a float checkpoint or an artifact on labelled data"),
+    "evaluate": ActionInfo("taoq.actions.evaluate", "evaluate a float checkpoint or an artifact on labelled data"),
     "inference": ActionInfo("taoq.actions.inference", "run a float checkpoint or an artifact on images"),
-    "export": ActionInfo("taoq.actions.export", "write a checkpoint or an artifact as an ONNX file, and prove it"),
-    "benchmark": ActionInfo("taoq.actions.benchmark", "measure how fast a quantized model is beside its float model"),
+    "export": ActionInfo("taoq.actions.export", "export a checkpoint or an artifact to ONNX, and verify its outputs"),
+    "benchmark": ActionInfo("taoq.actions.benchmark", "measure the speed of a quantized model and of its float model"),
     "analyze": ActionInfo("taoq.actions.analyze", "rank the layers by what quantizing them costs"),
-    "compare": ActionInfo("taoq.actions.compare", "set artifacts side by side: accuracy, size, speed, layers"),
+    "compare": ActionInfo("taoq.actions.compare", "compare artifacts: accuracy, size, speed, layers"),
     "default_specs": ActionInfo("taoq.actions.default_specs", "write a commented spec with all defaults"),
 }

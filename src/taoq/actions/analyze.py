@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""analyze: which layers hurt."""
+"""analyze: rank layers by how much quantizing them costs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taoq.views.tables import plan_table, ranking_table
 
 
 def run(task: Task[S], source: SpecSource, show: Show) -> AnalyzeResult:
-    """Rank the layers that a spec would quantize."""
+    """Rank the layers that the `quantize` section of a spec would quantize."""
     experiment = load_experiment(task, source, "analyze", "quantize")
     directory = results_dir(experiment.spec, "analyze")
     checked = check(experiment, directory)

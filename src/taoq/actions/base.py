@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every action does: load its spec, and show its result."""
+"""Code that all actions share: load the spec, show the result."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Show = Callable[["Table | str"], None]
-"""Where an action shows its result: the screen, or nowhere for a Python caller."""
+"""Receives the lines and tables that an action shows: prints them on the command line, drops them in a Python call."""
 
 
 def nowhere(item: Table | str) -> None:
-    """Show nothing."""
+    """Drop an item."""
 
 
 def load(task: Task[S], source: SpecSource, *needed: str) -> S:
@@ -28,16 +28,16 @@ def load(task: Task[S], source: SpecSource, *needed: str) -> S:
 
     Args:
         task: The task.
-        source: The spec.
-        needed: Names of the actions whose sections must be complete.
+        source: The spec file and its overrides.
+        needed: Names of the sections that the action needs; only these must be complete.
 
     Raises:
-        SpecError: With every fault of the spec.
+        SpecError: If the spec is invalid; lists every fault.
     """
     not_needed = tuple(name for name in ACTIONS if name not in needed)
     return load_spec(source, task.spec, unused=task.unused, not_needed=not_needed)
 
 
 def load_experiment(task: Task[S], source: SpecSource, *needed: str) -> Experiment:
-    """Load a spec and bind its task to it; the arguments are those of `load`."""
+    """Load a spec and bind the task to it. Takes the arguments of `load`."""
     return bind(task, load(task, source, *needed))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmark: how fast a quantized model is beside its float model."""
+"""benchmark: measure the speed of a quantized model and of its float model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from taoq.views.tables import benchmark_table
 
 
 def run(task: Task[S], source: SpecSource, show: Show) -> BenchmarkResult:
-    """Measure the checkpoint of a spec against its float model.
+    """Measure the checkpoint of the section `benchmark` and its float model.
 
     Raises:
-        RequirementNotMet: It is not as much faster as `benchmark.min_speedup` asks.
+        RequirementNotMet: If the speed-up is below `benchmark.min_speedup`.
     """
     experiment = load_experiment(task, source, "benchmark")
     check_benchmark(experiment.spec.benchmark)

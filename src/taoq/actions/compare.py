@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compare: artifacts beside the float models that they were made from."""
+"""compare: compare artifacts with each other and with their float models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from taoq.views.tables import compare_table, differences_table
 
 
 def run(task: Task[S], source: SpecSource, show: Show, *, artifacts: Sequence[str]) -> CompareResult:
-    """Measure artifacts and their float models; write the results into `<results_dir>/compare`.
+    """Measure artifacts and their float models, and write the results to `<results_dir>/compare`.
 
     Args:
         task: The task.
-        source: The spec, for the evaluation data and the sections evaluate and benchmark.
-        show: Where the result is shown.
+        source: Spec with the evaluation data and the sections `evaluate` and `benchmark`.
+        show: Receives what is printed.
         artifacts: Folders of the artifacts.
     """
     experiment = load_experiment(task, source)

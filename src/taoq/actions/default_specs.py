@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""default_specs: a commented spec with every field and its default."""
+"""default_specs: write a commented spec with every field and its default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taoq.tasks.base import S, Task
 
 
 def run(task: Task[S], source: SpecSource, show: Show) -> str:
-    """Show the spec, or write it as `<results_dir>/experiment.yaml` if results_dir=... is given, as in TAO."""
+    """Show the spec; with results_dir=..., write it to `<results_dir>/experiment.yaml` instead, as TAO does."""
     text = commented_yaml(task.spec)
     results = load(task, source).results_dir
     if not results:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""evaluate: the task's metric over its labelled data."""
+"""evaluate: compute the task's metric on its labelled data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taoq.views.tables import metrics_table
 
 
 def run(task: Task[S], source: SpecSource, show: Show) -> EvaluateResult:
-    """Evaluate a float checkpoint or an artifact."""
+    """Evaluate the checkpoint of the section `evaluate`: float or an artifact."""
     experiment = load_experiment(task, source, "evaluate")
     directory = results_dir(experiment.spec, "evaluate")
     with run_status(directory, task.name, "evaluate") as status:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""export: a checkpoint or an artifact as an ONNX file."""
+"""export: write a checkpoint or an artifact as an ONNX file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taoq.views.tables import proof_table
 
 
 def run(task: Task[S], source: SpecSource, show: Show) -> ExportResult:
-    """Export the checkpoint of a spec."""
+    """Export the checkpoint of the section `export`."""
     experiment = load_experiment(task, source, "export")
     directory = results_dir(experiment.spec, "export")
     target = target_of(experiment.spec.export, directory)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inference: predictions for images, as files and pictures."""
+"""inference: write predictions for images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taoq.tasks.base import S, Task
 
 
 def run(task: Task[S], source: SpecSource, show: Show) -> InferenceResult:
-    """Run a float checkpoint or an artifact on images."""
+    """Run the checkpoint of the section `inference`, float or an artifact, on images."""
     experiment = load_experiment(task, source, "inference")
     directory = results_dir(experiment.spec, "inference")
     with run_status(directory, task.name, "inference") as status:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""quantize: a checkpoint into an artifact."""
+"""quantize: quantize a checkpoint into an artifact."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from taoq.views.tables import error_table, evaluation_table, plan_table, search_
 
 log = logging.getLogger(__name__)
 
-_FOR_A_SEARCH = ("maximize", "dtypes", "max_evaluations", "analysis")
-"""Fields of the budget that a check does not need."""
+_SEARCH_FIELDS = ("maximize", "dtypes", "max_evaluations", "analysis")
+"""Fields of `quantize.accuracy` that only have an effect with `action: search`."""
 
 
 def run(task: Task[S], source: SpecSource, show: Show, *, dry_run: bool = False) -> QuantizeResult | QuantizationPlan:
@@ -34,12 +34,13 @@ def run(task: Task[S], source: SpecSource, show: Show, *, dry_run: bool = False)
 
     Args:
         task: The task.
-        source: The spec.
-        show: Where the result is shown.
-        dry_run: Show and return the plan; open no data and write nothing.
+        source: The spec file and its overrides.
+        show: Receives what is printed.
+        dry_run: Show and return the plan only; open no data and write nothing.
 
     Raises:
-        RequirementNotMet: It loses more than `quantize.accuracy` accepts. A check keeps the artifact, which says so.
+        RequirementNotMet: If the loss exceeds `quantize.accuracy.max_drop`. With `action: check` the artifact is
+            written all the same, marked as not meeting its budget.
     """
     experiment = load_experiment(task, source, "quantize")
     directory = results_dir(experiment.spec, "quantize")
@@ -63,7 +64,7 @@ def run(task: Task[S], source: SpecSource, show: Show, *, dry_run: bool = False)
 
 
 def _search(checked: Checked, directory: Path, command: str, show: Show) -> QuantizeResult:
-    result = tune(checked, directory, command=command, observe=lambda searched: show(search_table(searched)))
+    result = tune(checked, directory, command=command, observe=lambda search: show(search_table(search)))
     show(plan_table(result.plan))
     return result
 
@@ -76,9 +77,9 @@ def _show_plan(prepared: Prepared[M], show: Show) -> Prepared[M]:
 
 
 def _note_unused(budget: AccuracySpec | None) -> None:
-    """Warn about fields that are set for a search where none is asked for."""
+    """Warn about search fields that are set without `action: search`."""
     if budget and budget.action != "search":
-        for name in changed(budget, _FOR_A_SEARCH):
+        for name in changed(budget, _SEARCH_FIELDS):
             log.warning(Notice(f"quantize.accuracy.{name}", "has no effect: it is for action: search"))
 
 

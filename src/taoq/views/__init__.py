@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as text: tables on the screen, pages of HTML."""
+"""Render results as tables for the terminal and as HTML."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as HTML: reports as single files (no script, nothing from a network, light and dark), tables for notebooks.
+"""Render results as HTML: self-contained report pages, and tables for notebooks.
 
-Takes plain data and imports nothing of taoq: results render themselves with it.
+A page has no script, loads nothing from the network, and follows the browser's light or dark mode. This module takes
+plain data and imports no result class, because the result classes import it to render themselves.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from taoq.plain import JsonMapping
 
 
 def page(kind: Literal["quantize", "analyze", "compare"], data: JsonMapping) -> str:
-    """The report of an action.
+    """Render the report of an action.
 
     Args:
-        kind: The action.
-        data: The content of its JSON file.
+        kind: Name of the action.
+        data: Content of the action's JSON report.
     """
     environment = Environment(
         loader=PackageLoader("taoq.views"),
@@ -39,12 +40,12 @@ def page(kind: Literal["quantize", "analyze", "compare"], data: JsonMapping) -> 
 
 
 def as_html(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a notebook."""
+    """Render an HTML table with a caption, for a notebook."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><caption>{html.escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def megabytes(number: int) -> str:
-    """A number of bytes in MB (10^6 bytes) with three significant digits."""
+    """Format a number of bytes in MB (10^6 bytes), with three significant digits."""
     return f"{number / 1e6:.3g} MB"

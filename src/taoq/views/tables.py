@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as tables on the screen."""
+"""Render results as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from taoq.quantization.types import QuantizationPlan, Scheme
 from taoq.views.pages import megabytes
 
 _WORST_LAYERS, _WORST_UNITS, _DIFFERING_LAYERS = 10, 20, 20
-"""Rows on the screen; the pages have all."""
+"""Maximum number of rows in the terminal; the HTML reports show all rows."""
 
 
 def to_screen(item: Table | str) -> None:
-    """Print a line or a table on stdout; a table wide enough to cut nothing if stdout is a file or a pipe."""
+    """Print a line or a table to stdout."""
     if isinstance(item, str):
         print(item)
         return
-    width = None if sys.stdout.isatty() else 400
+    width = None if sys.stdout.isatty() else 400  # wide enough that no cell is folded in a file or a pipe
     Console(file=sys.stdout, width=width, highlight=False).print(item)
 
 
 def plan_table(plan: QuantizationPlan) -> Table:
-    """What was decided for each layer, and by which rule."""
+    """Tabulate the scheme of each layer, and the rule that decided it."""
     table = Table(title=f"{plan.backend}, {plan.mode}" + (f", {plan.algorithm}" if plan.needs_calibration else ""))
     has_aliases = any(item.layer.alias for item in plan.listed)
     names = ["layer", *(["original name"] if has_aliases else [])]
     for column in (*names, "type", "weights", "activations", "decided by"):
         table.add_column(column, overflow="fold")
     for item in plan.listed:
-        decided = f"{item.rule.field} '{item.rule.pattern}'" if item.rule else ""
+        rule = f"{item.rule.field} '{item.rule.pattern}'" if item.rule else ""
         reason = f"({item.reason})" if item.reason and item.rule else item.reason
         sensitive = f"(sensitive: {item.layer.sensitive})" if item.quantized and item.layer.sensitive else ""
-        why = " ".join(part for part in (decided, reason, sensitive) if part)
+        decided_by = " ".join(part for part in (rule, reason, sensitive) if part)
         cells = [item.layer.name, *([item.layer.alias] if has_aliases else [])]
         schemes = (_scheme(item.weights), _scheme(item.activations))
-        table.add_row(*cells, item.layer.type, *schemes, why, style="" if item.quantized else "dim")
+        table.add_row(*cells, item.layer.type, *schemes, decided_by, style="" if item.quantized else "dim")
     hidden = len(plan.layers) - len(plan.listed)
     table.caption = (
         f"{len(plan.quantized)} of {len(plan.quantizable)} quantizable layers are quantized;"
@@ -58,14 +58,14 @@ def plan_table(plan: QuantizationPlan) -> Table:
 
 
 def error_table(layers: Sequence[LayerResult]) -> Table:
-    """The quantized layers with the largest errors, worst first."""
+    """Tabulate the quantized layers with the largest errors, worst first."""
     has_outputs = any(layer.output_sqnr is not None for layer in layers)
 
     def error(layer: LayerResult) -> float | None:
         return layer.output_sqnr if has_outputs else layer.weight_sqnr
 
     measured = sorted((layer for layer in layers if error(layer) is not None), key=lambda layer: error(layer) or 0.0)
-    table = Table(title=f"largest errors of {len(measured)} quantized layers, SQNR in dB: less is worse")
+    table = Table(title=f"largest errors of {len(measured)} quantized layers, SQNR in dB: lower is worse")
     table.add_column("layer", overflow="fold")
     for column in ("weights", "outputs", "input range"):
         table.add_column(column, justify="right")
@@ -77,7 +77,7 @@ def error_table(layers: Sequence[LayerResult]) -> Table:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """What quantization changed in the figures of the task."""
+    """Tabulate the metrics of the float and of the quantized model."""
     table = Table(title=f"on {evaluation.num_images} images, differences with their 95 % interval")
     table.add_column("metric")
     for column in ("float", "quantized", "difference", "interval"):
@@ -91,7 +91,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def search_table(search: SearchResult) -> Table:
-    """The plans that a search evaluated."""
+    """Tabulate the plans that a search evaluated."""
     table = Table(title=f"{len(search.evaluations)} plans were evaluated; {search.max_drop:g} less is accepted")
     table.add_column("tried", overflow="fold")
     for column in ("layers", search.maximize, "drop", "within"):
@@ -103,7 +103,7 @@ def search_table(search: SearchResult) -> Table:
 
 
 def metrics_table(result: EvaluateResult) -> Table:
-    """The figures of an evaluation."""
+    """Tabulate the metrics of an evaluation."""
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -113,25 +113,25 @@ def metrics_table(result: EvaluateResult) -> Table:
 
 
 def proof_table(proof: Proof) -> Table:
-    """How far an exported file is from the torch network."""
-    table = Table(title=f"torch beside ONNX on {proof.images} images")
+    """Tabulate the differences between an exported file and the torch network."""
+    table = Table(title=f"outputs of torch and ONNX on {proof.images} images")
     table.add_column("output")
     for column in ("largest difference", "largest value", "accepted"):
         table.add_column(column, justify="right")
     for name, output in proof.outputs.items():
-        top = output.largest_value
-        table.add_row(name, f"{output.largest_difference:.2g}", f"{top:.3g}", f"{proof.tolerance * top:.2g}")
+        limit = proof.tolerance * output.largest_value
+        table.add_row(name, f"{output.largest_difference:.2g}", f"{output.largest_value:.3g}", f"{limit:.2g}")
     return table
 
 
 def ranking_table(result: AnalyzeResult) -> Table:
-    """The layers or groups that hurt most."""
+    """Tabulate the layers or groups that cost most when quantized, worst first."""
     title = f"worst of {len(result.units)} layers or groups: outputs on {result.num_samples} images,"
     table = Table(title=f"{title} {result.metric} on {result.num_images}")
     table.add_column("layer or group", overflow="fold")
     table.add_column("format")
-    rest = "all except it"
-    for column in ("SQNR dB", rest, result.metric, rest, "multiply-accumulates"):
+    all_but = "all except this"
+    for column in ("SQNR dB", all_but, result.metric, all_but, "multiply-accumulates"):
         table.add_column(column, justify="right")
     for unit in result.units[:_WORST_UNITS]:
         share = f"{100 * unit.macs / result.macs:.1f} %" if result.macs else ""
@@ -142,7 +142,7 @@ def ranking_table(result: AnalyzeResult) -> Table:
 
 
 def benchmark_table(result: BenchmarkResult) -> Table:
-    """Latencies of the models of a benchmark."""
+    """Tabulate the latencies of a benchmark."""
     table = Table(title=f"on {result.device}, {result.threads} threads, {result.runs} runs in turns")
     table.add_column("model")
     for column in ("batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed-up"):
@@ -156,7 +156,7 @@ def benchmark_table(result: BenchmarkResult) -> Table:
 
 
 def compare_table(result: CompareResult) -> Table:
-    """Artifacts beside their float models."""
+    """Tabulate artifacts and their float models."""
     title = f"{result.num_images} images; {result.runs} runs in turns on {result.device}"
     table = Table(title=title, caption=SPEEDUP)
     table.add_column("model", overflow="fold")
@@ -186,16 +186,16 @@ def _compared_cells(model: ComparedModel, metric: str) -> list[str]:
 
 
 def differences_table(result: CompareResult) -> Table:
-    """Settings and layers in which artifacts differ."""
+    """Tabulate the settings and layers in which artifacts differ."""
     settings: Mapping[str, Mapping[str, object]] = result.settings
     layers: Mapping[str, Mapping[str, object]] = result.layers
     names = [model.model for model in result.models if model.artifact]
     table = Table(title=f"{len(settings)} setting(s) and {len(layers)} layer(s) differ")
-    table.add_column("what", overflow="fold")
+    table.add_column("setting or layer", overflow="fold")
     for name in names:
         table.add_column(name, overflow="fold")
-    for what, values in (*settings.items(), *itertools.islice(layers.items(), _DIFFERING_LAYERS)):
-        table.add_row(what, *("-" if values[name] is None else str(values[name]) for name in names))
+    for label, values in (*settings.items(), *itertools.islice(layers.items(), _DIFFERING_LAYERS)):
+        table.add_row(label, *("-" if values[name] is None else str(values[name]) for name in names))
     if len(layers) > _DIFFERING_LAYERS:
         table.caption = f"{len(layers) - _DIFFERING_LAYERS} more layers are in compare.html"
     return table
