@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the pages that are made from the code: `python docs/generate.py`. A test fails when they are stale."""
+"""Write the pages that are generated from the code: `python docs/generate.py`. A test fails if they are stale."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from taoq.plugins import BACKENDS, TASKS
+from taoq.plugins import BACKENDS, RUNTIMES, TASKS
 from taoq.quantization.backends import load_backend
 from taoq.quantization.capability import Capability
 from taoq.quantization.spec import QuantizeSpec
+from taoq.runtimes import find_runtime
 from taoq.spec.schema import markdown
 from taoq.tasks import load_task
 
@@ -18,7 +19,7 @@ GENERATED = "<!-- made by docs/generate.py: do not edit -->\n"
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each generated page with its text."""
+    """Yield the path and the text of each generated page."""
     yield HERE / "schema-quantize.md", quantize_page()
     yield HERE / "support.md", support_page()
     for row in TASKS.own:
@@ -26,7 +27,7 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def quantize_page() -> str:
-    """The section that all tasks share, under the headings of TAO's documentation."""
+    """Return the page of the section that all tasks share, with the headings of TAO's documentation."""
     return "\n".join(
         [
             "# Quantization configuration\n",
@@ -39,62 +40,105 @@ def quantize_page() -> str:
 
 
 def task_page(name: str) -> str:
-    """All fields of a task, and those of TAO that it accepts and does not use."""
+    """Return the page of a task: all its fields, and the fields of TAO that it accepts and does not use."""
     task = load_task(name)
     lines = [
         f"# The spec of {name}\n",
         GENERATED,
         markdown("Fields", task.spec),
         "## Fields of TAO that are accepted and not used\n",
-        "One log line of each run names those that a spec has. Any other unknown field is an error.\n",
-        "| field | why |",
-        "|---|---|",
-        *(f"| `{field.replace('[[]*]', '[]')}` | {reason} |" for field, reason in task.unused.items()),
+        "Each run logs one line that names those that its spec contains. Any other unknown field is an error.\n",
+        *table(
+            ("field", "why"),
+            ((f"`{field.replace('[[]*]', '[]')}`", reason) for field, reason in task.unused.items()),
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
 def support_page() -> str:
-    """What each backend can do, from the data that it is checked with."""
+    """Return the page about backends and runtimes, made from the data that specs are checked against."""
+    capabilities = [load_backend(row.name).capability for row in BACKENDS.own]
+    runtimes = [(row.summary, find_runtime(row.name, "runtime")) for row in RUNTIMES.own]
     lines = [
         "# What each backend can do\n",
         GENERATED,
-        "Anything else is refused before work starts, with the alternatives.\n",
-        "| backend | mode | weights | activations | algorithm | layers | device | good for |",
-        "|---|---|---|---|---|---|---|---|",
+        "taoq rejects every other combination before any work starts, and names the alternatives.\n",
+        *table(
+            ("backend", "mode", "weights", "activations", "algorithm", "layers", "device", "good for"),
+            map(support_cells, capabilities),
+        ),
+        "",
+        *(note for capability in capabilities for note in support_notes(capability)),
+        "",
+        "## Options of each backend\n",
+        "Set these options in `quantize.backend_kwargs`. `taoq <task> quantize --options <backend>` prints them, also"
+        " for a backend of another package.\n",
+        *table(
+            ("backend", "option", "description"),
+            (
+                (capability.name, f"`{option}`", description)
+                for capability in capabilities
+                for option, description in capability.options.items()
+            ),
+        ),
+        "",
+        "## Runtimes\n",
+        "A runtime is a library that runs models. Select one with `runtime` in the sections `evaluate`, `inference` and"
+        " `benchmark`, and set its options in `runtime_kwargs`. The default, `auto`, selects taoq's own runtime for the"
+        " format of the model.\n",
+        *table(
+            ("runtime", "formats", "runs", "options"),
+            (
+                (runtime.name, joined(runtime.formats), summary, joined(f"`{option}`" for option in runtime.options))
+                for summary, runtime in runtimes
+            ),
+        ),
     ]
-    notes: list[str] = []
-    for row in BACKENDS.own:
-        capability = load_backend(row.name).capability
-        lines.append(support_row(capability))
-        notes += support_notes(capability)
-    return "\n".join([*lines, "", *notes]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def support_row(capability: Capability) -> str:
-    """A row of the table."""
-    cells = (
-        capability.modes,
-        capability.weights.dtypes,
-        capability.activations.dtypes if capability.activations else (),
-        [algorithm.name for algorithm in capability.algorithms],
-        capability.layer_types,
-        capability.devices,
+def support_cells(capability: Capability) -> Sequence[str]:
+    """Return the cells of a backend in the table of capabilities."""
+    return (
+        capability.name,
+        joined(capability.modes),
+        joined(capability.weights.dtypes),
+        joined(capability.activations.dtypes if capability.activations else ()),
+        joined(algorithm.name for algorithm in capability.algorithms),
+        joined(capability.layer_types),
+        joined(capability.devices),
+        capability.target,
     )
-    lists = [", ".join(map(str, cell)) or "-" for cell in cells]
-    return " | ".join([f"| {capability.name}", *lists, f"{capability.target} |"])
 
 
 def support_notes(capability: Capability) -> Iterator[str]:
-    """What does not fit into the table."""
+    """Yield the capabilities of a backend that do not fit into the table, as list items."""
     name = capability.name
     for requested, realised in capability.realised.items():
         yield f"- {name}: `{requested}` is realised as `{realised}`, with a warning."
     if entropy := capability.algorithm("entropy"):
-        yield f"- {name}: `algorithm: entropy` calibrates {', '.join(map(str, entropy.activations))} activations."
+        yield f"- {name}: `algorithm: entropy` calibrates {joined(entropy.activations)} activations."
     if smoothquant := capability.algorithm("smoothquant"):
-        dtypes = ", ".join(map(str, smoothquant.weights))
-        yield f"- {name}: `algorithm: smoothquant` smooths the inputs of linear layers, with {dtypes}."
+        dtypes = joined(smoothquant.weights)
+        yield f"- {name}: `algorithm: smoothquant` smooths the inputs of {dtypes} linear layers."
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    yield row_of(header)
+    yield "|" + "---|" * len(header)
+    yield from map(row_of, rows)
+
+
+def row_of(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def joined(values: Iterable[object]) -> str:
+    """Return values as a list for a table cell; `-` if there are none."""
+    return ", ".join(map(str, values)) or "-"
 
 
 if __name__ == "__main__":
