@@ -58,7 +58,7 @@ def test_fields_of_a_search_have_no_effect_on_a_check(taoq: Taoq, digits_words: 
     for name in ("maximize", "max_evaluations"):
         assert f"quantize.accuracy.{name}: has no effect: it is for action: search\n" in err
     assert "accuracy.dtypes" not in err
-    assert "from chance" not in err
+    assert "uncertainty" not in err
 
 
 def test_a_search_writes_a_spec_that_quantize_runs_unchanged(
@@ -181,8 +181,8 @@ def test_a_budget_that_the_images_cannot_resolve_gets_a_warning(
     report = read_json(directory / "quantization_report.json")
     (difference,) = report["evaluation"]["differences"]
     warning = (
-        "quantize.accuracy.max_drop: 0.0001 is less than 597 images can tell from chance,"
-        f" which is {difference['value'] - difference['low']:.4f} here: evaluate on more images"
+        "quantize.accuracy.max_drop: 0.0001 is less than the uncertainty of the loss on 597 images,"
+        f" which is {difference['value'] - difference['low']:.4f}: evaluate on more images"
     )
     assert code == (4 if difference["value"] < -0.0001 else 0)
     assert warning.removeprefix("quantize.accuracy.max_drop") in err

@@ -16,12 +16,18 @@ from torch import Tensor
 from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.network import Inputs, Outputs
-from taoq.pipeline.calibration import Feed, calibration_key, range_cache
+from taoq.pipeline.calibration import (
+    Feed,
+    bias_shifts,
+    calibration_batches,
+    calibration_key,
+    range_cache,
+    source_digest,
+)
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.findings import EVALUATION
 from taoq.pipeline.models import OpenedModel, reopen_float, start
 from taoq.pipeline.prepare import Checked, Prepared, plan_layers, prepare, without
-from taoq.pipeline.quantize import bias_shifts, calibration_batches, source_digest
 from taoq.quantization.backends.base import Calibrated, M
 from taoq.quantization.capability import check as check_section
 from taoq.quantization.dtypes import NATIVE
@@ -156,7 +162,7 @@ def calibrate(
     source = source_digest(prepared)
     macs = prepared.format.macs(prepared.model, experiment.example())
     batches = calibration_batches(prepared)
-    cache = range_cache(checked, batches, source.result()) if section.calibration.cache else None
+    cache = range_cache(prepared, batches, source)
     first = next(iter(plans.values()))
     ready = backend.calibrate(
         prepared.model, first, Feed(batches), section.backend_kwargs, device=prepared.device, cache=cache
@@ -165,7 +171,7 @@ def calibrate(
     plan = plans.get(_AS_WRITTEN, prepared.plan)
     evaluated = experiment.evaluation()
     seen = batches or evaluated  # weight-only quantization has no calibration images
-    key = calibration_key(checked, seen, source.result()) | {
+    key = calibration_key(prepared, seen, source) | {
         "device": prepared.device,
         "num_samples": str(num_samples),
         "bias correction": str(section.bias_correction),
