@@ -62,12 +62,12 @@ def test_the_unchanged_file_quantizes(taoq: Taoq, quantize: Quantize, onnx_file:
         ),
         pytest.param(
             lambda: change_file(lambda model: model.ClearField("opset_import")),
-            f"is no valid ONNX file: model with IR version >= 3 must specify opset_import for ONNX\n{EXPORT_AGAIN}",
+            f"is not a valid ONNX file: model with IR version >= 3 must specify opset_import for ONNX\n{EXPORT_AGAIN}",
             id="cut off behind the graph",
         ),
         pytest.param(
             lambda: change_file(lambda model: model.ClearField("ir_version")),
-            f"is no valid ONNX file: The model does not have an ir_version set properly.\n{EXPORT_AGAIN}",
+            f"is not a valid ONNX file: The model does not have an ir_version set properly.\n{EXPORT_AGAIN}",
             id="without a version",
         ),
     ],

@@ -81,7 +81,7 @@ def add_input(name: str, *sizes: int | str) -> Change:
         ),
         pytest.param(
             lambda model: model.graph.input[0].type.tensor_type.ClearField("shape"),
-            f"is no valid ONNX file: Field 'shape' of 'type' is required but missing.\n{EXPORT_AGAIN}",
+            f"is not a valid ONNX file: Field 'shape' of 'type' is required but missing.\n{EXPORT_AGAIN}",
             id="without a shape",
         ),
         pytest.param(
@@ -230,7 +230,7 @@ def test_a_graph_that_breaks_the_rules_of_onnx_is_refused(
     refused_by_all: RefusedByAll, change: Change, reason: str
 ) -> None:
     change_file(change)
-    assert refused_by_all() == (1, f"float.onnx: is no valid ONNX file: {reason}\n{EXPORT_AGAIN}")
+    assert refused_by_all() == (1, f"float.onnx: is not a valid ONNX file: {reason}\n{EXPORT_AGAIN}")
 
 
 def test_an_operator_that_onnxruntime_lacks_is_refused(onnx_file: Path, refused: Refused) -> None:

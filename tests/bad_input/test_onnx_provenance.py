@@ -117,7 +117,7 @@ def test_damaged_properties_of_a_file_are_refused(refused_by_all: RefusedByAll, 
     change_file(lambda model: setattr(model.metadata_props[0], "value", text))
     assert refused_by_all() == (
         1,
-        "float.onnx: what taoq wrote into it about itself is damaged\nhint: export it again\n",
+        "float.onnx: the metadata that taoq wrote into it is damaged\nhint: export it again\n",
     )
 
 

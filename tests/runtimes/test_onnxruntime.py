@@ -323,7 +323,7 @@ def test_a_file_that_is_no_whole_onnx_file_is_refused(tmp_path: Path, content: b
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if isinstance(content, str) else content)
     text = refusal(path, {"output": ("N", 2)})
-    assert text.startswith(f"{path}: is not an ONNX file") or text.startswith(f"{path}: is no valid ONNX file: ")
+    assert text.startswith(f"{path}: is not an ONNX file") or text.startswith(f"{path}: is not a valid ONNX file: ")
     assert text.endswith("\nhint: export it again, or copy it again: a part may be missing")
     assert text.count("\n") == 1
 

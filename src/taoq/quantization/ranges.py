@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 Ranges = Mapping[str, tuple[float, float]]
 """Calibrated minimum and maximum, by tensor name. Values outside of the range are clipped."""
 
+LEAST_RANGE = 1e-30
+"""Tensors with a smaller largest magnitude get a fixed scale: their own would underflow float32."""
 _WHERE = "quantize.calibration.cache"
 
 

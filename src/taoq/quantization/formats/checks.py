@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of measurements that all formats share."""
+"""Checks and messages about calibration data that all formats share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from taoq.errors import Fault, TaoqError, abbreviated
+
+NO_IMAGES = Fault("quantize.calibration", "there are no images", "give calibration images")
+NON_FINITE_HINT = "look for NaN or infinite values in the calibration images or in the checkpoint"
 
 
 def check_shifts(count: int, bad: Sequence[str]) -> None:
@@ -19,8 +22,7 @@ def check_shifts(count: int, bad: Sequence[str]) -> None:
         TaoqError: If there are no samples, or `bad` is not empty.
     """
     if not count:
-        raise TaoqError(Fault("quantize.calibration", "there are no images", "give calibration images"))
+        raise TaoqError(NO_IMAGES)
     if bad:
         what = f"the mean output of {abbreviated(bad)} is not a finite number"
-        hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
-        raise TaoqError(Fault("quantize.bias_correction", what, hint))
+        raise TaoqError(Fault("quantize.bias_correction", what, NON_FINITE_HINT))

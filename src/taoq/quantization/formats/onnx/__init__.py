@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs: read, write, look at, quantize, measure."""
+"""The ONNX model format: files, layers, Q/DQ nodes, bias correction and measurements."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Biases of the layers of an ONNX graph: what is added to an output, and how more is added to it."""
+"""Bias correction in ONNX graphs: add to the biases of layers, and read the correction back."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from taoq.quantization.formats.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
 from taoq.quantization.formats.onnx.layers import CONVOLUTIONS
 
 Shift = NDArray[np.float64]
-"""One number per output channel of a layer."""
+"""Value to add to a layer's output, one per output channel."""
 
 
 def add_shifts(graph: Graph, shifts: Mapping[str, Shift], *, integers: bool = False) -> Graph:
-    """Add to the outputs of layers, in place: to the bias that they have, else to a new one.
+    """Add to the outputs of layers, in place: to the existing bias or to a new one.
 
     Args:
         graph: The graph.
-        shifts: By layer.
-        integers: Whether a new bias is stored as int32 where input and weight are quantized.
+        shifts: Values to add, by layer name.
+        integers: Whether a new bias is stored as int32 if input and weight are quantized.
     """
     for name, shift in shifts.items():
         node = graph.nodes[name]
@@ -35,12 +35,15 @@ def add_shifts(graph: Graph, shifts: Mapping[str, Shift], *, integers: bool = Fa
 
 
 def changes_behind(reference: Graph, graph: Graph, layers: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """What the Add nodes behind layers add beyond those of the float graph, by layer; unchanged ones are left out.
+    """Return how much more the Add nodes after layers add than in the float graph, by layer name.
 
     Args:
         reference: The float graph.
         graph: The quantized graph.
         layers: Names of the layers.
+
+    Returns:
+        The differences, one value per output channel. Layers without a difference are left out.
     """
     changes = {}
     for name in layers:
@@ -56,9 +59,12 @@ def changes_behind(reference: Graph, graph: Graph, layers: Sequence[str]) -> dic
 
 
 def _added_behind(graph: Graph, node: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
-    """The Add of a constant that alone reads the output of a layer, and which of its inputs the constant is.
+    """Find the Add node that adds a constant to a layer's output and is the only reader of the output.
 
-    The output may be quantized in between, as onnxruntime's quantizer does.
+    Quantize and dequantize nodes in between are skipped: onnxruntime's quantizer inserts them.
+
+    Returns:
+        The node and the index of its constant input; None if there is no such node.
     """
     name = node.output[0]
     while graph.has_one_reader(name):
@@ -74,10 +80,10 @@ def _added_behind(graph: Graph, node: onnx.NodeProto) -> tuple[onnx.NodeProto, i
 
 
 def _add_to_bias(graph: Graph, node: onnx.NodeProto, shift: Shift, *, integers: bool) -> bool:
-    """Add to the bias input of a layer, which may be missing. Returns False if the bias is computed."""
+    """Add to the bias input of a layer, or create the bias. Return False if the bias is computed by another node."""
     beta = next((attribute for attribute in node.attribute if attribute.name == "beta"), None)
     if node.op_type == "Gemm" and beta is not None:
-        if beta.f == 0:  # the bias that is there is not added
+        if beta.f == 0:  # The existing bias has no effect: replace it.
             beta.f = 1.0
             graph.drop_inputs(node, 2)
         shift = shift / beta.f
@@ -89,7 +95,7 @@ def _add_to_bias(graph: Graph, node: onnx.NodeProto, shift: Shift, *, integers: 
         _replace(graph, node, 2, graph.values(name) + shift, np.float32)
     elif maker is not None and maker.input[0] in graph.tensors and graph.has_one_reader(name):
         stored, scale = graph.values(maker.input[0]), graph.values(maker.input[1])
-        # the scale is that of input times weight, far finer than what is added
+        # The scale of the bias is input scale times weight scale, so rounding the shift to it loses nothing relevant.
         _replace(graph, maker, 0, np.rint(stored + shift / scale), np.int32)
     else:
         return False
@@ -97,7 +103,7 @@ def _add_to_bias(graph: Graph, node: onnx.NodeProto, shift: Shift, *, integers: 
 
 
 def _add_behind(graph: Graph, node: onnx.NodeProto, shift: Shift) -> None:
-    """Add to the constant that is added to the output of a layer, or put such an Add behind it."""
+    """Add to the constant of the Add node after a layer, or insert such a node."""
     if node.op_type in CONVOLUTIONS:
         shift = shift.reshape(-1, *[1] * (_weight_rank(graph, node) - 2))
     added = _added_behind(graph, node)
@@ -107,13 +113,13 @@ def _add_behind(graph: Graph, node: onnx.NodeProto, shift: Shift) -> None:
         return
     output = node.output[0]
     uncorrected = graph.unused_name(f"{output}_uncorrected")
-    graph.rename_output(node, uncorrected)  # the Add takes the name, so all that read it read the sum
+    graph.rename_output(node, uncorrected)  # The new Add takes over the name, so every reader gets the sum.
     constant = _store_new(graph, node, shift, np.float32)
     graph.add_node("Add", [uncorrected, constant], output, graph.unused_name(f"{node.name}/bias_correction"))
 
 
 def _give_bias(graph: Graph, node: onnx.NodeProto, shift: Shift, *, integers: bool) -> None:
-    """Give a layer without a bias one."""
+    """Create the bias of a layer that has none."""
     graph.drop_inputs(node, 2)
     makers = [graph.dequantizer(name) for name in node.input[:2]]
     if not integers or makers[0] is None or makers[1] is None:
@@ -140,7 +146,7 @@ def _weight_rank(graph: Graph, node: onnx.NodeProto) -> int:
 def _replace(
     graph: Graph, node: onnx.NodeProto, index: int, values: Shift, dtype: type[np.float32] | type[np.int32]
 ) -> None:
-    """Let a node read other values than a stored tensor: those replace it if nothing else reads it."""
+    """Replace an initializer that a node reads. If it has other readers, give the node an initializer of its own."""
     name = node.input[index]
     if graph.has_one_reader(name):
         graph.store(name, _as_stored(values, dtype))

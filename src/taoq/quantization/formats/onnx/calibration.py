@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What running a graph on calibration data needs, whichever library looks at its tensors."""
+"""Run a graph on calibration data: batches, session options and checks that all ONNX backends share."""
 
 from __future__ import annotations
 
@@ -11,58 +11,59 @@ import onnxruntime
 
 from taoq.errors import Fault, TaoqError, abbreviated
 from taoq.network import Inputs
+from taoq.quantization.formats.checks import NO_IMAGES, NON_FINITE_HINT
 from taoq.quantization.formats.onnx.inputs import Arrays, GraphInput, arrays_of, filled, fixed_batch, pieces
 from taoq.quantization.ranges import Ranges
 
-onnxruntime.set_default_logger_severity(4)  # what it prints of an error, it also raises
+onnxruntime.set_default_logger_severity(4)  # onnxruntime raises every error that it logs.
 
 ENTROPY_BINS = 512
-"""Of the histogram that entropy cuts. With onnxruntime's 128, for 128 steps, there is only one range to choose: all."""
-_SessionOptions = onnxruntime.SessionOptions  # a backend may replace the name for a while
-_AT_ONCE, _AT_ONCE_ENTROPY = 8, 2
-"""Samples that a graph of any batch size gets at once; histograms need copies of all its activations."""
+"""Bins of the histogram of entropy calibration. onnxruntime's default of 128 bins equals the number of quantization
+steps, which leaves only the full range to choose."""
+_SessionOptions = onnxruntime.SessionOptions  # modelopt.onnx replaces `onnxruntime.SessionOptions` by `lean_options`.
+_MAX_BATCH, _MAX_BATCH_ENTROPY = 8, 2
+"""Largest batch for a graph of any batch size. Histograms need copies of all activations."""
 
 
-def feeds(wanted: Sequence[GraphInput], batches: Iterable[Inputs], *, entropy: bool = False) -> Iterator[Arrays]:
-    """Batches of a graph's size, with few samples in memory at a time.
+def feeds(inputs: Sequence[GraphInput], batches: Iterable[Inputs], *, entropy: bool = False) -> Iterator[Arrays]:
+    """Yield calibration data in batches of the size that a graph takes, or in small batches if it takes any size.
 
     Args:
-        wanted: The inputs of the graph.
+        inputs: The inputs of the graph.
         batches: Calibration data.
-        entropy: Whether histograms are made of it.
+        entropy: Whether histograms are computed from the activations.
 
     Raises:
-        TaoqError: There is no data, or it has NaN or infinite values: libraries would calibrate nonsense from them.
+        TaoqError: If there is no data, or it has NaN or infinite values, with which libraries compute useless ranges.
     """
     empty = True
-    size, at_once = fixed_batch(wanted), _AT_ONCE_ENTROPY if entropy else _AT_ONCE
-    for inputs in batches:
-        arrays = arrays_of(inputs, wanted)
+    size, largest = fixed_batch(inputs), _MAX_BATCH_ENTROPY if entropy else _MAX_BATCH
+    for batch in batches:
+        arrays = arrays_of(batch, inputs)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             what = "the calibration images have values that are not finite"
             raise TaoqError(Fault("quantize.calibration", what, "look at the normalisation of the dataset section"))
-        for piece in (piece for piece, _ in filled(arrays, size)) if size else pieces(arrays, at_once):
+        for piece in (piece for piece, _ in filled(arrays, size)) if size else pieces(arrays, largest):
             empty = False
             yield piece
     if empty:
-        raise TaoqError(Fault("quantize.calibration", "there are no images", "give calibration images"))
+        raise TaoqError(NO_IMAGES)
 
 
 def check_ranges(ranges: Ranges) -> None:
-    """Refuse ranges that no scale can be made of.
+    """Refuse ranges that are not finite.
 
     Raises:
-        TaoqError: One is not finite.
+        TaoqError: If a range is not finite.
     """
     bad = [name for name, (low, high) in ranges.items() if not (np.isfinite(low) and np.isfinite(high))]
     if bad:
-        hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
         what = f"the calibration range of {abbreviated(bad)} is not a finite number"
-        raise TaoqError(Fault("quantize.calibration", what, hint))
+        raise TaoqError(Fault("quantize.calibration", what, NON_FINITE_HINT))
 
 
 def lean_options() -> Any:
-    """Session options that give memory back after a batch: onnxruntime would keep it, and plan a second block."""
+    """Return session options that free memory after each batch instead of keeping it in an arena."""
     options = _SessionOptions()
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A torch network as an ONNX graph: standard operators, constants folded, nodes named by the module they come from."""
+"""Export a torch network as an ONNX graph of standard operators, with nodes named after the modules they come from."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from taoq.quantization.formats.torch.call import arguments, every_layer_called
 from taoq.quantization.library import library_output, replaced
 
 OPSETS = (9, 23)
-"""The first and last opset that torch 2.10's exporter writes; before 9, weights are inputs."""
-_SEPARATOR = ":"  # in no module name, and torch's exporter leaves it as it is
+"""First and last supported opset. torch 2.10's exporter writes up to 23; below 9 it makes weights graph inputs."""
+_SEPARATOR = ":"  # Does not occur in module names, and torch's exporter does not change it.
 
 
 def export_graph(
@@ -38,26 +38,26 @@ def export_graph(
 ) -> Graph:
     """Trace a network in eval mode.
 
-    A node is called `/layer1/0/conv1/Conv` if it comes from the module `layer1.0.conv1`, and `..._1` if that module has
-    more than one of its kind.
+    A Conv node of the module `layer1.0.conv1` is named `/layer1/0/conv1/Conv`. Further nodes of the same type in that
+    module get the suffixes `_1`, `_2`, ...
 
     Args:
         model: The network, on the device of the inputs.
         inputs: An example of each input, by name.
         outputs: Names of the outputs.
         opset: Version of the standard operators.
-        dynamic: Whether the batch may be of any size; else it is that of the example.
-        fold: Whether batch norms are folded into the convolution in front of them.
-        verbose: Whether what the exporter prints is logged as information; else for log.txt alone.
+        dynamic: Whether the batch may have any size; otherwise it has the size of the example.
+        fold: Whether to fold batch norms into the preceding convolutions.
+        verbose: Whether to log the exporter's output at level INFO; otherwise at level DEBUG.
 
     Raises:
-        SpecError: The network cannot be written with this opset.
+        SpecError: If the network cannot be exported with this opset.
     """
     axes = {name: {0: "batch"} for name in [*inputs, *outputs]} if dynamic else None
     with (
         tempfile.TemporaryDirectory() as folder,
         library_output(logging.INFO if verbose else logging.DEBUG),
-        every_layer_called(),  # the fused path of nn.TransformerEncoderLayer is one operator that no other runtime has
+        every_layer_called(),  # The fused path of nn.TransformerEncoderLayer is an operator of torch, not of ONNX.
         _full_scopes(model),
     ):
         path = Path(folder, "traced.onnx")
@@ -70,25 +70,26 @@ def export_graph(
                 output_names=list(outputs),
                 dynamic_axes=axes,
                 opset_version=opset,
-                dynamo=False,  # the newer exporter freezes the batch of detectors
+                dynamo=False,  # The dynamo exporter fixes the batch size of detectors.
                 do_constant_folding=True,
                 verbose=verbose,
                 training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
             )
         except (torch.onnx.errors.UnsupportedOperatorError, ValueError) as error:
             what = f"the network cannot be written with opset {opset}: {first_line(error)}"
-            raise SpecError(Fault("export.opset_version", what, "write 17, which every network here takes")) from error
+            hint = "write 17, which every network here takes"
+            raise SpecError(Fault("export.opset_version", what, hint)) from error
         surgeon = onnx_graphsurgeon.import_onnx(onnx.load(str(path)))
     surgeon.fold_constants().cleanup().toposort()
     result: onnx.ModelProto = onnx_graphsurgeon.export_onnx(surgeon)
     _rename(result.graph, {name for name, _ in model.named_modules()})
-    _name_batch(result.graph, dynamic=dynamic)
+    _set_output_shapes(result.graph, dynamic=dynamic)
     return Graph(result)
 
 
 @contextlib.contextmanager
 def _full_scopes(model: nn.Module) -> Iterator[None]:
-    """Let torch's exporter see whole module names: it takes the last part, which is not unique."""
+    """Make torch's exporter use full module names: it takes the part after the last dot, which is not unique."""
     named = list(model.named_modules())
 
     def named_modules(*_: object, **__: object) -> Iterator[tuple[str, nn.Module]]:
@@ -99,14 +100,14 @@ def _full_scopes(model: nn.Module) -> Iterator[None]:
 
 
 def _rename(graph: onnx.GraphProto, modules: set[str]) -> None:
-    """Names of nodes, of what they compute, and of weights that the exporter numbered."""
+    """Rename nodes, their outputs, and the weights that the exporter numbered."""
     counts: Counter[str] = Counter()
     values: dict[str, str] = {}
     outputs = {value.name for value in graph.output}
     initializers = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         scope = node.name.rpartition("/")[0].rpartition("/")[2].replace(_SEPARATOR, ".")
-        if scope not in modules:  # `..._1`: the module is called again
+        if scope not in modules:  # The exporter appends `_1` when a module is called again.
             scope = scope.rpartition("_")[0]
         stem = "/" + "/".join([*filter(None, scope.split(".")), node.op_type])
         number = counts[stem]
@@ -116,25 +117,26 @@ def _rename(graph: onnx.GraphProto, modules: set[str]) -> None:
             if name and name not in outputs:
                 values[name] = f"{node.name}_output_{index}"
         for index, name in enumerate(node.input):
-            if name in initializers and name.startswith(("onnx::", "/")):  # no parameter, but computed from some
+            if name in initializers and name.startswith(("onnx::", "/")):  # Not a parameter, but folded from some.
                 values.setdefault(name, f"{node.name}_input_{index}")
     for node in graph.node:
         node.input[:] = [values.get(name, name) for name in node.input]
         node.output[:] = [values.get(name, name) for name in node.output]
     for tensor in graph.initializer:
         tensor.name = values.get(tensor.name, tensor.name)
-    del graph.value_info[:]  # under the old names, and known from shape inference
+    del graph.value_info[:]  # It has the old names, and shape inference can restore it.
 
 
-def _name_batch(graph: onnx.GraphProto, *, dynamic: bool) -> None:
-    """Keep the sizes of outputs that are known; the exporter invents names for those it does not see."""
-    if byte_size(onnx.helper.make_model(graph)) >= LARGEST:
-        return  # shape inference takes models that protobuf can copy
-    inferred = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph), strict_mode=False, data_prop=True)
-    for value, seen in zip(graph.output, inferred.graph.output, strict=True):
-        for index, dim in enumerate(value.type.tensor_type.shape.dim):
-            known = seen.type.tensor_type.shape.dim[index]
+def _set_output_shapes(graph: onnx.GraphProto, *, dynamic: bool) -> None:
+    """Name the batch axis of outputs, and set sizes that shape inference finds: the exporter invents names for some."""
+    model = onnx.helper.make_model(graph)
+    if byte_size(model) >= LARGEST:
+        return  # Shape inference serializes the model, which protobuf limits to 2 GB.
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+    for output, inferred_output in zip(graph.output, inferred.graph.output, strict=True):
+        for index, dim in enumerate(output.type.tensor_type.shape.dim):
+            inferred_dim = inferred_output.type.tensor_type.shape.dim[index]
             if index == 0 and dynamic:
                 dim.dim_param = "batch"
-            elif known.HasField("dim_value"):
-                dim.dim_value = known.dim_value
+            elif inferred_dim.HasField("dim_value"):
+                dim.dim_value = inferred_dim.dim_value

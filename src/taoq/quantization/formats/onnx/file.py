@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX files: read with two-line errors, write whole, and what taoq's export keeps in one about itself."""
+"""Read and write ONNX files, and the metadata that taoq's export stores in them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from taoq.files import weights_beside
 from taoq.plain import JsonMapping
 from taoq.quantization.formats.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
 
-SUFFIX = ".onnx"
 LARGEST = 2**31 - 2**20
-"""Size of the largest file without external weights, bytes: protobuf ends at 2 GB."""
+"""Largest size of a file without external weights, bytes. The limit of protobuf is 2 GB."""
 _PROPERTY = "taoq"
 
 
 def read_graph(path: Path) -> Graph:
-    """Read a file with its weights, and check it.
+    """Read a file with its weights and check it.
 
     Raises:
-        TaoqError: It is missing, damaged or no ONNX file, or its external weights are missing.
+        TaoqError: If the file is missing, damaged or not an ONNX file, or if its external weights are missing.
     """
     if not path.is_file():
         what = "is a folder, not an ONNX file" if path.is_dir() else "there is no such file"
@@ -38,33 +37,34 @@ def read_graph(path: Path) -> Graph:
     if not model.graph.node:
         raise TaoqError(Fault(str(path), "is not an ONNX file: it has no graph", hint))
     if not all(isinstance(name, str) for node in model.graph.node for name in (node.name, *node.input, *node.output)):
-        raise TaoqError(Fault(str(path), "is no valid ONNX file: a name in it is no text", hint))
+        raise TaoqError(Fault(str(path), "is not a valid ONNX file: a name in it is not text", hint))
     external = _external_files(model)
-    copy = f"copy {', '.join(sorted(external))} beside it"
+    copy_hint = f"copy {', '.join(sorted(external))} beside it"
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model if byte_size(model) < LARGEST else str(path))
     except onnx.checker.ValidationError as error:
         if _external_files(model):
             what = f"its weights beside it cannot be read: {first_line(error)}"
-            raise TaoqError(Fault(str(path), what, copy)) from None
-        raise TaoqError(Fault(str(path), f"is no valid ONNX file: {first_line(error)}", hint)) from None
+            raise TaoqError(Fault(str(path), what, copy_hint)) from None
+        raise TaoqError(Fault(str(path), f"is not a valid ONNX file: {first_line(error)}", hint)) from None
     except (OSError, ValueError) as error:
-        raise TaoqError(Fault(str(path), f"its weights beside it cannot be read: {first_line(error)}", copy)) from None
+        what = f"its weights beside it cannot be read: {first_line(error)}"
+        raise TaoqError(Fault(str(path), what, copy_hint)) from None
     return Graph(model)
 
 
 def write_graph(graph: Graph, path: Path, *, external: bool = False) -> None:
-    """Write a file; weights go into one file beside it if the model is too large for one file, or on request.
+    """Write a graph to a file. A model above 2 GB gets its weights in a second file beside it.
 
     Args:
         graph: The graph, with its weights.
-        path: The file; it must not exist.
-        external: Whether the weights go beside it whatever its size.
+        path: The file; must not exist.
+        external: Whether to write the weights to a second file regardless of the size.
     """
     model = graph.model
     if external or byte_size(model) >= LARGEST:
-        # onnx moves the weights out of the model that it is given
+        # `onnx.save` removes the weights from the model; load them back.
         onnx.save(model, str(path), save_as_external_data=True, location=weights_beside(path).name, size_threshold=1024)
         onnx.load_external_data_for_model(model, str(path.parent))
         return
@@ -73,45 +73,44 @@ def write_graph(graph: Graph, path: Path, *, external: bool = False) -> None:
 
 
 def byte_size(model: onnx.ModelProto) -> int:
-    """Size of a model with its weights, bytes; protobuf itself cannot count beyond 2 GB."""
+    """Return the size of a model with its weights, bytes. `ModelProto.ByteSize` fails above 2 GB."""
     return sum(int(tensor.ByteSize()) for tensor in model.graph.initializer) + sum(
         int(node.ByteSize()) for node in model.graph.node
     )
 
 
 def is_quantized(graph: Graph) -> bool:
-    """Whether a graph has quantized tensors."""
+    """Return whether a graph has quantized tensors."""
     return any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in graph.proto.node)
 
 
 def has_float8(graph: Graph) -> bool:
-    """Whether any stored tensor of a graph is FP8."""
+    """Return whether any initializer of a graph is FP8."""
     kinds = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
     return any(tensor.data_type in kinds for tensor in graph.proto.initializer)
 
 
 def read_properties(graph: Graph, path: Path) -> JsonMapping | None:
-    """What taoq's export wrote into a file: task, source, spec, taoq. None in another exporter's file.
+    """Return the metadata of taoq's export: task, source, spec, taoq; None for a file of another exporter.
 
     Raises:
-        TaoqError: It is damaged.
+        TaoqError: If the metadata is damaged.
     """
     for entry in graph.model.metadata_props:
         if entry.key == _PROPERTY:
             try:
-                found = json.loads(entry.value)
-                kinds = {"taoq": str, "task": str, "source": dict, "spec": dict}
-                if all(isinstance(found[name], kind) for name, kind in kinds.items()):
-                    return dict(found)
+                properties = json.loads(entry.value)
+                types = {"taoq": str, "task": str, "source": dict, "spec": dict}
+                if all(isinstance(properties[name], type_) for name, type_ in types.items()):
+                    return dict(properties)
             except (ValueError, KeyError, TypeError, RecursionError):
                 pass
-            what = "what taoq wrote into it about itself is damaged"
-            raise TaoqError(Fault(str(path), what, "export it again"))
+            raise TaoqError(Fault(str(path), "the metadata that taoq wrote into it is damaged", "export it again"))
     return None
 
 
 def write_properties(graph: Graph, properties: Mapping[str, object]) -> None:
-    """Keep in a graph what `read_properties` reads."""
+    """Store metadata in a graph, for `read_properties`."""
     model = graph.model
     kept = [entry for entry in model.metadata_props if entry.key != _PROPERTY]
     del model.metadata_props[:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX as a format of models."""
+"""The ONNX model format."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ class OnnxFormat:
     name = "onnx"
 
     def read(self, path: str, build: Callable[[str | None], nn.Module]) -> Graph:
-        """Read a graph from a file, and check it."""
+        """Read a graph from a file and check it."""
         return read_graph(Path(path))
 
     def is_quantized(self, model: Graph) -> bool:
-        """Whether it has quantized tensors."""
+        """Return whether the graph has quantized tensors."""
         return is_quantized(model)
 
     def properties(self, model: Graph, path: str) -> JsonMapping | None:
-        """What taoq's export wrote into the file."""
+        """Return the metadata that taoq's export wrote into the file."""
         return read_properties(model, Path(path))
 
     def prepare(self, model: Graph, path: str) -> Graph:
-        """Every node named, constants stored as tensors, opset 19 at least."""
+        """Name every node, store constants as initializers and convert to opset 19 or later."""
         return prepare(model, path)
 
     def size(self, model: Graph) -> int:
-        """Size of the graph with its weights, bytes."""
+        """Return the size of the graph with its weights, bytes."""
         return byte_size(model.model)
 
     def digest(self, model: Graph) -> str:
-        """SHA-256 of the model."""
+        """Return the SHA-256 of the serialized model."""
         return hashlib.sha256(model.model.SerializeToString(deterministic=True)).hexdigest()
 
     def macs(self, model: Graph, inputs: Inputs) -> Mapping[str, int]:
-        """Multiply-accumulates of the layers, for one sample."""
+        """Return the multiply-accumulates of each layer, for one sample."""
         return measures.macs(model, inputs)
 
     def layer_errors(
@@ -67,13 +67,13 @@ class OnnxFormat:
         *,
         device: str,
     ) -> Mapping[str, LayerError]:
-        """Errors of quantized layers."""
+        """Return the errors of quantized layers."""
         return measures.layer_errors(reference, model, names, batches)
 
     def bias_shifts(
         self, reference: Graph, model: Graph, names: Sequence[str], batches: Iterable[Inputs], *, device: str
     ) -> Mapping[str, NDArray[np.float64]]:
-        """How much quantization shifts the mean output of layers."""
+        """Return the shifts of the mean outputs of quantized layers."""
         return measures.bias_shifts(reference, model, names, batches)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one view of an ONNX graph: its nodes and tensors by name, and the edits that quantization makes."""
+"""An indexed view of an ONNX graph: nodes and tensors by name, and the edits that quantization makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 class Graph:
-    """A model and its graph, indexed by name. Edit it through its methods: they keep the index right."""
+    """An ONNX model with an index of its graph. Edit it through its methods: they keep the index up to date."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -24,22 +24,22 @@ class Graph:
 
     @property
     def proto(self) -> onnx.GraphProto:
-        """The graph itself."""
+        """The graph of the model."""
         return self.model.graph
 
     @functools.cached_property
     def nodes(self) -> dict[str, onnx.NodeProto]:
-        """Nodes by name; in a prepared graph each node has a name of its own."""
+        """Nodes by name. Names are unique in a prepared graph (`layers.prepare`)."""
         return {node.name: node for node in self.proto.node}
 
     @functools.cached_property
     def makers(self) -> dict[str, onnx.NodeProto]:
-        """The node that computes a tensor, by the tensor's name."""
+        """The node that computes each tensor, by tensor name."""
         return {name: node for node in self.proto.node for name in node.output}
 
     @functools.cached_property
     def readers(self) -> dict[str, list[onnx.NodeProto]]:
-        """The nodes that read a tensor, once for each of their inputs that is the tensor."""
+        """The nodes that read each tensor, by tensor name; a node that reads a tensor twice is listed twice."""
         readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.proto.node:
             for name in node.input:
@@ -48,48 +48,53 @@ class Graph:
 
     @functools.cached_property
     def tensors(self) -> dict[str, onnx.TensorProto]:
-        """Stored tensors (initializers) by name."""
+        """Initializers by name."""
         return {tensor.name: tensor for tensor in self.proto.initializer}
 
     @functools.cached_property
     def read_outside(self) -> set[str]:
-        """Tensors that something else than a node of the graph reads: outputs, and what branches and loops read."""
+        """Names of tensors that are graph outputs, or that subgraphs (branches and loops) read."""
         return {value.name for value in self.proto.output} | names_read_inside(self.proto)
 
     @property
     def output_shapes(self) -> dict[str, list[int | None]]:
-        """Shapes of the outputs as the file declares them; None for an unknown size."""
+        """Declared shapes of the outputs, by name; None for an unknown size."""
         return {
             value.name: [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
             for value in self.proto.output
         }
 
     def values(self, name: str) -> NDArray[np.float64]:
-        """Values of a stored tensor."""
+        """Return the values of an initializer as float64."""
         return numpy_helper.to_array(self.tensors[name]).astype(np.float64)
 
     def scalar(self, name: str) -> float:
-        """The one value of a stored tensor."""
+        """Return the value of an initializer with one element."""
         return float(self.values(name))
 
     def maker(self, name: str, *, through_casts: bool = False) -> onnx.NodeProto | None:
-        """The node that computes a tensor; None for an input or a stored tensor."""
+        """Return the node that computes a tensor, or None for a graph input or an initializer.
+
+        Args:
+            name: Name of the tensor.
+            through_casts: Whether to skip Cast nodes and return the node before them.
+        """
         node = self.makers.get(name)
         while through_casts and node is not None and node.op_type == "Cast":
             node = self.makers.get(node.input[0])
         return node
 
     def dequantizer(self, name: str) -> onnx.NodeProto | None:
-        """The DequantizeLinear node that computes a tensor; None if another node does, or none."""
+        """Return the DequantizeLinear node that computes a tensor, or None if no such node does."""
         node = self.maker(name)
         return node if node is not None and node.op_type == DEQUANTIZE else None
 
     def has_one_reader(self, name: str) -> bool:
-        """Whether exactly one input of one node reads a tensor, and nothing else does."""
+        """Return whether a tensor is read exactly once, by an input of one node."""
         return len(self.readers.get(name, [])) == 1 and name not in self.read_outside
 
     def unused_name(self, stem: str) -> str:
-        """`stem`, or `stem_1`, ..., if a node or a tensor has that name."""
+        """Return `stem`, or the first of `stem_1`, `stem_2`, ... that no node and no tensor has."""
         name, number = stem, 0
         while name in self.makers or name in self.tensors or name in self.nodes:
             number += 1
@@ -97,13 +102,13 @@ class Graph:
         return name
 
     def copy(self) -> Graph:
-        """A copy that can be edited."""
+        """Return a deep copy."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         return Graph(model)
 
     def store(self, name: str, values: ArrayLike) -> str:
-        """Store a tensor, or replace the stored tensor of this name. Returns the name."""
+        """Add an initializer, or replace the one of this name. Return the name."""
         tensor = self.tensors.get(name)
         if tensor is None:
             tensor = self.tensors[name] = self.proto.initializer.add()
@@ -111,14 +116,14 @@ class Graph:
         return name
 
     def store_copy(self, tensor: onnx.TensorProto, name: str) -> str:
-        """Store a copy of a tensor under another name. Returns the name."""
+        """Add a copy of a tensor as an initializer with another name. Return the name."""
         copy = self.tensors[name] = self.proto.initializer.add()
         copy.CopyFrom(tensor)
         copy.name = name
         return name
 
     def set_input(self, node: onnx.NodeProto, index: int, name: str) -> None:
-        """Let a node read another tensor; `index` may be one behind its last input."""
+        """Replace an input of a node, or append one if `index` is the number of inputs."""
         if index == len(node.input):
             node.input.append(name)
         else:
@@ -127,13 +132,13 @@ class Graph:
         self.readers.setdefault(name, []).append(node)
 
     def drop_inputs(self, node: onnx.NodeProto, start: int) -> None:
-        """Take the inputs from `start` on away from a node."""
+        """Remove the inputs of a node from index `start` on."""
         for name in node.input[start:]:
             self._forget_reader(name, node)
         del node.input[start:]
 
     def rename_output(self, node: onnx.NodeProto, name: str) -> None:
-        """Let a node's first output have another name; whatever read the old name reads nothing until it is made."""
+        """Rename the first output of a node. Readers keep the old name, which the caller must define again."""
         del self.makers[node.output[0]]
         node.output[0] = name
         self.makers[name] = node
@@ -146,14 +151,14 @@ class Graph:
         name: str = "",
         attributes: Mapping[str, int] | None = None,
     ) -> None:
-        """Add a node with one output. `close` puts it behind what it reads.
+        """Add a node with one output. It becomes part of the graph when `close` is called.
 
         Args:
-            op_type: Its operator.
+            op_type: Operator.
             inputs: Names of the tensors that it reads.
             output: Name of the tensor that it computes.
-            name: Its name; without it `<output>/<op_type>`.
-            attributes: Attributes of the operator.
+            name: Name of the node; default: `<output>/<op_type>`.
+            attributes: Integer attributes of the operator.
         """
         node = make_node(op_type, list(inputs), [output], name or f"{output}/{op_type}")
         node.attribute.extend(make_attribute(key, value) for key, value in (attributes or {}).items())
@@ -163,7 +168,10 @@ class Graph:
             self.readers.setdefault(read, []).append(node)
 
     def close(self) -> None:
-        """Put added nodes right behind the node that computes what they read; those of stored tensors go first."""
+        """Insert the added nodes: each right after the node that computes its first input that is no initializer.
+
+        Nodes that read only initializers go first.
+        """
         if not self._added:
             return
         waiting: dict[str, list[onnx.NodeProto]] = {}
@@ -180,7 +188,7 @@ class Graph:
         self._forget()
 
     def drop_unread_tensors(self) -> None:
-        """Take out stored tensors that nothing reads."""
+        """Remove initializers that nothing reads."""
         read = names_read(self.proto) | {value.name for value in self.proto.output}
         kept = [tensor for tensor in self.proto.initializer if tensor.name in read]
         del self.proto.initializer[:]
@@ -192,13 +200,13 @@ class Graph:
         del readers[next(index for index, reader in enumerate(readers) if reader is node)]
 
     def _forget(self) -> None:
-        """Index again when it is needed: `extend` copied nodes or tensors."""
+        """Drop the index. It refers to the old protos, since `extend` copies nodes and tensors."""
         for name in ("nodes", "makers", "readers", "tensors", "read_outside"):
             self.__dict__.pop(name, None)
 
 
 def _behind(name: str, waiting: dict[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
-    """The added nodes that read a tensor, each followed by those that read what it computes."""
+    """Pop the nodes that wait for a tensor, each followed by the nodes that wait for its outputs."""
     return [
         ready
         for node in waiting.pop(name, [])
@@ -207,12 +215,12 @@ def _behind(name: str, waiting: dict[str, list[onnx.NodeProto]]) -> list[onnx.No
 
 
 def names_read(graph: onnx.GraphProto) -> set[str]:
-    """Names of the tensors that nodes read, including those in branches and loops."""
+    """Return the names of the tensors that nodes read, including the nodes of subgraphs."""
     return {name for node in graph.node for name in node.input} | names_read_inside(graph)
 
 
 def names_read_inside(graph: onnx.GraphProto) -> set[str]:
-    """Names that the branches and loops of a graph read, their own or the graph's."""
+    """Return the names of the tensors that the subgraphs (branches and loops) of a graph read, inner and outer ones."""
     return {
         name
         for node in graph.node
@@ -223,10 +231,10 @@ def names_read_inside(graph: onnx.GraphProto) -> set[str]:
 
 
 def attribute_of(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node."""
+    """Return an integer attribute of a node."""
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """Version of the standard operators."""
+    """Return the version of the standard operators."""
     return max(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

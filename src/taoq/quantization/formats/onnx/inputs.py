@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of a graph: what they take, and batches fed to them."""
+"""The inputs of a graph: their shapes and types, and conversion of batches to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taoq.network import Inputs, format_shape
 from taoq.quantization.formats.onnx.graph import Graph
 
 Arrays = dict[str, NDArray[Any]]
-"""What onnxruntime is fed: arrays by the name of the graph's input."""
+"""A batch for onnxruntime: arrays by name of the graph input."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class GraphInput:
     """An input of a graph.
 
     Attributes:
-        name: Its name.
-        shape: A size for each axis; None for any size.
-        dtype: numpy dtype.
+        name: Name of the input.
+        shape: Size of each axis; None for any size.
+        dtype: numpy dtype of the input.
     """
 
     name: str
@@ -40,38 +40,38 @@ class GraphInput:
 
 
 def graph_inputs(graph: Graph, where: str) -> tuple[GraphInput, ...]:
-    """The inputs of a graph, in order; stored tensors that old exporters list among them are left out.
+    """Return the inputs of a graph, in order, without the initializers that old exporters list as inputs.
 
     Args:
         graph: The graph.
-        where: Its file, for messages.
+        where: File of the graph, for messages.
 
     Raises:
-        TaoqError: There is none, one is no tensor of a known type, or their batches differ.
+        TaoqError: If the graph has no inputs, an input is not a tensor of a known type, or the batch sizes differ.
     """
-    found = []
+    inputs = []
     for value in graph.proto.input:
         if value.name in graph.tensors:
             continue
         tensor = value.type.tensor_type
         if tensor.elem_type not in onnx.TensorProto.DataType.values() or not tensor.elem_type:
-            what = f"its input '{value.name}' is no tensor of a known type"
+            what = f"its input '{value.name}' is not a tensor of a known type"
             raise TaoqError(Fault(where, what, "export the network with tensors as inputs"))
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
         if shape and shape[0] is not None and shape[0] < 1:
             what = f"its input '{value.name}' has a batch of {shape[0]}"
             raise TaoqError(Fault(where, what, "export it with a batch of 1 or more, or a dynamic one"))
-        found.append(GraphInput(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
-    if not found:
+        inputs.append(GraphInput(value.name, shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)))
+    if not inputs:
         raise TaoqError(Fault(where, "has no inputs", "export the network with its inputs"))
-    if len({entry.shape[0] for entry in found if entry.shape}) > 1:
-        batches = ", ".join(f"'{entry.name}' {entry.dtype} {format_shape(entry.shape)}" for entry in found)
+    if len({entry.shape[0] for entry in inputs if entry.shape}) > 1:
+        batches = ", ".join(f"'{entry.name}' {entry.dtype} {format_shape(entry.shape)}" for entry in inputs)
         raise TaoqError(Fault(where, f"its inputs have different batches: {batches}", "export it with one batch size"))
-    return tuple(found)
+    return tuple(inputs)
 
 
 def fixed_batch(inputs: Sequence[GraphInput]) -> int | None:
-    """The number of samples that a graph always takes; None for any number."""
+    """Return the batch size that a graph requires; None for any size."""
     return inputs[0].shape[0] if inputs[0].shape else None
 
 
@@ -80,11 +80,11 @@ def check_inputs(inputs: Sequence[GraphInput], example: Inputs, where: str) -> N
 
     Args:
         inputs: The graph's inputs.
-        example: Tensors as the data has them.
-        where: The graph's file, for the message.
+        example: An example batch of the data.
+        where: File of the graph, for messages.
 
     Raises:
-        TaoqError: The number of inputs, a shape or a kind of number differs.
+        TaoqError: If the number of inputs, a rank, a size or the kind of dtype (float or integer) differs.
     """
     if len(inputs) != len(example):
         names = ", ".join(entry.name for entry in inputs)
@@ -94,10 +94,10 @@ def check_inputs(inputs: Sequence[GraphInput], example: Inputs, where: str) -> N
         same_rank = len(entry.shape) == tensor.ndim
         sizes = zip(entry.shape[1:], tensor.shape[1:], strict=False)
         same_kind = (entry.dtype.kind == "f") == tensor.is_floating_point()
-        if not same_rank or not same_kind or any(size not in (None, given) for size, given in sizes):
+        if not same_rank or not same_kind or any(size not in (None, data_size) for size, data_size in sizes):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            given = format_shape(["N", *tensor.shape[1:]])
-            what = f"its input '{entry.name}' is {entry}, the data is {dtype} {given}"
+            data_shape = format_shape(["N", *tensor.shape[1:]])
+            what = f"its input '{entry.name}' is {entry}, the data is {dtype} {data_shape}"
             hint = "export the network for inputs like the data"
             if same_rank and same_kind:
                 hint = f"set the input size of the data to that of the file, or {hint}"
@@ -105,28 +105,29 @@ def check_inputs(inputs: Sequence[GraphInput], example: Inputs, where: str) -> N
 
 
 def zeros(inputs: Sequence[GraphInput]) -> Inputs | None:
-    """One sample of zeros for each input; None if a size besides that of the batch is unknown."""
+    """Return one sample of zeros for each input; None if a size other than the batch size is unknown."""
     if any(size is None for entry in inputs for size in entry.shape[1:]):
         return None
     return {entry.name: torch.from_numpy(np.zeros((1, *entry.shape[1:]), entry.dtype)) for entry in inputs}
 
 
-def arrays_of(inputs: Inputs, wanted: Sequence[GraphInput]) -> Arrays:
-    """A batch as arrays of the types that a graph takes; by name if the names agree, else in order."""
-    ordered = zip(wanted, _in_order(wanted, inputs), strict=True)
-    return {entry.name: tensor.numpy().astype(entry.dtype, copy=False) for entry, tensor in ordered}
+def arrays_of(batch: Inputs, inputs: Sequence[GraphInput]) -> Arrays:
+    """Convert a batch to arrays of a graph's input types; matched by name if the names agree, otherwise by order."""
+    pairs = zip(inputs, _in_order(inputs, batch), strict=True)
+    return {entry.name: tensor.numpy().astype(entry.dtype, copy=False) for entry, tensor in pairs}
 
 
 def pieces(arrays: Arrays, size: int) -> Iterator[Arrays]:
-    """A batch cut into batches of at most `size` samples."""
+    """Split a batch into batches of at most `size` samples."""
     for start in range(0, samples(arrays), size):
         yield {name: array[start : start + size] for name, array in arrays.items()}
 
 
 def filled(arrays: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:
-    """A batch cut into batches of exactly `size` samples, and how many samples of each count.
+    """Split a batch into batches of exactly `size` samples. The last one is padded by repeating its samples.
 
-    The last one is filled up with its own samples.
+    Yields:
+        A batch and the number of its samples that are not padding.
     """
     for piece in pieces(arrays, size):
         count = samples(piece)
@@ -136,10 +137,10 @@ def filled(arrays: Arrays, size: int) -> Iterator[tuple[Arrays, int]]:
 
 
 def samples(arrays: Arrays) -> int:
-    """Number of samples in a batch."""
+    """Return the number of samples in a batch."""
     return len(next(iter(arrays.values())))
 
 
-def _in_order(wanted: Sequence[GraphInput], inputs: Inputs) -> list[Tensor]:
-    names = [entry.name for entry in wanted]
-    return [inputs[name] for name in names] if set(names) == set(inputs) else list(inputs.values())
+def _in_order(inputs: Sequence[GraphInput], batch: Inputs) -> list[Tensor]:
+    names = [entry.name for entry in inputs]
+    return [batch[name] for name in names] if set(names) == set(batch) else list(batch.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of an ONNX graph, what keeps one from being quantized, and their weights."""
+"""The layers of an ONNX graph, their weights, and the obstacles to quantizing them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from taoq.quantization.formats.onnx.graph import Graph, attribute_of, names_read
 from taoq.quantization.types import Layer
 
 TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Op types that multiply their first input with a weight, their second."""
+"""Op types that multiply their first input by a weight, which is their second input."""
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 OPSET = 19
-"""The first opset with FP8 and with per-channel scales for everything placed here (ONNX, QuantizeLinear-19)."""
+"""The first opset whose QuantizeLinear and DequantizeLinear support FP8 (ONNX operators, QuantizeLinear-19)."""
 
 
 def prepare(graph: Graph, path: str) -> Graph:
-    """Make a graph that can be quantized: every node named, constants stored as tensors, opset 19 at least.
+    """Prepare a graph for quantization: unique node names, constants as initializers, opset 19 or later.
+
+    Args:
+        graph: The graph; may be modified.
+        path: File of the graph, for messages.
 
     Raises:
-        TaoqError: The opset is too old to be converted.
+        TaoqError: If the opset cannot be converted.
     """
     model = graph.model
     version = opset(model)
@@ -42,7 +46,7 @@ def prepare(graph: Graph, path: str) -> Graph:
 
 
 def list_layers(graph: Graph, types: Sequence[str]) -> list[Layer]:
-    """All nodes, in the order of the graph.
+    """List all nodes of a graph as layers, in graph order.
 
     Args:
         graph: A prepared graph.
@@ -81,22 +85,22 @@ def _layer(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], types:
 
 
 def module_path(node: onnx.NodeProto) -> str:
-    """`layer1.0.conv1` of `/layer1/0/conv1/Conv`: the torch module, as torch's exporter names nodes; else empty."""
+    """Return the torch module that a node comes from: `layer1.0.conv1` for `/layer1/0/conv1/Conv`; empty if unknown."""
     match = re.fullmatch(rf"/(.+)/{node.op_type}(_\d+)?", node.name)
     return match[1].replace("/", ".") if match else ""
 
 
 def check_weights(graph: Graph) -> None:
-    """Refuse weights and biases with NaN or infinite values: they would spoil every scale that depends on them.
+    """Refuse weights and biases with NaN or infinite values: they make every scale computed from them useless.
 
     Raises:
-        TaoqError: Names every such layer.
+        TaoqError: If there are such values; lists every layer.
     """
     faults = [
-        Fault(node.name, f"its {what} is not finite", "look for NaN or infinite values in the checkpoint")
+        Fault(node.name, f"its {part} is not finite", "look for NaN or infinite values in the checkpoint")
         for node in graph.proto.node
         if node.op_type in TYPES
-        for what, name in zip(("weight", "bias"), node.input[1:3], strict=False)
+        for part, name in zip(("weight", "bias"), node.input[1:3], strict=False)
         if name in graph.tensors and not np.isfinite(numpy_helper.to_array(graph.tensors[name])).all()
     ]
     if faults:
@@ -104,7 +108,7 @@ def check_weights(graph: Graph) -> None:
 
 
 def channel_axis(node: onnx.NodeProto, rank: int) -> int:
-    """Axis of the output channels in a weight (ONNX operator specifications).
+    """Return the axis of the output channels in a weight (ONNX operator specifications).
 
     Args:
         node: The layer.
@@ -117,12 +121,12 @@ def channel_axis(node: onnx.NodeProto, rank: int) -> int:
             return 1
         case "Gemm":
             return 0 if attribute_of(node, "transB", 0) else 1
-        case _:  # MatMul, and nodes without a weight
+        case _:  # MatMul, or a node without a weight.
             return max(rank - 1, 0)
 
 
 def own_weights(graph: Graph, layers: Sequence[str]) -> None:
-    """Give layers weights and biases of their own where others read the same ones; in place."""
+    """Copy the weights and biases that layers share with other readers, in place, so that each layer has its own."""
     readers = Counter(name for node in graph.proto.node for name in node.input)
     readers.update(names_read_inside(graph.proto))
     planned = set(layers)
@@ -131,37 +135,37 @@ def own_weights(graph: Graph, layers: Sequence[str]) -> None:
             for index, name in enumerate(node.input):
                 if name in graph.tensors and readers[name] > 1:
                     readers[name] -= 1
-                    own = graph.store_copy(graph.tensors[name], f"{node.name}_input_{index}_own")
-                    graph.set_input(node, index, own)
+                    copy = graph.store_copy(graph.tensors[name], f"{node.name}_input_{index}_own")
+                    graph.set_input(node, index, copy)
 
 
 def _store_constants(graph: onnx.GraphProto) -> None:
-    """Make stored tensors of Constant nodes, and take out Identity nodes of stored tensors: a weight may be either."""
+    """Replace Constant nodes by initializers, and remove Identity nodes of initializers: weights may be behind both."""
     outputs = {value.name for value in graph.output} | names_read_inside(graph)
     stored = {tensor.name for tensor in graph.initializer}
-    same: dict[str, str] = {}
+    sources: dict[str, str] = {}  # By output of a removed Identity node.
     kept = []
     for node in graph.node:
         for index, name in enumerate(node.input):
-            node.input[index] = same.get(name, name)
+            node.input[index] = sources.get(name, name)
         if node.op_type == "Constant" and node.attribute[0].name == "value" and node.output[0] not in outputs:
             tensor = graph.initializer.add()
             tensor.CopyFrom(node.attribute[0].t)
             tensor.name = node.output[0]
             stored.add(tensor.name)
         elif node.op_type == "Identity" and node.input[0] in stored and node.output[0] not in outputs:
-            same[node.output[0]] = node.input[0]
+            sources[node.output[0]] = node.input[0]
         else:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
-    inputs = [value for value in graph.input if value.name not in stored]  # old exporters list weights as inputs
+    inputs = [value for value in graph.input if value.name not in stored]  # Old exporters list weights as inputs.
     del graph.input[:]
     graph.input.extend(inputs)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a name of its own: a file need not, and plans and ModelOpt go by names."""
+    """Give every node a unique name. ONNX does not require one, but plans and ModelOpt identify nodes by name."""
     used = Counter(node.name for node in graph.node if node.name)
     numbers: Counter[str] = Counter()
     for node in graph.node:

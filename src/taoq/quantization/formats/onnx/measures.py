@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization does to each layer of an ONNX graph and its bias, and how much each layer computes.
+"""Per-layer measurements of ONNX graphs: quantization error, shift of the mean output, multiply-accumulates.
 
-Layers are compared inside of one graph: a copy of each quantized layer is put beside the float one and gets the same
-input, so its error is its own. All that leaves the graph is a few sums a layer. So small a job runs on the CPU.
+Layers are compared within one graph: a copy of each quantized layer is added to the float graph and gets the same input
+as the float layer, so its error does not depend on other layers. The graph reduces outputs to a few sums per layer and
+runs on the CPU.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ _SHIFT, _SIZE = "taoq_shift/", "taoq_size/"
 _WHERE = "quantize.model_path"
 
 _Compare = Callable[[Graph, str, str, str], None]
-"""Puts a comparison into a graph, given a layer's name, its float output and its quantized output."""
+"""Adds a comparison to a graph, given a layer's name, its float output and its quantized output."""
 
 
 def layer_errors(
     reference: Graph, graph: Graph, names: Sequence[str], batches: Iterable[Inputs]
 ) -> dict[str, LayerError]:
-    """Errors of quantized layers, each on the inputs that the float graph gives it.
+    """Return the errors of quantized layers, with each layer's input taken from the float graph.
 
     Args:
         reference: The float graph, prepared.
         graph: The quantized graph.
-        names: Its quantized layers.
-        batches: Inputs; without any, only weights are compared.
+        names: Names of its quantized layers.
+        batches: Inputs; if empty, only weights are compared.
     """
     weights: dict[str, float | None] = {}
     for name in names:
@@ -61,8 +62,8 @@ def layer_errors(
     stream = iter(batches)
     first = next(stream, None)
     if first is not None and not computes_in_half(graph):
-        compared = _with_copies(reference, graph, names, _sum_squares)
-        sums, _ = _totals(compared, itertools.chain([first], stream))
+        comparison = _with_copies(reference, graph, names, _sum_squares)
+        sums, _ = _totals(comparison, itertools.chain([first], stream))
         outputs = {name: sqnr(float(sums[_SIGNAL + name]), float(sums[_NOISE + name])) for name in names}
     return {name: LayerError(weights=weights[name], outputs=outputs.get(name)) for name in names}
 
@@ -70,19 +71,19 @@ def layer_errors(
 def bias_shifts(
     reference: Graph, graph: Graph, names: Sequence[str], batches: Iterable[Inputs]
 ) -> dict[str, NDArray[np.float64]]:
-    """How much quantization shifts the mean output of each layer: float minus quantized, one number per channel.
+    """Return the shift of each layer's mean output: float minus quantized, one value per output channel.
 
-    Each layer gets the input that the float graph gives it (Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", 2019: the empirical correction).
+    Each layer's input is taken from the float graph: the empirical bias correction of Nagel et al., "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", 2019.
 
     Args:
         reference: The float graph, prepared.
         graph: The quantized graph.
-        names: Its quantized layers.
+        names: Names of its quantized layers.
         batches: Inputs; iterated over once.
 
     Raises:
-        TaoqError: There are no inputs, a mean is not finite, or the graph computes in float16.
+        TaoqError: If there are no inputs, a mean is not finite, or the graph computes in float16.
     """
     if computes_in_half(graph):
         raise TaoqError(half_precision_fault())
@@ -93,14 +94,14 @@ def bias_shifts(
 
 
 def half_precision_fault() -> Fault:
-    """Why biases of a float16 graph are not corrected."""
+    """Return the fault of bias correction in a float16 graph."""
     what = "layers of a float16 graph cannot be compared with those of the float graph"
     hint = "take high_precision_dtype: fp16 out of quantize.backend_kwargs"
     return Fault("quantize.bias_correction", what, hint)
 
 
 def macs(graph: Graph, inputs: Inputs) -> dict[str, int]:
-    """Multiply-accumulates of each layer with a weight, for one sample.
+    """Return the multiply-accumulates of each layer with a weight, for one sample.
 
     Args:
         graph: The float graph, prepared.
@@ -110,22 +111,23 @@ def macs(graph: Graph, inputs: Inputs) -> dict[str, int]:
     shaped = graph.copy()
     del shaped.proto.output[:]
     for node in nodes:
-        read = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
-        shaped.proto.node.append(make_node("Shape", [read], [_SHAPE + node.name], _SHAPE + node.name))
+        tensor = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
+        shaped.proto.node.append(make_node("Shape", [tensor], [_SHAPE + node.name], _SHAPE + node.name))
         shaped.proto.output.append(make_tensor_value_info(_SHAPE + node.name, TensorProto.INT64, None))
     ((shapes, count),) = _run(Graph(shaped.model), [inputs])
     counts = {}
     for node in nodes:
         weight = tuple(graph.tensors[node.input[1]].dims)
         elements = int(np.prod(shapes[_SHAPE + node.name])) // count
-        # channels of what was looked at: the input of a transposed convolution, whose weight has its channels first
+        # Every weight element is used once per position of the output, or of the input in a transposed convolution,
+        # whose weight has the input channels on axis 0.
         channels = weight[0 if node.op_type == "ConvTranspose" else channel_axis(node, len(weight))]
         counts[node.name] = int(np.prod(weight)) * elements // channels
     return counts
 
 
 def computes_in_half(graph: Graph) -> bool:
-    """Whether a graph computes in float16: then its tensors cannot be compared with those of the float graph."""
+    """Return whether a graph computes in float16. Its tensors cannot be compared with those of a float32 graph."""
     return any(
         node.op_type == DEQUANTIZE and graph.tensors[node.input[1]].data_type == TensorProto.FLOAT16
         for node in graph.proto.node
@@ -134,14 +136,14 @@ def computes_in_half(graph: Graph) -> bool:
 
 
 def _with_copies(reference: Graph, graph: Graph, names: Sequence[str], compare: _Compare) -> Graph:
-    """The float graph with a copy of each quantized layer; its outputs are what `compare` makes of both."""
+    """Return the float graph with a copy of each quantized layer; its only outputs are those that `compare` adds."""
     result = reference.copy()
     del result.proto.output[:]
     copier = _Copier(reference, graph, result)
     changes = changes_behind(reference, graph, names)
     for name in names:
         quantized = copier.copy_node(graph.nodes[name])
-        if name in changes:  # the bias was corrected behind the layer
+        if name in changes:  # The bias was corrected in an Add node after the layer.
             corrected = f"{_COPY}{name}/corrected"
             bias = result.store(f"{_COPY}{name}/bias", changes[name])
             result.proto.node.append(make_node("Add", [quantized, bias], [corrected], corrected))
@@ -151,12 +153,12 @@ def _with_copies(reference: Graph, graph: Graph, names: Sequence[str], compare: 
 
 
 class _Copier:
-    """Copies nodes of a quantized graph into a copy of the float graph, with whatever they read."""
+    """Copies nodes of a quantized graph, with the tensors and nodes that they read, into a copy of the float graph."""
 
     def __init__(self, reference: Graph, graph: Graph, target: Graph) -> None:
         self._graph, self._target = graph, target
         self._copied: set[str] = set()
-        # tensors that are the same in both; a bias may have other values, or be dequantized
+        # Tensors that are the same in both graphs. A bias may differ in the quantized graph, or be dequantized there.
         self._shared = {*reference.makers, *(value.name for value in reference.proto.input)}
         self._shared |= {
             name
@@ -165,7 +167,7 @@ class _Copier:
         }
 
     def copy_node(self, node: onnx.NodeProto) -> str:
-        """Copy a node, and what computes its inputs up to shared tensors. Returns the name of its first output."""
+        """Copy a node and the nodes that compute its inputs, up to shared tensors. Return its first output's name."""
         inputs = [self._copy_tensor(name) for name in node.input]
         copy = self._target.proto.node.add()
         copy.CopyFrom(node)
@@ -188,7 +190,7 @@ class _Copier:
 
 
 def _sum_squares(graph: Graph, name: str, output: str, quantized: str) -> None:
-    """Sums of the squares of a float output and of the difference."""
+    """Add the sums of squares of the float output and of the difference to the graph's outputs."""
     difference = f"{_NOISE}{name}/difference"
     graph.proto.node.extend(
         [
@@ -202,11 +204,11 @@ def _sum_squares(graph: Graph, name: str, output: str, quantized: str) -> None:
 
 
 def _sum_channels(graph: Graph, name: str, output: str, quantized: str) -> None:
-    """Sum of the difference for each channel, and how many elements it has."""
+    """Add the sum of the difference per channel, and the number of its elements, to the graph's outputs."""
     node = graph.nodes[name]
     dims = graph.tensors[node.input[1]].dims
     shift = _SHIFT + name
-    # to [positions, channels], or for a convolution [samples, channels, positions]
+    # Reshape to [positions, channels], or for a convolution to [samples, channels, positions].
     is_convolution = node.op_type in CONVOLUTIONS
     shape = [0, 0, -1] if is_convolution else [-1, dims[channel_axis(node, len(dims))]]
     graph.store(f"{shift}/shape", np.array(shape, np.int64))
@@ -225,19 +227,19 @@ def _sum_channels(graph: Graph, name: str, output: str, quantized: str) -> None:
 
 
 def _totals(graph: Graph, batches: Iterable[Inputs]) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """Sums of the outputs of a graph over all batches, by name, and the number of samples."""
+    """Return the sums of a graph's outputs over all batches, by output name, and the number of samples."""
     sums: dict[str, NDArray[np.float64]] = {}
     count = 0
-    for outputs, fed in _run(graph, batches):
-        count += fed
+    for outputs, batch_size in _run(graph, batches):
+        count += batch_size
         for name, value in outputs.items():
             sums[name] = sums.get(name, np.float64(0.0)) + np.asarray(value, np.float64)
     return sums, count
 
 
 def _run(graph: Graph, batches: Iterable[Inputs]) -> Iterator[tuple[Arrays, int]]:
-    """Outputs of a graph by name, computed as it is written, and how many samples it got."""
-    wanted = graph_inputs(graph, _WHERE)
+    """Run a graph without optimizations. Yield its outputs by name and the number of samples of each batch."""
+    inputs = graph_inputs(graph, _WHERE)
     with tempfile.TemporaryDirectory() as folder, library_output():
         path = Path(folder, "model.onnx")
         write_graph(graph, path)
@@ -245,7 +247,7 @@ def _run(graph: Graph, batches: Iterable[Inputs]) -> Iterator[tuple[Arrays, int]
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         names = [value.name for value in graph.proto.output]
-        for arrays in feeds(wanted, batches):
+        for arrays in feeds(inputs, batches):
             yield dict(zip(names, session.run(names, arrays), strict=True)), samples(arrays)
 
 

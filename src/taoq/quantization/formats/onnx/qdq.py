@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QuantizeLinear and DequantizeLinear nodes: placed in a graph as a plan says, and read back from any graph.
+"""QuantizeLinear and DequantizeLinear nodes: insert them into a graph as planned, and read them from any graph.
 
-A quantized weight is stored as int8 or float8 numbers with a DequantizeLinear behind them. A quantized input passes a
-QuantizeLinear and a DequantizeLinear that only the layers of the plan read: whatever else reads it stays float.
+A quantized weight is an int8 or float8 initializer followed by a DequantizeLinear node. A quantized input passes
+through QuantizeLinear and DequantizeLinear nodes that only the planned layers read; other readers get the float tensor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from taoq.errors import Fault, TaoqError, abbreviated
 from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8, UINT8, DType, by_onnx
 from taoq.quantization.formats.onnx.graph import DEQUANTIZE, QUANTIZE, Graph, attribute_of
 from taoq.quantization.formats.onnx.layers import TYPES, list_layers
+from taoq.quantization.ranges import LEAST_RANGE
 from taoq.quantization.types import Applied, AppliedLayer, LayerPlan, PerAxis, PerTensor, Scales, Scheme
 
 Floats = NDArray[np.float32]
@@ -29,37 +30,36 @@ _NUMPY: Mapping[DType, DTypeLike] = {
     FP8_E4M3FN: ml_dtypes.float8_e4m3fn,
     FP8_E5M2: ml_dtypes.float8_e5m2,
 }
-"""numpy type of the numbers that are stored here."""
-_LEAST_RANGE = 1e-30  # below it, a scale underflows float32
+"""numpy dtypes of the formats that can be stored."""
 
 
 def scale_of(largest: ArrayLike, dtype: DType) -> Floats:
-    """Scales for tensors whose largest magnitudes are `largest`; 1 for a tensor of zeros."""
+    """Return the symmetric scales for tensors with these largest magnitudes; 1 for a tensor of zeros."""
     magnitudes = np.asarray(largest, np.float32)
-    scales = np.where(magnitudes < _LEAST_RANGE, np.float32(1), magnitudes / np.float32(dtype.largest))
+    scales = np.where(magnitudes < LEAST_RANGE, np.float32(1), magnitudes / np.float32(dtype.largest))
     return scales.astype(np.float32)
 
 
 def quantize_weight(
     weight: Floats, scheme: Scheme, scale: ArrayLike | None = None
 ) -> tuple[NDArray[np.generic], Floats]:
-    """Stored numbers and scales of a weight: symmetric, the largest magnitude of each index maps to the format's.
+    """Quantize a weight symmetrically and return the stored values and the scales.
 
     Args:
-        weight: Its values.
-        scheme: How it is quantized.
-        scale: Scales to use; without it they come from the weight.
+        weight: Values of the weight.
+        scheme: How to quantize it.
+        scale: Scales to use; by default the largest magnitude maps to the largest value of the format.
 
     Raises:
-        ValueError: The scheme is none that ONNX stores with one zero point of 0.
+        ValueError: If the scheme is asymmetric, or its format cannot be stored.
     """
     if not scheme.symmetric or scheme.dtype not in _NUMPY:
         raise ValueError(f"no weights are stored as {scheme}")
-    rest = tuple(axis for axis in range(weight.ndim) if axis != scheme.axis)
+    reduced = tuple(axis for axis in range(weight.ndim) if axis != scheme.axis)
     if scale is None:
-        scale = scale_of(np.abs(weight).max(axis=rest), scheme.dtype)
+        scale = scale_of(np.abs(weight).max(axis=reduced), scheme.dtype)
     scales = np.asarray(scale, np.float32)
-    divided = weight / np.expand_dims(scales, rest) if scales.ndim else weight / scales
+    divided = weight / np.expand_dims(scales, reduced) if scales.ndim else weight / scales
     if scheme.dtype.kind == "int":
         divided = np.rint(divided)
     largest = scheme.dtype.largest
@@ -72,32 +72,32 @@ def insert(graph: Graph, layers: Iterable[LayerPlan], scales: Mapping[str, Scale
     Args:
         graph: The graph.
         layers: The layers, with their schemes.
-        scales: By layer, where known; activations need them, those of weights else come from the weight.
-            Where SmoothQuant has factors, the input is multiplied by them first, and the weight divided.
+        scales: Scales by layer name. Required for activations; scales of weights are computed from the weight if
+            missing. SmoothQuant factors multiply the input and divide the weight before both are quantized.
     """
     for item in layers:
-        node, known = graph.nodes[item.layer.name], scales.get(item.layer.name, Scales())
-        if known.smoothing is not None:
-            _smooth(graph, node, item.layer.channel_axis, known.smoothing)
+        node, layer_scales = graph.nodes[item.layer.name], scales.get(item.layer.name, Scales())
+        if layer_scales.smoothing is not None:
+            _smooth(graph, node, item.layer.channel_axis, layer_scales.smoothing)
         if item.weights:
-            graph.set_input(node, 1, _store_weight(graph, node.input[1], item.weights, known.weights))
+            graph.set_input(node, 1, _store_weight(graph, node.input[1], item.weights, layer_scales.weights))
         if item.activations:
-            assert known.activations is not None
-            graph.set_input(node, 0, _quantize_tensor(graph, node.input[0], item.activations, known.activations))
+            assert layer_scales.activations is not None
+            graph.set_input(node, 0, _quantize_tensor(graph, node.input[0], item.activations, layer_scales.activations))
     graph.close()
     graph.drop_unread_tensors()
 
 
 def place_scales(graph: Graph, layers: Applied, scales: Mapping[str, Scales]) -> None:
-    """Quantize the nodes that come from quantized torch layers, with the scales of those layers; in place.
+    """Quantize the nodes that come from quantized torch layers, in place, with the scales of those layers.
 
     Args:
-        graph: The graph of the float network with the values of the quantized weights.
+        graph: The exported float network, with dequantized weights.
         layers: The quantized layers of the torch network.
-        scales: Their scales.
+        scales: Scales by layer name.
 
     Raises:
-        TaoqError: A layer is not in the graph as one node.
+        TaoqError: If a layer does not correspond to one node of the graph.
     """
     nodes = [layer for layer in list_layers(graph, TYPES) if layer.alias in layers and not layer.obstacle]
     missing = sorted(set(layers) - {node.alias for node in nodes})
@@ -109,7 +109,7 @@ def place_scales(graph: Graph, layers: Applied, scales: Mapping[str, Scales]) ->
         layer = layers[node.alias]
         weights, activations = layer.weights, layer.activations
         if weights and node.type == "MatMul":
-            weights = _transposed(weights)  # its weight is the transpose of nn.Linear's
+            weights = _transposed(weights)  # The exporter transposes the weight of nn.Linear for MatMul.
         if activations and isinstance(activations.granularity, PerAxis):
             activations = replace(activations, granularity=PerAxis(node.input_axis))
         plans.append(LayerPlan(layer=node, weights=weights, activations=activations))
@@ -117,18 +117,18 @@ def place_scales(graph: Graph, layers: Applied, scales: Mapping[str, Scales]) ->
 
 
 def _transposed(scheme: Scheme) -> Scheme:
-    """The scheme of a matrix for its transpose."""
+    """Return the scheme of a matrix for its transpose."""
     if not isinstance(scheme.granularity, PerAxis):
         return scheme
     return replace(scheme, granularity=PerAxis(1 - scheme.granularity.axis))
 
 
 def _smooth(graph: Graph, node: onnx.NodeProto, channel_axis: int, factors: Floats) -> None:
-    """Multiply the input channels of a linear layer, and divide its weight by the same."""
-    given, smoothed, weight = node.input[0], f"{node.name}_smoothed", f"{node.input[1]}_smoothed"
+    """Multiply the input channels of a linear layer by SmoothQuant factors, and divide its weight by them."""
+    smoothed, weight = f"{node.name}_smoothed", f"{node.input[1]}_smoothed"
     graph.store(f"{smoothed}_factors", factors)
-    graph.add_node("Mul", [given, f"{smoothed}_factors"], smoothed)
-    if weight not in graph.tensors:  # a layer that is called twice has one weight
+    graph.add_node("Mul", [node.input[0], f"{smoothed}_factors"], smoothed)
+    if weight not in graph.tensors:  # The nodes of a layer that is called twice share its weight.
         values = numpy_helper.to_array(graph.tensors[node.input[1]])
         graph.store(weight, values / np.expand_dims(factors, channel_axis))
     graph.set_input(node, 0, smoothed)
@@ -136,7 +136,7 @@ def _smooth(graph: Graph, node: onnx.NodeProto, channel_axis: int, factors: Floa
 
 
 def _store_weight(graph: Graph, name: str, scheme: Scheme, scale: ArrayLike | None) -> str:
-    """Store a weight quantized. Returns the name of what dequantizes it; made once for all that ask."""
+    """Store a weight quantized, once per scheme. Return the name of the dequantized tensor."""
     stem = _stem(name, scheme)
     dequantized = f"{stem}_dequantized"
     if dequantized not in graph.makers:
@@ -148,7 +148,7 @@ def _store_weight(graph: Graph, name: str, scheme: Scheme, scale: ArrayLike | No
 
 
 def _quantize_tensor(graph: Graph, name: str, scheme: Scheme, scale: ArrayLike) -> str:
-    """Quantize and dequantize a tensor. Returns the name of the result; made once for all that ask."""
+    """Quantize and dequantize a tensor, once per scheme. Return the name of the dequantized tensor."""
     stem = _stem(name, scheme)
     dequantized = f"{stem}_dequantized"
     if dequantized not in graph.makers:
@@ -165,7 +165,7 @@ def _store_parameters(graph: Graph, stem: str, scales: Floats, scheme: Scheme) -
 
 
 def _stem(name: str, scheme: Scheme) -> str:
-    """Stem of the names that belong to a quantized tensor."""
+    """Return the common prefix of the names that belong to a quantized tensor."""
     return f"{name}_{scheme.dtype}" + ("" if scheme.axis is None else f"_axis{scheme.axis}")
 
 
@@ -174,7 +174,7 @@ def _axis_attribute(scheme: Scheme) -> dict[str, int]:
 
 
 def read(graph: Graph) -> Applied:
-    """What is quantized in a graph: schemes of weights and inputs of each layer that has any."""
+    """Return the quantized layers of a graph with the schemes of their weights and inputs."""
     applied = {}
     for node in graph.proto.node:
         if node.op_type in TYPES:
@@ -187,7 +187,14 @@ def read(graph: Graph) -> Applied:
 
 
 def _read_scheme(graph: Graph, name: str, *, stored: bool) -> Scheme | None:
-    """The scheme of a tensor that is stored quantized, or that is quantized while the graph runs; None if it is not."""
+    """Return the scheme of a dequantized tensor; None if the tensor is not quantized.
+
+    Args:
+        graph: The graph.
+        name: Name of the tensor.
+        stored: Whether to look for a quantized initializer (a weight); otherwise for a tensor that is quantized at run
+            time (an activation).
+    """
     node = graph.maker(name, through_casts=True)
     if node is None or node.op_type != DEQUANTIZE:
         return None
@@ -204,9 +211,9 @@ def _read_scheme(graph: Graph, name: str, *, stored: bool) -> Scheme | None:
 
 
 def _read_dtype(graph: Graph, node: onnx.NodeProto) -> tuple[DType, bool]:
-    """The format of what a DequantizeLinear reads, and whether its zero is stored as zero.
+    """Return the format that a DequantizeLinear node reads, and whether it is symmetric.
 
-    Unsigned numbers with a zero point lie on the same grid as signed ones with another zero point: they count as int8.
+    uint8 is reported as int8: with a zero point shifted by 128, both represent the same values.
     """
     typed = graph.tensors[node.input[2] if len(node.input) > 2 else node.input[0]]
     dtype = by_onnx(onnx.TensorProto.DataType.Name(typed.data_type))
@@ -217,9 +224,9 @@ def _read_dtype(graph: Graph, node: onnx.NodeProto) -> tuple[DType, bool]:
 
 
 def _read_range(graph: Graph, name: str) -> tuple[float, float]:
-    """Smallest and largest value that a quantized tensor represents."""
+    """Return the smallest and the largest value that a quantized tensor can represent."""
     node = graph.maker(name, through_casts=True)
-    assert node is not None  # it has a scheme
+    assert node is not None  # The caller has read a scheme for it.
     scale, zero = (graph.values(name) for name in node.input[1:3])
     stored = by_onnx(onnx.TensorProto.DataType.Name(graph.tensors[node.input[2]].data_type))
     least = 0.0 if stored.kind == "uint" else -stored.largest
@@ -227,7 +234,7 @@ def _read_range(graph: Graph, name: str) -> tuple[float, float]:
 
 
 def stored_weight(graph: Graph, layer: str) -> NDArray[np.float64] | None:
-    """The values of a layer's weight, if it is stored quantized."""
+    """Return the dequantized weight of a layer; None if the weight is not stored quantized."""
     node = graph.maker(graph.nodes[layer].input[1], through_casts=True)
     if node is None or node.op_type != DEQUANTIZE or node.input[0] not in graph.tensors:
         return None
