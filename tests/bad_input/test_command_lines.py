@@ -136,7 +136,8 @@ def test_a_wrong_command_line_is_refused(taoq: Taoq, work: Path, words: list[str
             "results_dir=[new]",
             2,
             "override results_dir=[new]: results_dir: is a list, not a single value\n"
-            "hint: the field is: Folder of all results; an action without a folder of its own writes below it\n",
+            "hint: the field is: Folder of all results; each action writes into a subfolder, unless its section has a"
+            " results_dir\n",
             id="a list",
         ),
         pytest.param(

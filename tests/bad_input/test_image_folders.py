@@ -151,7 +151,7 @@ def test_a_folder_without_calibration_images_is_refused(
 )
 @pytest.mark.parametrize(
     ("size", "reason"),
-    [(150, "image file is truncated"), (0, "its content is of no image format")],
+    [(150, "image file is truncated"), (0, "its content is not in a known image format")],
     ids=["cut", "empty"],
 )
 def test_a_damaged_image_is_named(

@@ -121,14 +121,14 @@ SCENES = Path(__file__).parents[2] / "examples" / "digit_scenes"
             2,
             "override export.tolerance=small: export.tolerance: value 'small' of type 'str' could not be converted to"
             " Float\n"
-            "hint: the field is: Largest difference between both that is accepted, as a part of the largest output\n",
+            "hint: the field is: Largest accepted difference between these outputs, as a fraction of the largest output\n",
             id="a text for a number",
         ),
         pytest.param(
             ["export.check_images=0"],
             2,
             "override export.check_images=0: export.check_images: 0 is less than 1\n"
-            "hint: the field is: Images on which the file must agree with the torch model\n",
+            "hint: the field is: Number of images on which the outputs of the file are compared with those of the torch model\n",
             id="no images",
         ),
         pytest.param(

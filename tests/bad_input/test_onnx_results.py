@@ -35,7 +35,7 @@ from taoq.pipeline.artifacts import MANIFEST, read_artifact
         pytest.param(
             lambda: min(Path("data/calibration/6").iterdir()).write_bytes(b"\x89PNG\r\n"),
             f"{{purpose}}{ALL_IMAGES_USED}"
-            "{image}: cannot be read as an image: its content is of no image format\n"
+            "{image}: cannot be read as an image: its content is not in a known image format\n"
             "hint: replace the file, or take it out of the folder\n",
             id="a damaged image",
         ),

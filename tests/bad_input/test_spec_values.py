@@ -133,14 +133,15 @@ def test_the_unchanged_spec_quantizes(taoq: Taoq, work: Path) -> None:
         pytest.param(
             {"evaluate:\n": "benchmark: {min_speedup: .nan}\nevaluate:\n"},
             "spec.yaml:36: benchmark.min_speedup: nan is not a finite number\n"
-            "hint: the field is: Exit code 4 if the quantized model is not this many times as fast,"
-            " at any batch size\n",
+            "hint: the field is: Required speed-up of the quantized model over the float model, at each batch size;"
+            " otherwise exit code 4\n",
             id="speed-up that is no number",
         ),
         pytest.param(
             {"num_classes: 10": "num_classes: 10\n  augmentation: {mean: [0.5, .inf, 0.5]}"},
             "spec.yaml:12: dataset.augmentation.mean[1]: inf is not a finite number\n"
-            "hint: the field is: Subtracted from each channel (red, green, blue) of an image in 0..1\n",
+            "hint: the field is: Mean of each channel (red, green, blue), which is subtracted from images scaled to"
+            " 0..1\n",
             id="infinite number of a list",
         ),
     ],
@@ -181,14 +182,14 @@ def test_a_wrong_value_is_named_with_its_line(
         pytest.param(
             {"root_dir: data": "root_dir: [data]"},
             "spec.yaml:10: dataset.root_dir: is a list, not a single value\n"
-            "hint: the field is: Folder with classes.txt, one class name a line; without it the sorted folder names"
-            " count\n",
+            "hint: the field is: Folder with classes.txt, one class name per line; without this file, classes are the"
+            " sorted names of the folders\n",
             id="list for a text",
         ),
         pytest.param(
             {"    type: resnet_18": "    type: resnet_18\n    pretrained: maybe"},
             "spec.yaml:6: model.backbone.pretrained: value 'maybe' is not a valid bool (type str)\n"
-            "hint: the field is: Take the library's pretrained weights (a download) where no checkpoint is given\n",
+            "hint: the field is: Download the library's pretrained weights if no checkpoint is given\n",
             id="text for true or false",
         ),
         pytest.param(

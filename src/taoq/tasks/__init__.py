@@ -14,11 +14,12 @@ def load_task(name: str) -> Task[Any]:
     """Import a task.
 
     Raises:
-        SpecError: There is no such task.
-        TaoqError: It comes from another package, and does not load.
+        SpecError: If there is no such task.
+        MissingDependency: If a library that it needs is not installed.
+        TaoqError: If another package provides it, and it cannot be imported or is not a Task.
     """
     task = TASKS.load(name, "the task")
     if not isinstance(task, Task):
-        what = f"task {name}{TASKS.rows()[name].origin} is no taoq.tasks.base.Task"
+        what = f"task {name}{TASKS.rows()[name].origin} is not a taoq.tasks.base.Task"
         raise TaoqError(Fault("the task", what, "let the entry point name a Task"))
     return task

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task is: a value that supplies networks, data and metrics to the task-agnostic pipeline.
+"""The interface of a task: a value that supplies networks, data and metrics to the task-agnostic pipeline.
 
-A task needs eight fields; everything else has a default. `examples/plugin_segmentation` is one outside of taoq.
+A task needs eight fields; all others have defaults. `examples/plugin_segmentation` is a task in a package of its own.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ S = TypeVar("S", bound=TaskSpec)
 
 
 Targets = Any
-"""What a metric compares outputs with: the task's own type."""
+"""The labels that a metric compares outputs with, in a type of the task's own."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples of a data set.
+    """A batch of samples of a data set.
 
     Attributes:
-        inputs: What the network takes.
-        targets: What the metric compares with; the task's own type.
-        paths: The image files, one per sample; empty for samples that are not files.
+        inputs: The inputs of the network.
+        targets: The labels for the metric, in a type of the task's own.
+        paths: The image files, one per sample; empty if the samples are not files.
     """
 
     inputs: Inputs
@@ -47,7 +47,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """Lazy batches that can be iterated over more than once, each time in the same order."""
+    """Lazily loaded batches that can be iterated over several times, always in the same order."""
 
     @property
     def num_samples(self) -> int:
@@ -55,72 +55,73 @@ class Batches(Protocol):
 
     @property
     def key(self) -> str:
-        """A digest of everything that the batches depend on: the files, their order, how they are read, their targets.
+        """Digest of everything that the batches depend on: the files, their order, how they are read, their targets.
 
-        Empty if that is not known; what was measured on such batches is not reused.
+        Measurements on batches with the same key are reused by later runs. Empty if there is no such digest: then they
+        are not.
         """
 
     def __iter__(self) -> Iterator[Batch]: ...
 
 
 class Metric(Protocol):
-    """Collects batches, then computes once."""
+    """A metric that collects batches and is computed once at the end."""
 
     @property
     def figures(self) -> Sequence[str]:
-        """Names of the figures that may be compared, known before any data; the first is the task's primary one."""
+        """Names of the figures that models can be compared by, known before any data. The first is the primary one."""
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add one batch."""
 
     def compute(self) -> Mapping[str, float]:
-        """The figures, and any others, by name. Figures in 0..1 can have an accuracy budget."""
+        """Return the figures, and any other numbers to show, by name. Figures in 0..1 can have an accuracy budget."""
 
 
 @runtime_checkable
 class Resampling(Metric, Protocol):
-    """A metric that says what a figure would be on other draws of the samples: it gives differences an interval."""
+    """A metric that can be recomputed on resampled data, for bootstrap intervals of differences."""
 
     @property
     def num_samples(self) -> int:
-        """Number of samples that a resample draws from."""
+        """Number of samples to resample from; 0 if the metric turned out not to support it."""
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
-        """A figure as if the samples were in the data more or less often; needs `compute` to have run.
+        """Compute a figure for data that has each sample any number of times. Call `compute` first.
 
         Args:
-            figure: One of `figures`.
-            counts: How often each sample is there, in an order that is the same for all metrics over the same data;
-                all ones give what `compute` gives.
+            figure: A name in `figures`.
+            counts: How many times to count each sample, [num_samples]. The order of samples is the same for all metrics
+                over the same data. All ones give the result of `compute`.
 
         Returns:
-            The figure; NaN if nothing in these samples defines it.
+            The figure; NaN if it is not defined for these samples.
         """
 
 
 @runtime_checkable
 class Keyed(Protocol):
-    """A metric whose figures can be reused by a later run."""
+    """A metric whose figures can be reused by later runs."""
 
     @property
     def key(self) -> str:
-        """A digest of everything that the figures depend on besides the batches: settings, annotations."""
+        """Digest of everything that the figures depend on besides the batches: settings, annotations."""
 
 
 @runtime_checkable
 class Writing(Protocol):
-    """A metric that draws pictures or writes tables."""
+    """A metric that writes plots or tables into the results folder."""
 
     def write(self, directory: Path) -> JsonMapping:
-        """Write them; return what `results.json` shows besides the figures."""
+        """Write the files. Return additional entries for `results.json`."""
 
 
 class Predictions(Protocol):
-    """Writes what the network says about each image into a folder. Leaving its context closes the files."""
+    """A writer of the predictions for images into a folder. Leaving its context closes the files."""
 
     @property
     def files(self) -> Sequence[str]:
-        """Names of what it writes."""
+        """Names of the files and folders that it writes."""
 
     def __enter__(self) -> Predictions: ...
 
@@ -132,10 +133,10 @@ class Predictions(Protocol):
 
 @dataclass(frozen=True)
 class DeepStream:
-    """What DeepStream's Gst-nvinfer needs besides the ONNX file.
+    """Configuration of DeepStream's Gst-nvinfer plugin for a network.
 
     Attributes:
-        properties: Keys of its `property` group.
+        properties: Entries of the `property` group of its configuration file.
         labels: Content of the labels file.
     """
 
@@ -145,15 +146,16 @@ class DeepStream:
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Generic[S]):
-    """What `export` can do for a task beyond writing the file and comparing outputs as they are.
+    """Optional functions that adapt `export` to a task.
 
     Attributes:
-        with_size: The spec for another input size (height, width; pixels); raises SpecError if there is none.
-        deepstream: The task's part of nvdsinfer_config.yaml.
-        align: Outputs in the order of a reference's, where their order has no meaning.
-        ambiguous: Which samples of a batch a network decides by a tie, so that two runtimes may differ, [N] bool.
-        significant: Which entries of the outputs count, [N, entries] bool: those that a quantized network, which rounds
-            near ties differently in every runtime, must agree on.
+        with_size: Return the spec for another input size (height, width; pixels). Raises SpecError if the task does not
+            support that size.
+        deepstream: Return the task's part of nvdsinfer_config.yaml.
+        align: Reorder outputs (second argument) like a reference (first argument), if their order has no meaning.
+        ambiguous: Return which samples the network decides by a tie, so that two runtimes may disagree, [N] bool.
+        significant: Return which entries of the outputs two runtimes must agree on, [N, entries] bool. For quantized
+            networks, whose outputs depend on how a runtime rounds.
     """
 
     with_size: Callable[[S, int, int], S] | None = None
@@ -176,25 +178,26 @@ class Task(Generic[S]):
     """A task as data.
 
     Attributes:
-        name: As on the command line.
+        name: Its name on the command line.
         spec: The dataclass of its spec.
-        build_model: The float network of a spec, with the weights of a checkpoint; with None as initialised, for a
-            payload that has all weights; with an empty string without a checkpoint, if the task can.
-        example_inputs: Inputs of one sample, of the right shapes.
-        outputs: The network's outputs, in order.
-        calibration_batches: Data for calibration: seeded, capped, without labels.
-        evaluation_batches: Labelled data.
-        metric: An empty metric for `evaluate`.
-        inference_batches: Data for `inference`; None if the task has no such action.
-        predictions: A writer into a folder for `inference`.
-        network: The part of a spec that says which network it is, besides the checkpoint.
-        check_same_model: Raises SpecError if a spec and the spec in a manifest are about different networks; without
-            it, the fields of the section `model` must be equal.
-        unused: Patterns of fields that its spec accepts and does not use, with the reason.
+        build_model: Build the float network of a spec. The second argument is the checkpoint with its weights; None for
+            initial weights, where all weights are loaded later; an empty string if the user gave no checkpoint.
+        example_inputs: Return inputs of one sample, of the right shapes.
+        outputs: Return the specs of the network's outputs by name, in order.
+        calibration_batches: Return the calibration data: at most `quantize.calibration.num_samples` samples, drawn with
+            its seed; targets are not used.
+        evaluation_batches: Return the labelled data of `evaluate`.
+        metric: Return an empty metric for `evaluate`.
+        inference_batches: Return the data of `inference`; None if the task has no such action.
+        predictions: Return a writer into a folder for `inference`.
+        network: Return the part of a spec that defines the network, besides its checkpoint.
+        check_same_model: Raise SpecError if a spec and the spec in a manifest define different networks. By default,
+            all fields of the section `model` must be equal.
+        unused: Patterns of fields that its spec accepts but does not use, with the reason.
         libraries: Distributions that its networks come from; their versions go into the manifest.
-        alias: Another name of a layer that patterns match and the plan shows; empty if there is none.
-        sensitive: Patterns on aliases of layers known to lose accuracy when they are quantized, with what they are.
-        export: What `export` can do for it.
+        alias: Return a second name of a layer, which patterns match and the plan shows; empty if there is none.
+        sensitive: Patterns on aliases of layers that are known to lose accuracy when quantized, with a description.
+        export: Functions that adapt `export` to the task.
     """
 
     name: str
@@ -217,15 +220,15 @@ class Task(Generic[S]):
 
 
 def refuse_another_model(task: Task[S], spec: S, stored: S) -> None:
-    """Refuse an artifact or file that was made for another network than a spec is about.
+    """Refuse an artifact or exported file of another network than that of the spec.
 
     Args:
         task: The task.
         spec: The user's spec.
-        stored: The spec in the artifact's manifest, or in the file.
+        stored: The spec in the artifact's manifest, or in the exported file.
 
     Raises:
-        SpecError: With every field that differs.
+        SpecError: If the networks differ; names every field that does.
     """
     if task.check_same_model is not None:
         task.check_same_model(spec, stored)
@@ -238,17 +241,17 @@ def refuse_differences(spec: TaskSpec, stored: TaskSpec, fields: Iterable[str]) 
 
     Args:
         spec: The user's spec.
-        stored: The spec in the artifact's manifest, or in the file.
-        fields: What must be the same in both, `dataset.num_classes`.
+        stored: The spec in the artifact's manifest, or in the exported file.
+        fields: The fields that must be equal, for example `dataset.num_classes`.
 
     Raises:
-        SpecError: With every field that differs.
+        SpecError: If any of them differ; names all that do.
     """
-    pairs = [(name, attrgetter(name)(spec), attrgetter(name)(stored)) for name in fields]
+    values = [(name, attrgetter(name)(spec), attrgetter(name)(stored)) for name in fields]
     faults = [
-        Fault(name, f"is {mine}, the artifact was made with {theirs}", "use the spec that it was quantized with")
-        for name, mine, theirs in pairs
-        if mine != theirs
+        Fault(name, f"is {value}, the artifact was made with {stored_value}", "use the spec that it was quantized with")
+        for name, value, stored_value in values
+        if value != stored_value
     ]
     if faults:
         raise SpecError(*faults)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of files as lazy batches, for every task. Nothing is ever written into their folders."""
+"""Image files as lazily loaded batches, for every task. Nothing is ever written into the image folders."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from taoq.tasks.base import Batch, Targets
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Image files, in any case of letters."""
+"""File name suffixes of images; case does not matter."""
 
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Images of a list of files, transformed, in order; can be gone through again.
+    """Batches of transformed images from a list of files, in order. Can be iterated over several times.
 
     Attributes:
         input: Name of the model's input.
         paths: Image files.
-        transform: PIL image to a tensor, of the same shape for all.
-        targets: What the metric needs of some samples: from their indices, and the width and height of each image.
-        batch_size: Images per batch; the last one may be smaller.
-        workers: Processes that read.
+        transform: Convert a PIL image into a tensor; all tensors have the same shape.
+        targets: Return the targets of samples, given their indices and the (width, height) of each image in pixels.
+        batch_size: Images per batch; the last batch may be smaller.
+        workers: Number of processes that read images.
     """
 
     input: str
@@ -52,7 +52,7 @@ class ImageBatches:
 
     @property
     def key(self) -> str:
-        """A digest of all that the batches depend on; files count by their size and time."""
+        """Digest of everything that the batches depend on. Files are identified by path, size and modification time."""
         stats = [(path, path.stat()) for path in self.paths]
         files = [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         return digest([files, self.transform, self.targets, self.batch_size])
@@ -61,9 +61,9 @@ class ImageBatches:
         """Yield batches.
 
         Raises:
-            TaoqError: An image cannot be read.
+            TaoqError: If an image cannot be read.
         """
-        # reader processes cost more than they bring where there is but one batch
+        # Starting reader processes takes longer than reading a single batch.
         workers = min(self.workers, _processors()) if self.num_samples > self.batch_size else 0
         loader: DataLoader[_Sample | Fault] = DataLoader(
             _Images(self), batch_size=self.batch_size, num_workers=workers, collate_fn=self._collate
@@ -74,14 +74,14 @@ class ImageBatches:
             yield batch
 
     def _collate(self, samples: list[_Sample | Fault]) -> Batch | Fault:
-        good: list[_Sample] = []
+        readable: list[_Sample] = []
         for sample in samples:
             if isinstance(sample, Fault):
                 return sample
-            good.append(sample)
-        images = torch.stack([sample.image for sample in good])
-        targets = self.targets([sample.index for sample in good], [sample.size for sample in good])
-        return Batch({self.input: images}, targets, [str(self.paths[sample.index]) for sample in good])
+            readable.append(sample)
+        images = torch.stack([sample.image for sample in readable])
+        targets = self.targets([sample.index for sample in readable], [sample.size for sample in readable])
+        return Batch({self.input: images}, targets, [str(self.paths[sample.index]) for sample in readable])
 
 
 @dataclass(frozen=True)
@@ -103,29 +103,33 @@ class _Images(Dataset[_Sample | Fault]):
         try:
             image = read_image(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            # a value, not an exception: the reader process could not hand a typed one over
-            why = "its content is of no image format" if isinstance(error, UnidentifiedImageError) else str(error)
-            what = f"cannot be read as an image: {why}"
+            # Returned, not raised: DataLoader rebuilds exceptions of worker processes from their text, without faults.
+            reason = (
+                "its content is not in a known image format"
+                if isinstance(error, UnidentifiedImageError)
+                else str(error)
+            )
+            what = f"cannot be read as an image: {reason}"
             return Fault(str(path), what, "replace the file, or take it out of the folder")
         return _Sample(self._batches.transform(image), index, image.size)
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image as RGB, turned upright by its EXIF orientation."""
+    """Read an image as RGB, rotated according to its EXIF orientation."""
     with Image.open(path) as file:
-        ImageOps.exif_transpose(file, in_place=True)  # else it makes a copy where there is nothing to turn
+        ImageOps.exif_transpose(file, in_place=True)  # In place, because it would copy images without an orientation.
         return file.convert("RGB")
 
 
 def image_folder(images_dir: str, where: str) -> Path:
-    """A folder of images.
+    """Return the path of an existing folder of images.
 
     Args:
-        images_dir: The folder.
-        where: The field that names it, for messages.
+        images_dir: The folder, as written in the spec.
+        where: The field that it is written in, for messages.
 
     Raises:
-        TaoqError: There is no such folder.
+        TaoqError: If there is no such folder.
     """
     folder = Path(images_dir)
     if not folder.is_dir():
@@ -135,24 +139,34 @@ def image_folder(images_dir: str, where: str) -> Path:
 
 
 def image_files(folder: Path, where: str) -> Iterator[Path]:
-    """Image files below a folder, sorted, hidden ones left out.
+    """Yield the image files below a folder, sorted, without hidden files and folders.
+
+    Args:
+        folder: The folder.
+        where: The field that it is written in, for messages.
 
     Raises:
-        TaoqError: There is none.
+        TaoqError: If there are none.
     """
-    found = False
+    has_images = False
     for parent, directories, files in os.walk(folder):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                found = True
+                has_images = True
                 yield Path(parent, name)
-    if not found:
+    if not has_images:
         raise TaoqError(Fault(where, f"{folder} has no images", "image files end in " + ", ".join(SUFFIXES)))
 
 
 def draw(paths: Sequence[Path], num_samples: int, seed: int) -> list[Path]:
-    """A seeded draw of images for calibration, in random order; all of them where there are fewer."""
+    """Draw a random sample of the images for calibration, in random order.
+
+    Args:
+        paths: The images.
+        num_samples: Number of images to draw; with fewer images, all of them are used and a message is logged.
+        seed: Seed of the draw.
+    """
     if len(paths) < num_samples:
         what = f"is {num_samples}, there are {len(paths)} images: all are used"
         log.info(Notice("quantize.calibration.num_samples", what))
@@ -162,5 +176,5 @@ def draw(paths: Sequence[Path], num_samples: int, seed: int) -> list[Path]:
 
 
 def _processors() -> int:
-    """Processors that this process may use: fewer than the machine has, in a container."""
+    """Return the number of processors that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

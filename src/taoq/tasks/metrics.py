@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of torchmetrics, and functions that score samples, as metrics of the pipeline."""
+"""Adapters that make torchmetrics metrics, and functions that score samples, into metrics of the pipeline."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from taoq.tasks.base import Metric, Targets
 log = logging.getLogger(__name__)
 
 ScoreFunction = Callable[[Any, Any], Any]
-"""From outputs and targets of a batch to one score per sample, [N], larger is better."""
+"""Maps the outputs and targets of a batch to one score per sample, [N]; larger is better."""
 AnyMetric = torchmetrics.Metric | torchmetrics.MetricCollection | ScoreFunction
 
-_MOST_VALUES = 2**23
-"""Values of states that are kept for intervals, about 160 MB; more samples than that get none."""
+_MAX_VALUES = 2**23
+"""Limit on the state values that are kept for intervals, about 160 MB. Beyond it, differences get no interval."""
 
 
 def metric_factory(metric: AnyMetric) -> Callable[[], Metric]:
-    """What makes empty metrics for the pipeline.
+    """Return a function that creates empty metrics for the pipeline.
 
     Args:
-        metric: A metric or a collection of torchmetrics, or a function that scores samples. Of a network with one
-            output it gets that tensor; of others, a dictionary of them by name. It itself is not changed.
+        metric: A torchmetrics metric or collection, or a function that scores samples. It receives the output tensor of
+            a network with one output, and a dictionary of tensors by name otherwise. It is copied, not changed.
     """
     if isinstance(metric, torchmetrics.MetricCollection):
         metrics = {str(name): entry for name, entry in metric.items(keep_base=True, copy_state=False)}
@@ -47,7 +47,7 @@ class MeanScore:
     """The mean of the scores that a function gives to samples.
 
     Args:
-        function: The function; its name is that of the figure.
+        function: The function; the figure has its name.
     """
 
     def __init__(self, function: ScoreFunction) -> None:
@@ -65,7 +65,7 @@ class MeanScore:
         """Score a batch.
 
         Raises:
-            TaoqError: The function does not give one score per sample.
+            TaoqError: If the function does not return one score per sample.
         """
         count = len(next(iter(outputs.values())))
         scores = np.asarray(self._function(_prediction(outputs), targets), np.float64)
@@ -75,22 +75,22 @@ class MeanScore:
         self._scores.append(scores)
 
     def compute(self) -> dict[str, float]:
-        """The mean; nothing without samples."""
+        """Return the mean; an empty dictionary if there are no samples."""
         return {self.figures[0]: float(np.concatenate(self._scores).mean())} if self._scores else {}
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:  # noqa: ARG002 (it has one figure)
-        """The mean as if the samples, in the order of `update`, were there `counts` times."""
+        """Compute the mean with each sample counted `counts` times, in the order of `update`."""
         return float(np.average(np.concatenate(self._scores), weights=counts))
 
 
 class TorchMetric:
-    """Metrics of torchmetrics under the names of their figures.
+    """Metrics of torchmetrics, by name.
 
-    A metric can be resampled if its states are sums over samples: then the states of each sample are kept, and a
-    resample is another sum of them. Whether they are is tried on every batch.
+    Metrics can be resampled if their states are sums over samples. Then the states of each sample are kept, and the
+    states of a resample are a weighted sum of them. Every batch is checked for this property.
 
     Args:
-        metrics: The metrics, which are copied. Those that are better the lower they are cannot be compared, and are no
+        metrics: The metrics by name, which are copied. Metrics for which lower is better are computed, but are not
             `figures`.
     """
 
@@ -100,9 +100,9 @@ class TorchMetric:
         self.figures: Sequence[str] = tuple(
             name for name, metric in metrics.items() if metric.higher_is_better is not False
         )
-        self._why_not = ""
-        self._samples: list[Tensor] = []  # of each batch, the states of its samples: sparse, [N, values]
-        self._values = 0
+        self._resampling_problem = ""  # why the metrics cannot be resampled; empty if they can
+        self._samples: list[Tensor] = []  # for each batch the states of its samples, sparse [N, values]
+        self._values = 0  # number of nonzero values in `_samples`
 
     @property
     def num_samples(self) -> int:
@@ -114,14 +114,15 @@ class TorchMetric:
         prediction, count = _prediction(outputs), len(next(iter(outputs.values())))
         for metric in self._metrics.values():
             metric.update(prediction, targets)
-        if not self._why_not:
+        if not self._resampling_problem:
             self._keep_states(prediction, targets, count)
-            if self._why_not:
+            if self._resampling_problem:
                 self._samples.clear()
-                log.info(Notice(f"metric {', '.join(self._metrics)}", f"differences get no interval: {self._why_not}"))
+                what = f"differences get no interval: {self._resampling_problem}"
+                log.info(Notice(f"metric {', '.join(self._metrics)}", what))
 
     def compute(self) -> dict[str, float]:
-        """The figures. Of a metric that computes several, the first has the metric's name as well."""
+        """Return the figures. If a metric computes several, the first of them is also returned as the metric's name."""
         values: dict[str, float] = {}
         for name, metric in self._metrics.items():
             computed = metric.compute()
@@ -133,35 +134,35 @@ class TorchMetric:
         return values
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
-        """A figure as if the samples, in the order of `update`, were there `counts` times."""
+        """Compute a figure with each sample counted `counts` times, in the order of `update`."""
         self._samples[:] = [torch.cat(self._samples)] if len(self._samples) > 1 else self._samples
         weights = torch.from_numpy(counts).to(torch.float64)
         values = iter(torch.mv(self._samples[0].t(), weights).tolist())
         for metric in self._scratch.values():
             for key, state in zip(metric.metric_state, _states(metric), strict=True):
-                own = [next(values) for _ in range(state.numel())]
-                setattr(metric, key, torch.tensor(own, dtype=torch.float64).reshape(state.shape).to(state.dtype))
+                flat = torch.tensor([next(values) for _ in range(state.numel())], dtype=torch.float64)
+                setattr(metric, key, flat.reshape(state.shape).to(state.dtype))
         return _number(figure, self._scratch[figure].compute())
 
     def _keep_states(self, prediction: object, targets: Targets, count: int) -> None:
-        """Keep what each sample of a batch adds to the states."""
+        """Keep the contribution of each sample of a batch to the states, or set why that is not possible."""
         if any(isinstance(state, list) for metric in self._metrics.values() for state in metric.metric_state.values()):
-            self._why_not = "a metric keeps lists, not sums"
+            self._resampling_problem = "a metric keeps lists, not sums"
             return
-        whole = self._states_of(prediction, targets)
+        batch_states = self._states_of(prediction, targets)
         rows = torch.stack(
             [self._states_of(_sample(prediction, index), _sample(targets, index)) for index in range(count)]
         )
-        if not torch.allclose(rows.sum(0), whole, rtol=1e-5, atol=1e-6):
-            self._why_not = "the states of a batch are not the sum of those of its samples"
+        if not torch.allclose(rows.sum(0), batch_states, rtol=1e-5, atol=1e-6):
+            self._resampling_problem = "the states of a batch are not the sum of those of its samples"
             return
         self._samples.append(rows.to_sparse())
         self._values += int((rows != 0).sum())
-        if self._values > _MOST_VALUES:
-            self._why_not = f"the states of {self.num_samples} samples take too much memory"
+        if self._values > _MAX_VALUES:
+            self._resampling_problem = f"the states of {self.num_samples} samples take too much memory"
 
     def _states_of(self, prediction: object, targets: Targets) -> Tensor:
-        """States after an update of empty metrics, as one vector."""
+        """Update empty metrics with a batch and return their states as one vector."""
         for metric in self._scratch.values():
             metric.reset()
             metric.update(prediction, targets)
@@ -170,9 +171,10 @@ class TorchMetric:
 
 
 def _empty(metric: torchmetrics.Metric) -> torchmetrics.Metric:
+    """Copy a metric, without the data that it has seen."""
     empty = copy.deepcopy(metric)
     empty.reset()
-    empty.compute_with_cache = False  # a resample sets the states without an update
+    empty.compute_with_cache = False  # `resampled` sets the states directly, which does not clear the cache
     return empty
 
 
@@ -181,12 +183,12 @@ def _states(metric: torchmetrics.Metric) -> list[Tensor]:
 
 
 def _prediction(outputs: Outputs) -> object:
-    """The only output, or all of them by name."""
+    """Return the output of a network with one output, otherwise all outputs by name."""
     return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
 
 def _sample(values: Targets, index: int) -> Targets:
-    """One sample of a batch: of a tensor or a list, of each value of a dictionary or a tuple."""
+    """Slice one sample out of a batch: a tensor, a list, or a dictionary or tuple of such."""
     if isinstance(values, Mapping):
         return {key: _sample(value, index) for key, value in values.items()}
     if isinstance(values, tuple):
@@ -195,10 +197,10 @@ def _sample(values: Targets, index: int) -> Targets:
 
 
 def _number(name: str, computed: object) -> float:
-    """A computed figure as a number.
+    """Convert a computed figure into a number.
 
     Raises:
-        TaoqError: It is not one number.
+        TaoqError: If it is not a single number.
     """
     value = torch.as_tensor(computed)
     if value.numel() != 1:

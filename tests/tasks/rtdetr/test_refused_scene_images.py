@@ -14,7 +14,7 @@ from support.damage import Damage
 
 IMAGE_DIR = "dataset.quant_calibration_data_sources.image_dir"
 JSON_FILE = "dataset.quant_calibration_data_sources.json_file"
-NO_IMAGE = ["data/0002.jpg: cannot be read as an image: its content is of no image format"]
+NO_IMAGE = ["data/0002.jpg: cannot be read as an image: its content is not in a known image format"]
 CUT_OFF = ["data/0002.jpg: cannot be read as an image: image file is truncated (21 bytes not processed)"]
 REPLACE = ["hint: replace the file, or take it out of the folder"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spec of classification_pyt, after TAO 7.0.1."""
+"""The spec of classification_pyt, with the fields of TAO 7.0.1."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from taoq.spec.fields import option
 from taoq.tasks import sections
 from taoq.tasks.sections import TaskSpec
 
-_TRAINING = "used in training only"
+_TRAINING = "used only in training"
 UNUSED = sections.UNUSED | {
     "model.backbone.pretrained_backbone_path": _TRAINING,
     "model.backbone.freeze_backbone": _TRAINING,
     "model.backbone.freeze_norm": _TRAINING,
-    "model.head.in_channels": "the network knows it",
-    "model.head.custom_args": "for TAO's own heads",
+    "model.head.in_channels": "defined by the network",
+    "model.head.custom_args": "only for heads of TAO",
     "model.head.loss": _TRAINING,
     "dataset.shuffle": _TRAINING,
     "dataset.train_dataset": _TRAINING,
@@ -26,34 +26,34 @@ UNUSED = sections.UNUSED | {
     "dataset.augmentation.mixup_*": _TRAINING,
     "evaluate.vis_after_n_batches": "pictures are drawn by inference",
 }
-"""Fields of TAO's spec that are accepted and not used, with the reason."""
+"""Fields of TAO's spec that are accepted but not used, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """The network."""
+    """The `model.backbone:` section."""
 
     type: str = option(
         "",
-        "Network: a TAO name (resnet_50, vit_base_patch16), any timm or torchvision name; timm/NAME, torchvision/NAME"
-        " choose the library",
+        "Name of the network in TAO (resnet_50, vit_base_patch16), timm or torchvision; timm/NAME or torchvision/NAME"
+        " to choose the library",
         example="resnet_50",
     )
-    args: JsonObject = option(dict, "Arguments of the network's constructor in its library")
-    pretrained: bool = option(False, "Take the library's pretrained weights (a download) where no checkpoint is given")
+    args: JsonObject = option(dict, "Arguments for the network's constructor in its library")
+    pretrained: bool = option(False, "Download the library's pretrained weights if no checkpoint is given")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """The classifier on top."""
+    """The `model.head:` section."""
 
     type: str = option(
         "TAOLinearClsHead",
-        "The network's own linear classifier; TAO's LogisticRegressionHead is in no public library",
+        "The network's own linear classifier; no public library has TAO's LogisticRegressionHead",
         options=("TAOLinearClsHead",),
     )
-    binary: bool = option(False, "TAO's one-output head, which no library has: only false is possible")
-    topk: list[int] = option(lambda: [1], "The k of the top-k accuracies reported", example=[1, 5])
+    binary: bool = option(False, "TAO's head with one output; only false is supported, because no library has it")
+    topk: list[int] = option(lambda: [1], "The values of k for which top-k accuracy is reported", example=[1, 5])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class ModelSpec:
     """The `model:` section."""
 
     backbone: BackboneSpec = option(BackboneSpec, "The network")
-    head: HeadSpec = option(HeadSpec, "The classifier on top")
+    head: HeadSpec = option(HeadSpec, "The classifier at the end of the network")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,33 +73,39 @@ class ImagesSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSpec:
-    """The part of TAO's augmentation that evaluation uses too."""
+    """The fields of TAO's augmentation that evaluation uses, too."""
 
     mean: list[float] = option(
-        lambda: [0.485, 0.456, 0.406], "Subtracted from each channel (red, green, blue) of an image in 0..1"
+        lambda: [0.485, 0.456, 0.406],
+        "Mean of each channel (red, green, blue), which is subtracted from images scaled to 0..1",
     )
-    std: list[float] = option(lambda: [0.229, 0.224, 0.225], "Each channel is divided by it, after the mean")
+    std: list[float] = option(
+        lambda: [0.229, 0.224, 0.225],
+        "Standard deviation of each channel (red, green, blue), by which images are divided after that",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """The `dataset:` section."""
 
-    dataset: str = option("CLDataset", "Format of the data set: a folder per class", options=("CLDataset",))
+    dataset: str = option("CLDataset", "Format of the data set: one folder per class", options=("CLDataset",))
     root_dir: str = option(
-        "", "Folder with classes.txt, one class name a line; without it the sorted folder names count"
+        "",
+        "Folder with classes.txt, one class name per line; without this file, classes are the sorted names of the"
+        " folders",
     )
-    classes_file: str = option("", "Another file of class names")
+    classes_file: str = option("", "File to read the class names from, instead of classes.txt in root_dir")
     num_classes: int = option(20, "Number of classes", minimum=1)
     img_size: int = option(
         224, "Width and height of the input, pixels; images are resized to it without cropping", minimum=1
     )
     batch_size: int = option(8, "Images per batch", minimum=1)
-    workers: int = option(8, "Processes that read images; at most one per processor is started", minimum=0)
+    workers: int = option(8, "Number of processes that read images; at most one per processor", minimum=0)
     val_dataset: ImagesSpec = option(ImagesSpec, "Labelled images for evaluate")
-    test_dataset: ImagesSpec = option(ImagesSpec, "Images for inference, and for evaluate where val_dataset has none")
+    test_dataset: ImagesSpec = option(ImagesSpec, "Images for inference, and for evaluate if val_dataset is not given")
     quant_calibration_dataset: ImagesSpec = option(ImagesSpec, "Images for calibration; labels are not needed")
-    augmentation: AugmentationSpec = option(AugmentationSpec, "Normalisation")
+    augmentation: AugmentationSpec = option(AugmentationSpec, "Normalization of the input")
 
 
 @dataclass(frozen=True, kw_only=True)
