@@ -11,13 +11,8 @@ from taoq.api.config import spec_of
 from taoq.api.load import load
 from taoq.api.models import artifact_folder
 from taoq.pipeline.artifacts import read_artifact
-from taoq.pipeline.export import (
-    check_target,
-    float_source,
-    quantized_source,
-    refuse_replacement,
-    write_export,
-)
+from taoq.pipeline.export import check_target, refuse_replacement, write_export
+from taoq.pipeline.export_source import float_source, quantized_source
 from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.results.quantize import QuantizeResult
 from taoq.pipeline.supplied import Loader, supply

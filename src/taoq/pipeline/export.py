@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""export: a torch checkpoint or artifact as an ONNX file that gives the same outputs on real images."""
+"""export: write a torch checkpoint or artifact as an ONNX file, and verify its outputs on real images."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -19,21 +18,18 @@ from taoq.files import sha256, total_size
 from taoq.network import OutputSpec, format_shape
 from taoq.pipeline.artifacts import find_artifact, versions
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.models import OpenedModel, build_empty, fitting_artifact, open_artifact, start
+from taoq.pipeline.export_source import ExportSource, open_source
+from taoq.pipeline.models import OpenedModel, start
 from taoq.pipeline.proof import prove
 from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.staging import Stage, staged
-from taoq.quantization.backends import load_backend
-from taoq.quantization.backends.base import Exportable
 from taoq.quantization.formats import FORMATS, format_of
 from taoq.quantization.formats.onnx import qdq
 from taoq.quantization.formats.onnx.export import OPSETS, export_graph
 from taoq.quantization.formats.onnx.file import read_graph, read_properties, write_graph, write_properties
 from taoq.quantization.formats.onnx.graph import Graph, opset
 from taoq.quantization.formats.onnx.layers import OPSET
-from taoq.quantization.formats.torch.biases import accept_biases
 from taoq.quantization.formats.torch.call import call
-from taoq.quantization.types import Applied, Scales
 from taoq.runtimes.base import noise, torch_device
 from taoq.spec.load import spec_to_dict
 from taoq.tasks.sections import ExportSpec
@@ -44,33 +40,16 @@ _ONNX = FORMATS["onnx"]
 _LIBRARIES = ("torch", "onnx", "onnxruntime-gpu")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is exported.
-
-    Attributes:
-        reference: The torch network as it is evaluated.
-        network: The float network that is traced: the same, or its weights dequantized.
-        layers: Its quantized layers.
-        scales: Their scales.
-    """
-
-    reference: nn.Module
-    network: nn.Module
-    layers: Applied
-    scales: Mapping[str, Scales]
-
-
 def target_of(section: ExportSpec, directory: Path) -> Path:
-    """The file to write."""
+    """Return the path of the file to write."""
     return Path(section.onnx_file) if section.onnx_file else directory / f"model{_ONNX.suffixes[0]}"
 
 
 def sized(experiment: Experiment) -> Experiment:
-    """The experiment for the input size of the section `export`, which is that of the data unless it says another.
+    """Return the experiment for the input size of the section `export`; by default that of the data.
 
     Raises:
-        SpecError: The task has no such input size.
+        SpecError: If the network does not take inputs of this size.
     """
     section = experiment.spec.export
     if section.input_channel != 3:
@@ -91,8 +70,8 @@ def check_export(section: ExportSpec, target: Path) -> None:
     """Check an `export` section before anything is opened.
 
     Raises:
-        SpecError: A field does not fit.
-        TaoqError: There is no such checkpoint.
+        SpecError: If a field is invalid.
+        TaoqError: If the checkpoint does not exist.
     """
     checkpoint = section.checkpoint
     if not checkpoint:
@@ -106,10 +85,10 @@ def check_export(section: ExportSpec, target: Path) -> None:
 
 
 def check_target(section: ExportSpec, target: Path) -> None:
-    """Check what of an `export` section does not depend on the checkpoint.
+    """Check the fields of an `export` section that do not depend on the checkpoint.
 
     Raises:
-        SpecError: A field does not fit.
+        SpecError: If a field is invalid, or if the file must not be written.
     """
     suffix = _ONNX.suffixes[0]
     if target.suffix != suffix:
@@ -127,38 +106,44 @@ def check_target(section: ExportSpec, target: Path) -> None:
 
 
 def export(experiment: Experiment, target: Path, *, command: str = "") -> ExportResult:
-    """Export the checkpoint of the section `export`, which passed `check_export`.
+    """Export the checkpoint of the section `export`, after `check_export`.
 
     Args:
-        experiment: The experiment, of the input size of the file.
-        target: The file.
-        command: The command line, for the report.
+        experiment: The experiment, for the input size of the file; see `sized`.
+        target: File to write.
+        command: Command line, for the report.
+
+    Raises:
+        TaoqError: If the network cannot be exported, or if the outputs differ; the file is then not written.
     """
     section = experiment.spec.export
     origin = {"path": section.checkpoint, "sha256": sha256(Path(section.checkpoint))}
     refuse_replacement(section, target, origin["sha256"])
     device = "cpu" if section.on_cpu else torch_device(f"cuda:{section.gpu_id}", "export.gpu_id")
-    return write_export(experiment, _open(experiment, section), origin, target, device, command=command)
+    return write_export(experiment, open_source(experiment, section), origin, target, device, command=command)
 
 
 def write_export(
     experiment: Experiment,
-    source: _Source,
+    source: ExportSource,
     origin: Mapping[str, str],
     target: Path,
     device: str,
     *,
     command: str = "",
 ) -> ExportResult:
-    """Trace a network, write its file, and prove it.
+    """Trace a network, write its file, and verify the file's outputs.
 
     Args:
         experiment: The experiment.
         source: The network.
-        origin: Path and sha256 of what it comes from; kept in the file.
-        target: The file.
-        device: Where it is traced.
-        command: The command line, for the report.
+        origin: Path and SHA-256 of the exported checkpoint; stored in the file.
+        target: File to write.
+        device: Device that the network is traced on.
+        command: Command line, for the report.
+
+    Raises:
+        TaoqError: If the network cannot be exported, or if the outputs differ; the file is then not written.
     """
     section = experiment.spec.export
     graph = _trace(experiment, section, source, device)
@@ -174,9 +159,9 @@ def write_export(
         write_graph(graph, file)
         onnx.checker.check_model(str(file), full_check=True)
         size = total_size(file)
-        written = OpenedModel(read_graph(file), _ONNX.name, file, bool(source.scales))
-        graph_runtime = start(experiment, written, "cpu", "export.on_cpu")
-        proof = prove(experiment, source.reference, graph_runtime, quantized=written.quantized)
+        exported = OpenedModel(read_graph(file), _ONNX.name, file, bool(source.scales))
+        runtime = start(experiment, exported, "cpu", "export.on_cpu")
+        proof = prove(experiment, source.reference, runtime, quantized=exported.quantized)
         if section.serialize_nvdsinfer:
             _write_deepstream(experiment, target, stage)
         result = ExportResult(
@@ -200,80 +185,25 @@ def write_export(
 
 
 def refuse_replacement(section: ExportSpec, target: Path, source_sha256: str) -> None:
-    """Replace only what was made from the same checkpoint, unless asked.
+    """Refuse to overwrite a file that was not exported from the same checkpoint, unless `export.overwrite` is set.
 
     Raises:
-        TaoqError: The file was made from something else.
+        TaoqError: If the file was not exported from this checkpoint.
     """
     if section.overwrite or not target.exists():
         return
     try:
-        made_from = (read_properties(read_graph(target), target) or {}).get("source", {})
+        source = (read_properties(read_graph(target), target) or {}).get("source", {})
     except TaoqError:
-        made_from = {}  # not a file of taoq's
-    if made_from.get("sha256") != source_sha256:
-        what = f"{target} is there already, made from {made_from.get('path', 'something else')}"
+        source = {}  # not an ONNX file, or not exported by taoq
+    if source.get("sha256") != source_sha256:
+        what = f"{target} is there already, made from {source.get('path', 'something else')}"
         raise TaoqError(Fault("export.onnx_file", what, "name another file, or set export.overwrite: true"))
     log.info(Notice("export.onnx_file", f"{target} was made from the same checkpoint and will be replaced"))
 
 
-def _open(experiment: Experiment, section: ExportSpec) -> _Source:
-    """The network of a checkpoint or an artifact."""
-    directory = find_artifact(section.checkpoint)
-    if section.is_quantized is not None and section.is_quantized != (directory is not None):
-        what = f"is {str(section.is_quantized).lower()}, but {section.checkpoint} is"
-        what += " a quantized artifact" if directory else " no artifact"
-        raise SpecError(Fault("export.is_quantized", what, "leave the field out: the artifact knows"))
-    if directory is None:
-        return float_source(experiment.build(section.checkpoint))
-    artifact = fitting_artifact(experiment, directory)
-    manifest = artifact.manifest
-    if manifest.format == _ONNX.name:
-        what = f"{section.checkpoint} is an artifact of {manifest.backend}: its payload is an ONNX file"
-        raise SpecError(Fault("export.checkpoint", what, f"take {artifact.payload} as it is"))
-    reference = open_artifact(experiment, artifact).model
-    empty = build_empty(experiment.restore(artifact.stored_spec)).eval()
-    return quantized_source(reference, manifest.backend, empty, dequantize=section.dequantize)
-
-
-def float_source(model: nn.Module) -> _Source:
-    """A float network to export."""
-    return _Source(model.eval(), model, {}, {})
-
-
-def quantized_source(reference: nn.Module, backend_name: str, empty: nn.Module, *, dequantize: bool) -> _Source:
-    """A quantized network to export.
-
-    Args:
-        reference: The quantized network.
-        backend_name: Its backend.
-        empty: The float network without its weights.
-        dequantize: Whether the file gets plain float weights.
-
-    Raises:
-        SpecError: ONNX has no operator for how the backend quantizes.
-    """
-    backend = load_backend(backend_name)
-    hint = "set export.dequantize: true for a float file with these weights, or quantize the float ONNX file"
-    if not isinstance(backend, Exportable):
-        raise SpecError(Fault("export.checkpoint", f"backend {backend_name} cannot be exported", hint))
-    state, scales = backend.dequantized(reference)
-    if not scales and not dequantize:
-        what = f"{backend_name} quantizes weights in a way that ONNX has no operator for"
-        raise SpecError(Fault("export.checkpoint", what, hint))
-    accept_biases(empty, state)
-    empty.load_state_dict(dict(state), assign=True)
-    if dequantize:
-        what = "the file has plain float32 weights, with the values of the quantized ones"
-        log.warning(Notice("export.dequantize", what))
-        scales = {}
-    if not scales:
-        return _Source(empty, empty, backend.applied(empty), {})
-    return _Source(reference, empty, backend.applied(reference), scales)
-
-
-def _trace(experiment: Experiment, section: ExportSpec, source: _Source, device: str) -> Graph:
-    """The graph of a network, with Q/DQ nodes if it is quantized."""
+def _trace(experiment: Experiment, section: ExportSpec, source: ExportSource, device: str) -> Graph:
+    """Trace the network, and insert Q/DQ nodes if it is quantized."""
     version = section.opset_version
     if source.scales and version < OPSET:
         what = f"a quantized graph needs {OPSET}; {version} is not enough"
@@ -289,7 +219,7 @@ def _trace(experiment: Experiment, section: ExportSpec, source: _Source, device:
         list(experiment.outputs),
         opset=version,
         dynamic=section.batch_size < 0,
-        fold=not source.scales,  # scales are those of the weights as they are
+        fold=not source.scales,  # folding batch norms would change the weights that the scales belong to
         verbose=section.verbose,
     )
     source.network.to("cpu")
@@ -310,15 +240,15 @@ def _check_runs(network: nn.Module, inputs: Mapping[str, torch.Tensor], section:
 
 
 def _write_deepstream(experiment: Experiment, target: Path, stage: Stage) -> None:
-    """nvdsinfer_config.yaml and labels.txt, as Gst-nvinfer of DeepStream reads them.
+    """Write nvdsinfer_config.yaml and labels.txt for the Gst-nvinfer plugin of DeepStream.
 
     Raises:
-        SpecError: The task has no such configuration.
+        SpecError: If the task has no configuration for DeepStream.
     """
     if experiment.deepstream is None:
         what = f"{experiment.task or 'this network'} has no configuration for DeepStream"
         raise SpecError(Fault("export.serialize_nvdsinfer", what, "leave it out"))
-    needed = experiment.deepstream()
+    deepstream = experiment.deepstream()
     (images,) = experiment.example().values()
     properties = {
         "gpu-id": 0,
@@ -327,8 +257,8 @@ def _write_deepstream(experiment: Experiment, target: Path, stage: Stage) -> Non
         "labelfile-path": "labels.txt",
         "infer-dims": ";".join(map(str, images.shape[1:])),
         "batch-size": max(experiment.spec.export.batch_size, 1),
-        "network-mode": 2,  # FP16 where the graph says nothing else
-        **needed.properties,
+        "network-mode": 2,  # FP16 for the layers without Q/DQ nodes
+        **deepstream.properties,
     }
     stage.write_text("nvdsinfer_config.yaml", yaml.safe_dump({"property": properties}, sort_keys=False))
-    stage.write_text("labels.txt", needed.labels)
+    stage.write_text("labels.txt", deepstream.labels)
