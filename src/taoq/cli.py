@@ -113,7 +113,7 @@ def _with_task(request: _Request) -> _Request:
     """Fill in the task and the spec of a `compare` request from its first artifact, where they are left out."""
     if request.action != _COMPARE:
         return request
-    from taoq.pipeline.compare import task_and_spec
+    from taoq.pipeline.comparison import task_and_spec
 
     task, spec = task_and_spec(request.flags["artifacts"], request.spec)
     return dataclasses.replace(request, task=request.task or task, spec=spec)

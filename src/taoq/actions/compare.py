@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taoq.actions.base import Show, load_experiment
-from taoq.pipeline.compare import PAGE, compare, read_artifacts
+from taoq.pipeline.compare import PAGE, compare
+from taoq.pipeline.comparison import read_artifacts
 from taoq.pipeline.results.compare import CompareResult
 from taoq.spec.source import SpecSource
 from taoq.status import run_status

@@ -13,7 +13,7 @@ from taoq.api.models import artifact_folder
 from taoq.errors import Fault, SpecError
 from taoq.pipeline.artifacts import read_artifact
 from taoq.pipeline.compare import compare as compare_artifacts
-from taoq.pipeline.compare import read_artifacts
+from taoq.pipeline.comparison import read_artifacts
 from taoq.pipeline.results.compare import CompareResult
 from taoq.pipeline.supplied import Loader, supply
 from taoq.quantization.formats import FORMATS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In what artifacts differ: their settings and layers, compared as plain data."""
+"""Find the settings and layers in which artifacts differ."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from taoq.plain import JsonMapping, JsonObject, Plain
 
 
 def settings(sections: Mapping[str, JsonMapping], section: str) -> dict[str, JsonObject]:
-    """Fields with different values, with the value in each artifact; None where a list is shorter.
+    """Return the fields whose values differ, with the value in each artifact; None where a list is shorter.
 
-    A section that not all of them have is compared as one value: the fields that are set in it.
+    An optional section that some of the specs leave out is compared as a single value: the text of its fields.
 
     Args:
-        sections: A section of the spec of each artifact, by the artifact's name.
+        sections: The section of each spec, by the name of the artifact.
         section: Name of the section.
     """
     flat = {name: _flat(values, section) for name, values in sections.items()}
@@ -25,44 +25,46 @@ def settings(sections: Mapping[str, JsonMapping], section: str) -> dict[str, Jso
 
 
 def layers(plans: Mapping[str, Sequence[JsonMapping]]) -> dict[str, dict[str, str | None]]:
-    """Layers in different formats, with the format in each artifact; None where it has no such layer.
+    """Return the layers whose formats differ, with the format in each artifact; None where it has no such layer.
 
-    Layers of an ONNX file are listed under the name of the module that they were exported from.
+    A layer of an ONNX file is listed under the name of the torch module that it was exported from.
 
     Args:
-        plans: The plan of each manifest, by the artifact's name.
+        plans: The plan of each manifest, by the name of the artifact.
     """
     formats: dict[str, dict[str, str | None]] = {}
     for name, plan in plans.items():
         for row in plan:
-            parts = [row["weights"], row["activations"]]
-            words = " / ".join(part["dtype"] if part else "float" for part in parts) if any(parts) else "float"
-            formats.setdefault(row["alias"] or row["layer"], dict.fromkeys(plans))[name] = words
+            schemes = [row["weights"], row["activations"]]
+            label = "float"
+            if any(schemes):
+                label = " / ".join(scheme["dtype"] if scheme else "float" for scheme in schemes)
+            formats.setdefault(row["alias"] or row["layer"], dict.fromkeys(plans))[name] = label
     return _differing(formats)
 
 
 def _differing(table: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
-    """The rows whose values are not all equal."""
+    """Return the rows whose values are not all equal."""
     return {key: row for key, row in table.items() if any(value != next(iter(row.values())) for value in row.values())}
 
 
 def _joined(values: JsonMapping, sections: Iterable[str]) -> JsonObject:
-    """The leaves, with those of these sections as one value each: the ones that are set."""
+    """Join the set fields of each of these sections into one value."""
     joined = dict(values)
     for section in sections:
-        start = f"{section}."
-        inside = {name.removeprefix(start): joined.pop(name) for name in values if name.startswith(start)}
-        if inside:
-            joined[section] = ", ".join(f"{name}: {value}" for name, value in inside.items() if value not in (None, ""))
+        prefix = f"{section}."
+        fields = {name.removeprefix(prefix): joined.pop(name) for name in values if name.startswith(prefix)}
+        if fields:
+            joined[section] = ", ".join(f"{name}: {value}" for name, value in fields.items() if value not in (None, ""))
     return joined
 
 
 def _flat(value: Plain, path: str) -> JsonObject:
-    """The leaves of plain data, by their path as a spec has it."""
+    """Return the leaves of plain data, by their paths in the spec."""
     if isinstance(value, Mapping):
-        inside = [_flat(inner, f"{path}.{name}") for name, inner in value.items()]
+        children = [_flat(child, f"{path}.{name}") for name, child in value.items()]
     elif isinstance(value, list):
-        inside = [_flat(inner, f"{path}[{index}]") for index, inner in enumerate(value)]
+        children = [_flat(child, f"{path}[{index}]") for index, child in enumerate(value)]
     else:
         return {path: value}
-    return {key: leaf for leaves in inside for key, leaf in leaves.items()}
+    return {key: leaf for leaves in children for key, leaf in leaves.items()}

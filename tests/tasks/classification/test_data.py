@@ -14,9 +14,9 @@ from taoq.spec.load import spec_from_dict
 from taoq.tasks.classification.data import (
     calibration_batches,
     class_names,
+    class_names_or_numbers,
     evaluation_batches,
     inference_batches,
-    known_classes,
 )
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.images import read_image
@@ -114,8 +114,8 @@ def test_images_of_an_unknown_class_are_left_out_with_a_warning(
     assert evaluation_batches(spec(pets, root_dir=str(tmp_path))).num_samples == 5
     where = "dataset.val_dataset.images_dir"
     assert caplog.messages == [
-        f"{where}: 1 image(s) in '.' are left out: it is no class of classes.txt",
-        f"{where}: 1 image(s) in 'stray' are left out: it is no class of classes.txt",
+        f"{where}: 1 image(s) in '.' are left out: it is not the folder of a class",
+        f"{where}: 1 image(s) in 'stray' are left out: it is not the folder of a class",
     ]
 
 
@@ -185,7 +185,7 @@ def test_inference_knows_labels_only_where_folders_are_classes(pets: Path, tmp_p
     assert [label for _, label in paths_and_labels(inference_batches(spec(pets)), pets)] == [0, 0, 0, 1, 1]
     flat = write_flat_folder(tmp_path, 1)
     assert paths_and_labels(inference_batches(spec(flat)), flat) == [("00.png", -1)]
-    assert known_classes(spec(flat)) == ["0", "1"]
+    assert class_names_or_numbers(spec(flat)) == ["0", "1"]
 
 
 def test_memory_holds_one_batch_of_images(tmp_path: Path, opened_images: list[Path]) -> None:

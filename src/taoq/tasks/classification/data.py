@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image folders by class as lazy batches."""
+"""Image folders, with one folder per class, as lazily loaded batches."""
 
 from __future__ import annotations
 
@@ -23,25 +23,28 @@ log = logging.getLogger(__name__)
 
 
 def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
-    """Names of the classes by index: the lines of classes.txt, else the sorted folder names.
+    """Return the names of the classes, by index: the lines of classes.txt, or without it the sorted folder names.
+
+    Args:
+        spec: The spec.
+        images_dir: The folder with one folder per class.
 
     Raises:
-        TaoqError: The file is missing, or there are not dataset.num_classes of them.
+        TaoqError: If the file cannot be read, or if there are not dataset.num_classes names.
     """
     file = _classes_file(spec)
     names = _read_classes(file, spec) if file else _folder_names(images_dir)
-    wanted = spec.dataset.num_classes
-    if len(names) != wanted:
-        what = (
-            f"{f'{file} names' if file else f'{images_dir} has'} {len(names)} classes, dataset.num_classes is {wanted}"
-        )
+    num_classes = spec.dataset.num_classes
+    if len(names) != num_classes:
+        source = f"{file} names" if file else f"{images_dir} has"
+        what = f"{source} {len(names)} classes, dataset.num_classes is {num_classes}"
         hint = f"set it to {len(names)}, or name the classes in dataset.classes_file"
         raise TaoqError(Fault("dataset.num_classes", what, hint))
     return names
 
 
-def known_classes(spec: ClassificationSpec) -> list[str]:
-    """Names of the classes for inference, whose images need no labels: plain numbers if nothing names them."""
+def class_names_or_numbers(spec: ClassificationSpec) -> list[str]:
+    """Return the names of the classes, or their numbers if no file or folder names them. For unlabelled images."""
     folder = Path(spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir)
     if _classes_file(spec) or (folder.is_dir() and len(_folder_names(folder)) == spec.dataset.num_classes):
         return class_names(spec, folder)
@@ -65,9 +68,9 @@ def _read_classes(file: Path, spec: ClassificationSpec) -> list[str]:
     except (OSError, UnicodeDecodeError):
         where = "dataset.classes_file" if spec.dataset.classes_file else "dataset.root_dir"
         raise TaoqError(Fault(where, f"{file} cannot be read", "give a text file, one class a line")) from None
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise TaoqError(Fault(str(file), f"names the class '{twice[0]}' twice", "write each class once"))
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise TaoqError(Fault(str(file), f"names the class '{duplicates[0]}' twice", "write each class once"))
     return names
 
 
@@ -76,25 +79,35 @@ def _folder_names(folder: Path) -> list[str]:
 
 
 def example_inputs(spec: ClassificationSpec) -> Inputs:
-    """One black image, [1, 3, size, size]."""
+    """Return one black image, [1, 3, size, size]."""
     size = spec.dataset.img_size
     return {"input": torch.zeros(1, 3, size, size)}
 
 
 def calibration_batches(spec: ClassificationSpec) -> ImageBatches:
-    """A seeded draw of calibration images through the evaluation transform; labels do not matter."""
+    """Return a random sample of the calibration images. They have no labels.
+
+    Raises:
+        SpecError: If the spec names no calibration images.
+        TaoqError: If there are none.
+    """
     section = spec.quantize.calibration
     where = "dataset.quant_calibration_dataset.images_dir"
     if not spec.dataset.quant_calibration_dataset.images_dir:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
         raise NotGiven(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
     paths = list(image_files(image_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
-    chosen = draw(paths, section.num_samples, section.seed)
-    return _batches(spec, chosen, [-1] * len(chosen), section.batch_size or spec.dataset.batch_size)
+    sample = draw(paths, section.num_samples, section.seed)
+    return _batches(spec, sample, [-1] * len(sample), section.batch_size or spec.dataset.batch_size)
 
 
 def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
-    """All labelled images of val_dataset, or of test_dataset where only that is given."""
+    """Return all labelled images of val_dataset, or of test_dataset if only that is given.
+
+    Raises:
+        SpecError: If the spec names no labelled images.
+        TaoqError: If there are none, or if their folders do not fit dataset.num_classes.
+    """
     name = "val_dataset" if spec.dataset.val_dataset.images_dir else "test_dataset"
     where = f"dataset.{name}.images_dir"
     images_dir = getattr(spec.dataset, name).images_dir
@@ -109,37 +122,42 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
     if name == "test_dataset":
         log.info(Notice("dataset.val_dataset", "is not given: evaluating dataset.test_dataset"))
     folder = image_folder(images_dir, where)
-    found = list(image_files(folder, where))
-    index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
+    files = list(image_files(folder, where))
+    class_index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
     paths: list[Path] = []
     labels: list[int] = []
-    strange: Counter[str] = Counter()
-    for path in found:
+    left_out: Counter[str] = Counter()
+    for path in files:
         class_name = path.relative_to(folder).parts[0]
-        if class_name in index and path.parent != folder:
+        if class_name in class_index and path.parent != folder:
             paths.append(path)
-            labels.append(index[class_name])
+            labels.append(class_index[class_name])
         else:
-            strange[class_name if path.parent != folder else "."] += 1
+            left_out[class_name if path.parent != folder else "."] += 1
     if not paths:
         raise TaoqError(
             Fault(where, f"{folder} has no folder of a known class", "labelled data has one folder per class")
         )
-    for class_name, count in strange.items():
-        what = f"{count} image(s) in '{class_name}' are left out: it is no class of classes.txt"
+    for class_folder, count in left_out.items():
+        what = f"{count} image(s) in '{class_folder}' are left out: it is not the folder of a class"
         log.warning(Notice(where, what))
     return _batches(spec, paths, labels, batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
 def inference_batches(spec: ClassificationSpec) -> ImageBatches:
-    """All images of test_dataset, in class folders or not; a label is known where the folder is a class."""
+    """Return all images of test_dataset. Images in the folder of a class are labelled, others have the label -1.
+
+    Raises:
+        SpecError: If the spec names no images.
+        TaoqError: If there are none.
+    """
     where = "dataset.test_dataset.images_dir"
     if not spec.dataset.test_dataset.images_dir:
         raise NotGiven(Fault(where, "missing: inference needs images", "name a folder of images"))
     folder = image_folder(spec.dataset.test_dataset.images_dir, where)
-    index = {class_name: number for number, class_name in enumerate(known_classes(spec))}
+    class_index = {class_name: number for number, class_name in enumerate(class_names_or_numbers(spec))}
     paths = list(image_files(folder, where))
-    labels = [index.get(path.relative_to(folder).parts[0], -1) for path in paths]
+    labels = [class_index.get(path.relative_to(folder).parts[0], -1) for path in paths]
     return _batches(spec, paths, labels, batch_size(spec.inference, spec.dataset.batch_size))
 
 
@@ -150,7 +168,7 @@ def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], siz
 
 @dataclass(frozen=True)
 class _Labels:
-    """Class index of each image; -1 where it is not known."""
+    """Class index of each image; -1 for an image without a label."""
 
     labels: list[int]
 
@@ -159,7 +177,11 @@ class _Labels:
 
 
 def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
-    """TAO's: resize to a square (PIL bilinear, no crop), 0..1, mean and std."""
+    """Return the transform of TAO: resize to a square (PIL bilinear, no crop), scale to 0..1, normalize.
+
+    Raises:
+        SpecError: If mean or std are not three numbers, or if a std is 0.
+    """
     augmentation, size = spec.dataset.augmentation, spec.dataset.img_size
     for name, values in (("mean", augmentation.mean), ("std", augmentation.std)):
         if len(values) != 3 or (name == "std" and 0.0 in values):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What export needs to know of a classifier."""
+"""Functions that adapt `export` to classification_pyt."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import statistics
 
 from taoq.errors import Fault, Notice, SpecError
 from taoq.tasks.base import DeepStream
-from taoq.tasks.classification.data import known_classes
+from taoq.tasks.classification.data import class_names_or_numbers
 from taoq.tasks.classification.spec import ClassificationSpec
 
 log = logging.getLogger(__name__)
 
 
 def with_size(spec: ClassificationSpec, height: int, width: int) -> ClassificationSpec:
-    """The spec for another input size.
+    """Return the spec for another input size (pixels).
 
     Raises:
-        SpecError: It is not square.
+        SpecError: If the size is not square.
     """
     if height != width:
         what = f"the input is {height} x {width} (height x width), classification_pyt has square inputs"
@@ -28,7 +28,10 @@ def with_size(spec: ClassificationSpec, height: int, width: int) -> Classificati
 
 
 def deepstream(spec: ClassificationSpec) -> DeepStream:
-    """Gst-nvinfer computes scale * (pixel - offset) with one scale for all channels."""
+    """Return the DeepStream configuration.
+
+    Gst-nvinfer normalizes pixels in 0..255 as `net-scale-factor * (pixel - offset)`, with one factor for all channels.
+    """
     mean, std = spec.dataset.augmentation.mean, spec.dataset.augmentation.std
     if len(set(std)) > 1:
         what = "DeepStream has one scale for all channels, dataset.augmentation.std has three: their mean is written"
@@ -40,5 +43,5 @@ def deepstream(spec: ClassificationSpec) -> DeepStream:
             "offsets": ";".join(f"{255 * value:.4f}" for value in mean),
             "output-blob-names": "output",
         },
-        ";".join(known_classes(spec)) + "\n",
+        ";".join(class_names_or_numbers(spec)) + "\n",
     )

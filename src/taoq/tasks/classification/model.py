@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a classifier by name from timm or torchvision."""
+"""Build a classifier from timm or torchvision by its name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation, load_weights
-from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
+from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
 from taoq.plain import JsonObject
 from taoq.tasks.classification.spec import ClassificationSpec
 
@@ -19,34 +19,34 @@ _TAO_NAMES = (
     (r"gc_vit_(\w+)", r"gcvit_\1"),
     (r"hiera_(tiny|small|base|base_plus|large|huge)", r"hiera_\1_224"),
 )
-"""TAO's names whose timm name differs; convnext_*, swin_*, efficientvit_*, edgenext_* are the same."""
+"""Patterns of names in TAO that differ in timm, with the timm name. Names of other families (convnext_*, swin_*,
+efficientvit_*, edgenext_*) are the same in both."""
 
-
-_CHECK = "check model.backbone.type, model.backbone.args and dataset.num_classes"
+_FIT_HINT = "check model.backbone.type, model.backbone.args and dataset.num_classes"
 _CHECKPOINT = "the checkpoint of the action"
 _NOT_ARGUMENTS = {
     "num_classes": "dataset.num_classes",
     "pretrained": "model.backbone.pretrained",
     "weights": _CHECKPOINT,
     "weights_backbone": _CHECKPOINT,
-    "checkpoint_path": _CHECKPOINT,  # timm would unpickle it
+    "checkpoint_path": _CHECKPOINT,  # timm would unpickle the file, which can run code
     "pretrained_cfg": _CHECKPOINT,
     "pretrained_cfg_overlay": _CHECKPOINT,
 }
-"""Arguments of the constructors that come from elsewhere in the spec."""
+"""Arguments of the constructors that must not be given, with the part of the spec that decides them."""
 
 
 def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
-    """The float network of a spec.
+    """Build the float network of a spec.
 
     Args:
         spec: The spec.
-        checkpoint: Its weights; empty takes the library's pretrained ones if the spec asks for them;
-            None leaves the network as initialised, for a backend that loads the weights itself.
+        checkpoint: The file with its weights; an empty string for the library's pretrained weights, which the spec must
+            ask for; None for initial weights, where a backend loads the weights later.
 
     Raises:
-        SpecError: Unknown name, wrong arguments, or neither a checkpoint nor pretrained weights.
-        TaoqError: The checkpoint does not load, or does not fit.
+        SpecError: If the name or an argument is wrong, or if there is neither a checkpoint nor pretrained weights.
+        TaoqError: If the checkpoint cannot be loaded or does not fit, or if pretrained weights cannot be downloaded.
     """
     backbone = spec.model.backbone
     if spec.model.head.binary:
@@ -60,39 +60,38 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
                 hint,
             )
         )
-    library, name = _find(backbone.type)
-    pretrained = checkpoint == ""
+    library, name = _library_and_name(backbone.type)
     with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
-        model = _create(library, name, spec, pretrained=pretrained)
+        model = _create(library, name, spec, pretrained=checkpoint == "")
     if checkpoint:
-        load_weights(model, checkpoint, _CHECK)
+        load_weights(model, checkpoint, _FIT_HINT)
     return model
 
 
-def _find(type_: str) -> tuple[str, str]:
-    """Library and name of a network."""
+def _library_and_name(type_: str) -> tuple[str, str]:
+    """Find the library of a network, and its name there."""
     where = "model.backbone.type"
     if not type_:
         raise SpecError(Fault(where, "missing: which network is it?", "write a name, for example resnet_50"))
     import timm
     import torchvision
 
-    library, _, bare = type_.rpartition("/")
-    candidates = [bare]
+    prefix, _, name = type_.rpartition("/")
+    candidates = [name]
     for pattern, replacement in _TAO_NAMES:
-        if re.fullmatch(pattern, bare):
-            candidates.append(re.sub(pattern, replacement, bare))
-    lists = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(torchvision.models)}
-    if library and library not in lists:
-        raise SpecError(Fault(where, f"unknown library '{library}'", "write timm/NAME or torchvision/NAME"))
-    for found in [library] if library else list(lists):
+        if re.fullmatch(pattern, name):
+            candidates.append(re.sub(pattern, replacement, name))
+    networks = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(torchvision.models)}
+    if prefix and prefix not in networks:
+        raise SpecError(Fault(where, f"unknown library '{prefix}'", "write timm/NAME or torchvision/NAME"))
+    for library in [prefix] if prefix else networks:
         for candidate in candidates:
-            # timm names may carry a tag of pretrained weights, resnet50.a1_in1k
-            if candidate.partition(".")[0] in lists[found]:
-                return found, candidate
-    near = [*lists["timm"], *lists["torchvision"], "resnet_50", "resnet_18", "vit_base_patch16"]
+            # A timm name may end in a tag of pretrained weights: resnet50.a1_in1k.
+            if candidate.partition(".")[0] in networks[library]:
+                return library, candidate
+    names = [*networks["timm"], *networks["torchvision"], "resnet_50", "resnet_18", "vit_base_patch16"]
     otherwise = "any timm or torchvision name works, and TAO's where these have the network"
-    raise SpecError(Fault(where, f"no library has a network '{type_}'", did_you_mean(bare, near, otherwise)))
+    raise SpecError(Fault(where, f"no library has a network '{type_}'", did_you_mean(name, names, otherwise)))
 
 
 def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bool) -> nn.Module:
@@ -101,9 +100,9 @@ def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bo
 
     arguments: JsonObject = dict(spec.model.backbone.args)
     faults = [
-        Fault(f"model.backbone.args.{name}", f"the network gets it from {source}", "take it out of the arguments")
-        for name, source in _NOT_ARGUMENTS.items()
-        if name in arguments
+        Fault(f"model.backbone.args.{key}", f"the network gets it from {source}", "take it out of the arguments")
+        for key, source in _NOT_ARGUMENTS.items()
+        if key in arguments
     ]
     if faults:
         raise SpecError(*faults)
@@ -122,23 +121,19 @@ def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bo
             model = torchvision.models.get_model(name, weights=None, num_classes=classes, **arguments)
         return model
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        what = f"{library} cannot build {name}: {_one_line(error)}"
+        what = f"{library} cannot build {name}: {first_line(error)}"
         if pretrained:
             raise TaoqError(
                 Fault("model.backbone.pretrained", what, "download the weights where there is a network")
             ) from error
         hint = f"see the constructor of {name} in {library}"
         raise SpecError(Fault("model.backbone.args", what, hint)) from error
-    except OSError as error:  # the network, or the hub's cache
-        what = f"the pretrained weights of {name} cannot be downloaded: {_one_line(error)}"
+    except OSError as error:  # the download, or the cache of the hub
+        what = f"the pretrained weights of {name} cannot be downloaded: {first_line(error)}"
         raise TaoqError(Fault("model.backbone.pretrained", what, "give a checkpoint file instead")) from error
 
 
-def _check_pretrained_classes(have: int, want: int) -> None:
-    if have != want:
-        what = f"the pretrained weights have {have} classes, dataset.num_classes is {want}"
+def _check_pretrained_classes(pretrained_classes: int, num_classes: int) -> None:
+    if pretrained_classes != num_classes:
+        what = f"the pretrained weights have {pretrained_classes} classes, dataset.num_classes is {num_classes}"
         raise SpecError(Fault("dataset.num_classes", what, "give a checkpoint trained on your classes"))
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""classification_pyt as a value."""
+"""The task classification_pyt."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from taoq.tasks.classification.spec import UNUSED, ClassificationSpec
 
 
 def check_same_model(spec: ClassificationSpec, stored: ClassificationSpec) -> None:
-    """Refuse to run an artifact on data for another network; a spec may leave the network out.
+    """Refuse an artifact of another network than that of the spec. The spec may leave the network out.
 
     Raises:
-        SpecError: They name different networks, class counts, sizes or normalisation.
+        SpecError: If network, number of classes, input size or normalization differ.
     """
     fields = [
         "dataset.num_classes",
