@@ -24,12 +24,12 @@ def candidates(
 
 
 def run_search(
-    units: list[Candidate], drop_of: DropOf, *, max_drop: float, whole: int | None = None
+    units: list[Candidate], drop_of: DropOf, *, max_drop: float, total: int | None = None
 ) -> tuple[Trial, ...]:
     """Answer each choice that the search proposes; by default the network has no other layers."""
-    if whole is None:
-        whole = sum({candidate.unit: candidate.amount for candidate in units}.values())
-    proposals = search(units, max_drop=max_drop, whole=whole)
+    if total is None:
+        total = sum({candidate.unit: candidate.amount for candidate in units}.values())
+    proposals = search(units, max_drop=max_drop, total=total)
     drop: float | None = None
     while True:
         try:
@@ -134,5 +134,5 @@ def test_a_drop_of_the_budget_is_within_it() -> None:
 
 
 def test_shares_are_of_the_whole_network() -> None:
-    (trial,) = run_search(candidates({"a": 0.1, "b": 0.1}), lambda _: 0.0, max_drop=0.0, whole=8)
+    (trial,) = run_search(candidates({"a": 0.1, "b": 0.1}), lambda _: 0.0, max_drop=0.0, total=8)
     assert trial.share == 0.25

@@ -159,7 +159,7 @@ def run_search(
         Candidate(unit=name, dtype=dtype, amount=_amount(tuner.units[name], budget.maximize), noise=noise)
         for (name, dtype), noise in tuner.noise.items()
     ]
-    proposals = search(candidates, max_drop=budget.max_drop, whole=_whole(tuner))
+    proposals = search(candidates, max_drop=budget.max_drop, total=_whole(tuner))
     drop: float | None = None
     while True:
         try:
