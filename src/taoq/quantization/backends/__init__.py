@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends, by the value of `quantize.backend`. Importing this package loads none of them."""
+"""Load backends by the value of `quantize.backend`. Importing this package imports no backend."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def load_backend(name: str) -> AnyBackend:
     """Import a backend.
 
     Raises:
-        SpecError: There is no such backend.
-        MissingDependency: Its library is not installed.
-        TaoqError: It comes from another package, and does not load.
+        SpecError: If there is no such backend.
+        MissingDependency: If its library is not installed.
+        TaoqError: If it comes from another package and cannot be loaded, or lacks methods of a backend.
     """
     backend = BACKENDS.load(name, "quantize.backend")
     if not isinstance(backend, Backend):

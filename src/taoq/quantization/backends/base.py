@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend is: a quantization library behind one face."""
+"""The interface of a backend: one quantization library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taoq.quantization.spec import QuantizeSpec
 from taoq.quantization.types import Applied, Layer, LayerPlan, QuantizationPlan, Scales
 
 M = TypeVar("M")
-"""The model of a backend's format."""
+"""The model type of the backend's format: `nn.Module` or `Graph`."""
 M_co = TypeVar("M_co", covariant=True)
 M_contra = TypeVar("M_contra", contravariant=True)
 
@@ -26,23 +26,31 @@ NO_SHIFTS: Shifts = MappingProxyType({})
 
 
 class Calibrated(Protocol[M_co]):
-    """A float model with the ranges of all layers of a plan: parts of it can be tried without calibrating again."""
+    """A calibrated float model. Any subset of the plan's layers can be quantized without calibrating again."""
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
-        """Why the library leaves layers of a plan float, by name."""
+        """Return the planned layers that the library leaves float, with the reason, by layer name."""
 
     def with_only(self, layers: Iterable[LayerPlan], shifts: Shifts = NO_SHIFTS) -> M_co:
-        """The model with these layers quantized and all others float; without any, the float model.
+        """Return the model with only these layers quantized.
 
-        May change and return the model of the previous call. A format may differ from that of the calibrated plan.
-        `shifts` is added to the biases of layers, by name; a layer without a bias gets one.
+        May modify and return the model of the previous call.
+
+        Args:
+            layers: The layers to quantize; if empty, the result is the float model. Their numeric formats may differ
+                from those of the calibrated plan.
+            shifts: Values to add to the biases of layers, by layer name. A layer without a bias gets one.
         """
 
     def quantize(self, plan: QuantizationPlan, shifts: Shifts = NO_SHIFTS) -> M_co:
-        """Quantize as a plan says, for good: nothing can be tried any more.
+        """Quantize the model permanently. No other method may be called afterwards.
 
-        Computes what `with_only` of the same layers and shifts computes, bit for bit, unless an option of the backend
-        gives the artifact another float precision.
+        The outputs of the model are bit-identical to those of `with_only` with the same layers and shifts, unless an
+        option of the backend changes the precision of the float part.
+
+        Args:
+            plan: The calibrated plan, without the layers of `left_out`.
+            shifts: Values to add to the biases of layers, by layer name. A layer without a bias gets one.
 
         Returns:
             The model, on the CPU.
@@ -51,17 +59,22 @@ class Calibrated(Protocol[M_co]):
 
 @runtime_checkable
 class Backend(Protocol[M]):
-    """A quantization library. A backend is a value of this type, named by a row of `taoq.plugins.BACKENDS`."""
+    """A quantization library. Each row of `taoq.plugins.BACKENDS` names an object of this type."""
 
     @property
     def capability(self) -> Capability:
-        """What it can do, and what its files are called."""
+        """What the backend supports, and the name of its payload."""
 
     def check(self, section: QuantizeSpec) -> list[Fault]:
-        """Faults that only this backend knows, of `backend_kwargs` above all."""
+        """Return the faults of a spec that `capability` does not cover, mainly in `backend_kwargs`."""
 
     def layers(self, model: M, options: Options) -> list[Layer]:
-        """All layers of a float model, quantizable or not under these `backend_kwargs`."""
+        """List all layers of a float model, in model order. Those that cannot be quantized have an `obstacle`.
+
+        Args:
+            model: The float model.
+            options: `backend_kwargs`.
+        """
 
     def calibrate(
         self,
@@ -73,37 +86,45 @@ class Backend(Protocol[M]):
         device: str,
         cache: RangeCache | None,
     ) -> Calibrated[M]:
-        """Find the ranges that a plan needs. Consumes the model.
+        """Calibrate the ranges that a plan needs. Consumes the model.
 
         Args:
             model: The float model.
             plan: The plan.
-            batches: Calibration data; not touched unless the plan needs calibration. Iterating again starts again.
+            batches: Calibration data. Read only if the plan needs calibration; can be iterated more than once.
             options: `backend_kwargs`.
-            device: A device of this machine.
-            cache: Where ranges are kept between runs; None keeps none.
+            device: An available device: a value of `quantize.device`.
+            cache: Cache of the ranges between runs; None for no cache.
+
+        Raises:
+            TaoqError: If a weight, an input or a range is not finite, or the library cannot calibrate the model.
         """
 
     def applied(self, model: M) -> Applied:
-        """What is really quantized, read from the model itself."""
+        """Return the layers that are quantized and their schemes, read from the model and not from the plan."""
 
     def weight(self, model: M, layer: str) -> Values:
-        """Values of a quantized layer's weight as floats, an array of the format."""
+        """Return the dequantized weight of a quantized layer, as an array of the format."""
 
     def save(self, model: M, path: Path, options: Options) -> None:
         """Write the quantized model to a file."""
 
     def load(self, path: Path, build: Callable[[], M]) -> M:
-        """Read it back into a fresh float model. Never re-quantizes, never unpickles code."""
+        """Load a quantized model from a file. Never quantizes again, and never unpickles code.
+
+        Args:
+            path: A file that `save` wrote.
+            build: Builds the float model.
+        """
 
 
 AnyBackend = Backend[Any]
-"""A backend whose format only it knows."""
+"""A backend of any format."""
 
 
 @runtime_checkable
 class Exportable(Protocol[M_contra]):
-    """A backend whose torch models `export` can write as ONNX."""
+    """A torch backend whose quantized models `export` can write as ONNX."""
 
     def dequantized(self, model: M_contra) -> tuple[Mapping[str, Values], Mapping[str, Scales]]:
-        """The state of the float network with the values of the quantized weights, and scales by layer."""
+        """Return the state dict of the float network with dequantized weights, and the scales by layer name."""
