@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO's average precision, by pycocotools."""
+"""Average precision of COCO, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -32,118 +32,131 @@ FIGURES = (
     "val_mAP", "val_mAP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-"""COCO's twelve numbers in the order of `COCOeval.stats`; the first two under TAO's names (AP and AP50)."""
-_RESAMPLED = {"val_mAP": slice(None), "val_mAP50": slice(0, 1), "AP75": slice(5, 6)}  # among COCO's ten IoUs
-_RECALLS = np.linspace(0, 1, 101)  # where COCO reads the precision
-_COLUMNS = 7  # image id, class index, score, x, y, width, height
+"""The twelve numbers of COCO in the order of `COCOeval.stats`. The first two, AP and AP50, have their names in TAO."""
+_IOU_THRESHOLDS = {"val_mAP": slice(None), "val_mAP50": slice(0, 1), "AP75": slice(5, 6)}
+"""The figures that models can be compared by, and which of COCO's ten IoU thresholds (0.5 to 0.95) each averages."""
+_RECALLS = np.linspace(0, 1, 101)
+"""The recalls at which COCO reads the precision."""
+_COLUMNS = 7
+"""Columns of a row of detections: image id, class index, score, x, y, width, height."""
 
 
 class CocoMetric:
-    """Keeps at most 90 bytes a detection, and evaluates one class at a time: memory does not grow with the classes."""
+    """Average precision over all images.
+
+    Keeps at most 90 bytes per detection. Classes are evaluated one at a time, so that memory does not grow with their
+    number.
+    """
 
     def __init__(self, spec: RtdetrSpec) -> None:
         _, self._coco = evaluation_source(spec)
         self._spec = spec
-        known = set(self._coco.category_ids) - {-1}
-        chosen = spec.dataset.eval_class_ids
-        if chosen == []:
+        category_ids = set(self._coco.category_ids) - {-1}
+        eval_ids = spec.dataset.eval_class_ids
+        if eval_ids == []:
             hint = "name category ids, or leave the field out to evaluate all"
             raise SpecError(Fault("dataset.eval_class_ids", "empty: nothing would be evaluated", hint))
-        strange = sorted(set(chosen or ()) - known)
-        if strange:
-            what = f"{strange} are no category ids of {self._coco.path}"
-            raise SpecError(Fault("dataset.eval_class_ids", what, f"its ids are {sorted(known)}"))
+        unknown = sorted(set(eval_ids or ()) - category_ids)
+        if unknown:
+            what = f"{unknown} are no category ids of {self._coco.path}"
+            raise SpecError(Fault("dataset.eval_class_ids", what, f"its ids are {sorted(category_ids)}"))
         self._classes = [
             index
             for index, id_ in enumerate(self._coco.category_ids)
-            if id_ in known and (chosen is None or id_ in chosen)
+            if id_ in category_ids and (eval_ids is None or id_ in eval_ids)
         ]
         self._images = {image["id"]: image for image in self._coco.data["images"]}
-        self._of_another_size: list[str] = []
+        self._wrong_sizes: list[str] = []
         self._rows: list[NDArray[np.float64]] = []
         self._truth: COCO | None = None
         self._precision: NDArray[np.float64] | None = None
-        self._matched: list[_Matched] = []
+        self._matches: list[_ClassMatches] = []
         self._per_class: dict[str, float | None] = {}
         self._stats: list[float] = []
 
     @property
     def figures(self) -> Sequence[str]:
-        """Average precision: COCO's own, at IoU 0.5, at IoU 0.75."""
-        return tuple(_RESAMPLED)
+        """The names of COCO's AP, AP50 (at IoU 0.5) and AP75 (at IoU 0.75)."""
+        return tuple(_IOU_THRESHOLDS)
 
     @property
     def num_samples(self) -> int:
-        """Number of images that the json names."""
+        """Number of images in the json."""
         return len(self._images)
 
     @property
     def key(self) -> str:
-        """The annotations, the classes that count, and which detections do."""
+        """Digest of the annotations, the evaluated classes, and the settings that select and scale detections."""
         spec = self._spec
         aspect = spec.dataset.augmentation.preserve_aspect_ratio
-        chosen = [spec.model.num_select, spec.evaluate.conf_threshold, input_size(spec), aspect]
+        settings = [spec.model.num_select, spec.evaluate.conf_threshold, input_size(spec), aspect]
         truth = [self._coco.data[part] for part in ("images", "annotations", "categories")]
-        return digest([truth, self._coco.category_ids, self._classes, chosen])
+        return digest([truth, self._coco.category_ids, self._classes, settings])
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
-        for image_id, size in zip(targets.image_ids, targets.sizes.tolist(), strict=True):
+        per_image = detections(self._spec, outputs, targets, self._spec.evaluate.conf_threshold)
+        for image_id, size, image_detections in zip(targets.image_ids, targets.sizes.tolist(), per_image, strict=True):
             image = self._images[image_id]
-            said = [image.get("width"), image.get("height")]
-            if None not in said and said != size:
-                self._of_another_size.append(str(image["file_name"]))
-        for image_id, found in zip(
-            targets.image_ids, detections(self._spec, outputs, targets, self._spec.evaluate.conf_threshold), strict=True
-        ):
-            self._rows.append(_rows(image_id, found))
+            json_size = [image.get("width"), image.get("height")]
+            if None not in json_size and json_size != size:
+                self._wrong_sizes.append(str(image["file_name"]))
+            self._rows.append(_rows(image_id, image_detections))
 
     def compute(self) -> dict[str, float]:
-        """COCO's twelve numbers, in 0..1; those of a size that no annotation has are left out."""
-        if self._of_another_size:
-            count, first = len(self._of_another_size), self._of_another_size[0]
+        """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has."""
+        if self._wrong_sizes:
+            count, first = len(self._wrong_sizes), self._wrong_sizes[0]
             what = f"{count} image(s) are of another size than it says, first {first}: are its boxes for these files?"
             log.warning(Notice(str(self._coco.path), what))
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
         self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = _index(self._coco.data, self._coco.data["annotations"])
-            self._matched.clear()
+            self._truth = _indexed(self._coco.data, self._coco.data["annotations"])
+            self._matches.clear()
             parts = [self._evaluate(index, rows) for index in self._classes]
-            whole = COCOeval(self._truth, _index(self._coco.data, ()), "bbox")
-            whole.params.catIds = [self._coco.category_ids[index] for index in self._classes]
-            whole.eval = {
-                "params": whole.params,
+            joined = COCOeval(self._truth, _indexed(self._coco.data, ()), "bbox")
+            joined.params.catIds = [self._coco.category_ids[index] for index in self._classes]
+            joined.eval = {
+                "params": joined.params,
                 "precision": np.concatenate([part["precision"] for part in parts], axis=2),
                 "recall": np.concatenate([part["recall"] for part in parts], axis=1),
                 "scores": np.concatenate([part["scores"] for part in parts], axis=2),
             }
-            whole.summarize()
-        self._precision = whole.eval["precision"]
-        self._stats = [float(value) for value in whole.stats]
+            joined.summarize()
+        self._precision = joined.eval["precision"]
+        self._stats = [float(value) for value in joined.stats]
         for column, index in enumerate(self._classes):
             precision = self._precision[:, :, column, 0, -1]
-            there = precision[precision > -1]
-            self._per_class[self._coco.names[index]] = float(there.mean()) if there.size else None
+            defined = precision[precision > -1]
+            self._per_class[self._coco.names[index]] = float(defined.mean()) if defined.size else None
         return {name: value for name, value in zip(FIGURES, self._stats, strict=True) if value > -1}
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
-        """A figure as if the images, by ascending id, were there `counts` times; call `compute` before.
+        """Compute a figure with each image counted `counts` times. Call `compute` first.
 
-        A copy is an image of its own, with an id between its original's and the next: the figure is the one of
-        pycocotools over all of them.
+        The result is that of pycocotools for a data set with copies of the images, where the ids of the copies of an
+        image lie between its own id and that of the next image.
+
+        Args:
+            figure: A name in `figures`.
+            counts: How many times to count each image, by ascending image id, [num_samples].
 
         Returns:
-            The figure; NaN if these images have no annotation to find.
+            The figure; NaN if these images have no annotations.
         """
         assert self._precision is not None
-        ious = _RESAMPLED[figure]
-        precisions = [matched.precision(counts, ious) for matched in self._matched]
-        there = [precision.mean() for precision in precisions if precision is not None]
-        return float(np.mean(there)) if there else math.nan
+        ious = _IOU_THRESHOLDS[figure]
+        precisions = [matches.precision(counts, ious) for matches in self._matches]
+        means = [precision.mean() for precision in precisions if precision is not None]
+        return float(np.mean(means)) if means else math.nan
 
     def write(self, directory: Path) -> JsonMapping:
-        """Write detections.json, in COCO's results format, and precision_recall.png."""
+        """Write detections.json, in the results format of COCO, and precision_recall.png.
+
+        Returns:
+            The twelve numbers of COCO, and AP by class name; None for those that are not defined.
+        """
         with (directory / "detections.json").open("w", encoding="utf-8") as file:
             file.write("[")
             for number, line in enumerate(self._results()):
@@ -154,10 +167,10 @@ class CocoMetric:
         coco = {name: value if value > -1 else None for name, value in zip(FIGURES, self._stats, strict=True)}
         return {"coco": coco, "classes": self._per_class}
 
-    def _evaluate(self, index: int, rows: NDArray[np.float64]) -> JsonMapping:
-        """Evaluate one class; keep what a resample needs."""
-        category = self._coco.category_ids[index]
-        found = [
+    def _evaluate(self, class_index: int, rows: NDArray[np.float64]) -> JsonMapping:
+        """Evaluate one class, and keep its matches for `resampled`."""
+        category = self._coco.category_ids[class_index]
+        results = [
             {
                 "id": number + 1,
                 "image_id": int(row[0]),
@@ -167,17 +180,18 @@ class CocoMetric:
                 "area": row[5] * row[6],
                 "iscrowd": 0,
             }
-            for number, row in enumerate(rows[rows[:, 1] == index])
+            for number, row in enumerate(rows[rows[:, 1] == class_index])
         ]
-        run = COCOeval(self._truth, _index(self._coco.data, found), "bbox")
-        run.params.catIds = [category]
-        run.evaluate()
-        run.accumulate()
-        self._matched.append(_matched(run))
-        result: JsonMapping = run.eval
+        evaluation = COCOeval(self._truth, _indexed(self._coco.data, results), "bbox")
+        evaluation.params.catIds = [category]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        self._matches.append(_class_matches(evaluation))
+        result: JsonMapping = evaluation.eval
         return result
 
     def _results(self) -> Iterator[JsonObject]:
+        """Yield all detections in the results format of COCO."""
         for rows in self._rows:
             for row in rows:
                 if (category := self._coco.category_ids[int(row[1])]) >= 0:
@@ -190,89 +204,99 @@ class CocoMetric:
 
 
 @dataclass(frozen=True)
-class _Matched:
-    """Which detections of a class pycocotools matched, best first, [IoU, D].
+class _ClassMatches:
+    """The detections of one class, by descending score, and whether pycocotools matched them with an annotation.
 
-    What an image has at one score is a run of detections: copies of the image repeat it as a whole, one copy after the
-    other, which is their order in pycocotools.
+    Consecutive detections of one image with the same score are a run. With copies of an image, pycocotools sorts the
+    detections of each copy one after the other, so a resample repeats whole runs.
 
     Attributes:
-        truths: The image of each annotation that is to be found.
-        images: The image of each run.
-        starts: First detection of each run.
-        sizes: Number of detections of each run.
-        right: Those that found an annotation.
-        counted: Those that are right or wrong; not those that found a crowd.
+        truth_images: Image index of each annotation to find, [annotations].
+        run_images: Image index of each run, [runs].
+        run_starts: Index of the first detection of each run, [runs].
+        run_sizes: Number of detections in each run, [runs].
+        correct: Whether a detection matches an annotation to find, [IoU thresholds, detections].
+        counted: Whether a detection is correct or wrong, [IoU thresholds, detections]. Detections that match a crowd
+            are neither.
     """
 
-    truths: NDArray[np.int32]
-    images: NDArray[np.int32]
-    starts: NDArray[np.int32]
-    sizes: NDArray[np.int32]
-    right: NDArray[np.bool_]
+    truth_images: NDArray[np.int32]
+    run_images: NDArray[np.int32]
+    run_starts: NDArray[np.int32]
+    run_sizes: NDArray[np.int32]
+    correct: NDArray[np.bool_]
     counted: NDArray[np.bool_]
 
     def precision(self, counts: NDArray[np.int64], ious: slice) -> NDArray[np.float64] | None:
-        """`COCOeval.accumulate` with each image `counts` times: [IoU, recall], None if there is nothing to find."""
-        truths = int(counts[self.truths].sum())
-        if not truths:
+        """Compute what `COCOeval.accumulate` does, with each image counted `counts` times.
+
+        Returns:
+            The precision, [IoU thresholds, recalls]; None if there are no annotations to find.
+        """
+        num_truths = int(counts[self.truth_images].sum())
+        if not num_truths:
             return None
-        runs = np.repeat(np.arange(len(self.images)), counts[self.images])
-        sizes = self.sizes[runs]
+        runs = np.repeat(np.arange(len(self.run_images)), counts[self.run_images])
+        sizes = self.run_sizes[runs]
         ends = np.cumsum(sizes)
-        found = np.repeat(self.starts[runs] + sizes - ends, sizes) + np.arange(sizes.sum())
-        right = self.right[ious, found]
-        places = np.cumsum(self.counted[ious, found], axis=1)
-        # the number of right detections that reaches each recall; the recall of 0 is that of the first one
-        needed = np.searchsorted(np.arange(truths + 1) / truths, _RECALLS).clip(min=1)
+        order = np.repeat(self.run_starts[runs] + sizes - ends, sizes) + np.arange(sizes.sum())
+        correct = self.correct[ious, order]
+        ranks = np.cumsum(self.counted[ious, order], axis=1)
+        # The number of correct detections that reaches each recall. At recall 0, COCO reads the first detection, and
+        # the envelope is the same there as at the first correct one.
+        needed = np.searchsorted(np.arange(num_truths + 1) / num_truths, _RECALLS).clip(min=1)
         curves = []
-        for mask, place in zip(right, places, strict=True):
-            # between two right detections precision only falls: their own is all that the envelope needs
-            at = place[mask]
-            precision = np.arange(1, len(at) + 1) / (at + np.spacing(1))
+        for is_correct, rank in zip(correct, ranks, strict=True):
+            # Between two correct detections the precision only falls, so the envelope depends on the correct ones only.
+            correct_ranks = rank[is_correct]
+            precision = np.arange(1, len(correct_ranks) + 1) / (correct_ranks + np.spacing(1))
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            curves.append(np.append(envelope, 0.0)[np.minimum(needed - 1, len(at))])  # 0: a recall not reached
+            # The appended 0 is the precision at recalls that are not reached.
+            curves.append(np.append(envelope, 0.0)[np.minimum(needed - 1, len(correct_ranks))])
         return np.array(curves)
 
 
-def _matched(run: COCOeval) -> _Matched:
-    """Of an evaluated class: all sizes of boxes, 100 detections an image."""
-    every = run.evalImgs[: len(run.params.imgIds)]  # of the first range of areas, which is all
-    there = [(number, entry) for number, entry in enumerate(every) if entry is not None]
-    numbers = [number for number, _ in there]
-    scores = np.array([score for _, entry in there for score in entry["dtScores"]])
+def _class_matches(evaluation: COCOeval) -> _ClassMatches:
+    """Return the matches of an evaluated class, for boxes of all sizes and at most 100 detections per image."""
+    # `evalImgs` has all images for each range of box areas; the first range has all boxes.
+    per_image = evaluation.evalImgs[: len(evaluation.params.imgIds)]
+    entries = [(number, entry) for number, entry in enumerate(per_image) if entry is not None]
+    numbers = [number for number, _ in entries]
+    scores = np.array([score for _, entry in entries for score in entry["dtScores"]])
     order = np.argsort(-scores, kind="stable")
     scores = scores[order]
-    images = np.repeat(np.array(numbers, np.int32), [len(entry["dtScores"]) for _, entry in there])[order]
-    first = np.ones(len(order), bool)
-    first[1:] = (scores[1:] != scores[:-1]) | (images[1:] != images[:-1])
-    starts = np.flatnonzero(first).astype(np.int32)
-    none = np.empty((len(run.params.iouThrs), 0))
-    matches = np.concatenate([none, *(entry["dtMatches"] for _, entry in there)], axis=1)[:, order] != 0
-    counted = np.concatenate([none, *(entry["dtIgnore"] for _, entry in there)], axis=1)[:, order] == 0
-    return _Matched(
-        truths=np.repeat(np.array(numbers, np.int32), [np.sum(entry["gtIgnore"] == 0) for _, entry in there]),
-        images=images[starts],
-        starts=starts,
-        sizes=np.diff(starts, append=np.int32(len(order))),
-        right=matches & counted,
+    images = np.repeat(np.array(numbers, np.int32), [len(entry["dtScores"]) for _, entry in entries])[order]
+    starts_run = np.ones(len(order), bool)
+    starts_run[1:] = (scores[1:] != scores[:-1]) | (images[1:] != images[:-1])
+    starts = np.flatnonzero(starts_run).astype(np.int32)
+    none = np.empty((len(evaluation.params.iouThrs), 0))
+    matched = np.concatenate([none, *(entry["dtMatches"] for _, entry in entries)], axis=1)[:, order] != 0
+    counted = np.concatenate([none, *(entry["dtIgnore"] for _, entry in entries)], axis=1)[:, order] == 0
+    num_truths = [np.sum(entry["gtIgnore"] == 0) for _, entry in entries]
+    return _ClassMatches(
+        truth_images=np.repeat(np.array(numbers, np.int32), num_truths),
+        run_images=images[starts],
+        run_starts=starts,
+        run_sizes=np.diff(starts, append=np.int32(len(order))),
+        correct=matched & counted,
         counted=counted,
     )
 
 
-def _rows(image_id: int, found: Detections) -> NDArray[np.float64]:
-    """The detections of an image, best first, as rows of `_COLUMNS` numbers; pycocotools takes 100 of each class."""
-    boxes = found.boxes.double().numpy()
+def _rows(image_id: int, image_detections: Detections) -> NDArray[np.float64]:
+    """Return the detections of an image, by descending score, as rows of `_COLUMNS` numbers."""
+    boxes = image_detections.boxes.double().numpy()
     rows = np.empty((len(boxes), _COLUMNS))
     rows[:, 0] = image_id
-    rows[:, 1] = found.labels.numpy()
-    rows[:, 2] = found.scores.double().numpy()
+    rows[:, 1] = image_detections.labels.numpy()
+    rows[:, 2] = image_detections.scores.double().numpy()
     rows[:, 3:5] = boxes[:, :2]
     rows[:, 5:] = boxes[:, 2:] - boxes[:, :2]
     return rows
 
 
-def _index(data: JsonMapping, annotations: Sequence[JsonMapping]) -> COCO:
+def _indexed(data: JsonMapping, annotations: Sequence[JsonMapping]) -> COCO:
+    """Return an indexed COCO data set with these annotations."""
     coco = COCO()
     coco.dataset = {"images": data["images"], "categories": data["categories"], "annotations": list(annotations)}
     coco.createIndex()
@@ -280,20 +304,20 @@ def _index(data: JsonMapping, annotations: Sequence[JsonMapping]) -> COCO:
 
 
 def _draw(precision: NDArray[np.float64], names: Sequence[str], directory: Path) -> None:
-    """Precision over recall at IoU 0.5: of each class in grey, of their mean in blue."""
+    """Draw precision over recall at IoU 0.5, for each class in grey and for their mean in blue."""
     from matplotlib.figure import Figure
 
     recall = np.linspace(0, 1, precision.shape[1])
     curves = precision[0, :, :, 0, -1]
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
-    there = [column for column in range(len(names)) if (curves[:, column] > -1).all()]
-    for column in there:
+    columns = [column for column in range(len(names)) if (curves[:, column] > -1).all()]
+    for column in columns:
         axes.plot(recall, curves[:, column], color="0.7", linewidth=1)
-    if there:
-        mean = curves[:, there].mean(1)
+    if columns:
+        mean = curves[:, columns].mean(1)
         axes.plot(recall, mean, color="tab:blue", linewidth=2.5, label=f"mean, AP50 {mean.mean():.3f}")
-        axes.plot([], [], color="0.7", label=f"{len(there)} classes")
+        axes.plot([], [], color="0.7", label=f"{len(columns)} classes")
         axes.legend(loc="lower left")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="IoU 0.5")
     figure.savefig(directory / "precision_recall.png", dpi=100)
