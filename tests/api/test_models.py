@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import taoq
 from api.conftest import MODELOPT, ORT, TORCHAO, Data, TwoInputs, accuracy, int8
@@ -235,6 +236,32 @@ def test_a_torch_network_is_timed_beside_its_float_network(
     assert len(result.rows) == 4
     assert result.verdict.startswith("quantized / float32 in speed: ")
     assert network.training
+
+
+class WithLoss(nn.Module):
+    """Takes labels to compute a loss, like the networks of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(4, 10)
+
+    def forward(self, numbers: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        assert labels is None, "taoq quantizes what inference computes"
+        return {"logits": self.classifier(numbers)}
+
+
+def test_labels_that_a_network_can_take_are_targets(data: Data) -> None:
+    batches = [{"numbers": data.numbers, "labels": data.labels}]
+    result = taoq.quantize(
+        WithLoss(),
+        {"backend": "modelopt.pytorch", "layers": [int8()], "device": "cpu"},
+        calibration=batches,
+        evaluation=batches,
+        metric=lambda outputs, targets: (outputs.argmax(1) == targets).float(),
+    )
+    assert [layer.name for layer in result.layers] == ["classifier"]
+    assert result.evaluation is not None
+    assert result.evaluation.num_images == len(data.labels)
 
 
 def test_an_artifact_of_a_task_loads_without_its_network() -> None:

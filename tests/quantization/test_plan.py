@@ -13,7 +13,17 @@ from taoq.quantization.capability import Algorithm, Capability, TensorCapability
 from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8
 from taoq.quantization.plan import matches, resolve
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
-from taoq.quantization.types import Layer, QuantizationPlan, Rule
+from taoq.quantization.types import (
+    Granularity,
+    Layer,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    QuantizationPlan,
+    Rule,
+    Scheme,
+)
 
 MAX = Algorithm(name="max", activations=(INT8, FP8_E4M3FN))
 ENTROPY = Algorithm(name="entropy", activations=(INT8,), per_tensor=True)
@@ -318,3 +328,17 @@ def test_a_dtype_that_the_backend_lacks_is_refused() -> None:
         "quantize.layers[0].weights.dtype: backend torchao has no fp8_e4m3fn weights"
         " | choose one of int8, fp8_e5m2, native"
     ]
+
+
+@pytest.mark.parametrize(
+    ("granularity", "fields"),
+    [
+        (PerTensor(), {"axis": None}),
+        (PerAxis(1), {"axis": 1}),
+        (PerGroup(1, 128), {"axis": 1, "group_size": 128}),
+        (PerBlock((1, 32)), {"axis": None, "block_shape": [1, 32]}),
+    ],
+    ids=str,
+)
+def test_a_scheme_is_stored_with_its_granularity(granularity: Granularity, fields: dict[str, Any]) -> None:
+    assert Scheme(INT8, granularity).to_json() == {"dtype": "int8", **fields, "asked": "int8"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data of a Python caller: a loader that yields tensors, tuples or dictionaries, as batches of the pipeline."""
+"""Loaders that are supplied from Python: iterables of tensors, tuples or dictionaries, read as batches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _YIELD = "let the loader yield a tensor, a tuple (inputs, targets), or a diction
 
 @dataclass(frozen=True)
 class Signature:
-    """What a network takes.
+    """The inputs of a network.
 
     Attributes:
-        names: Names of its inputs, in order.
-        required: Number of inputs that it cannot do without, the first ones.
+        names: Their names, in order.
+        required: Number of required inputs, which come first.
     """
 
     names: tuple[str, ...]
@@ -39,11 +39,11 @@ class LoaderBatches:
     """The batches of a loader.
 
     Attributes:
-        loader: Yields batches; gives the same ones, in the same order, each time it is iterated over.
-        signature: What the network takes.
-        where: Name of the argument that the loader was given as, for messages.
-        num_samples: Number of samples; a loader that has more is cut there.
-        key: Empty: nobody knows what a loader depends on.
+        loader: Yields the same batches, in the same order, each time it is iterated over.
+        signature: The inputs of the network.
+        where: Name of the argument that is the loader, for messages.
+        num_samples: Number of samples to yield; the rest of the loader is not used.
+        key: Empty: it is not known what a loader depends on, so no results are reused.
     """
 
     loader: Iterable[object]
@@ -57,7 +57,7 @@ class LoaderBatches:
         for item in self.loader:
             inputs, targets = split(item, self.signature, self.where)
             count = batch_size(inputs)
-            if count > left:  # only calibration is cut, and it has no targets
+            if count > left:  # Only calibration data is cut, and its targets are not used.
                 inputs = first_samples(inputs, left)
             yield Batch(inputs, targets)
             left -= count
@@ -66,17 +66,17 @@ class LoaderBatches:
 
 
 def open_loader(loader: Iterable[object], signature: Signature, where: str, *, labelled: bool) -> LoaderBatches:
-    """Check a loader, and count its samples.
+    """Check a loader and count its samples.
 
     Args:
         loader: The loader.
-        signature: What the network takes.
+        signature: The inputs of the network.
         where: Name of the argument, for messages.
         labelled: Whether its batches must have targets.
 
     Raises:
-        SpecError: It is empty, can be iterated over only once, or gives other batches the second time.
-        TaoqError: A batch does not have what the network takes.
+        SpecError: If it is empty, can be iterated over only once, or yields other batches the second time.
+        TaoqError: If a batch lacks an input of the network.
     """
     if iter(loader) is loader:
         what = f"a {type(loader).__name__} can be iterated over only once, and it is needed more often"
@@ -101,22 +101,22 @@ def open_loader(loader: Iterable[object], signature: Signature, where: str, *, l
 
 
 def split(item: object, signature: Signature, where: str) -> tuple[Inputs, Targets]:
-    """The inputs and the targets of a batch.
+    """Split a batch into inputs and targets.
 
-    A tensor is the network's only input. Of a dictionary, keys that are names of inputs are inputs, and the rest are
-    targets. Of a tuple or list, as many entries as the network cannot do without are inputs, the rest are targets; or
-    its first entry is a tuple or dictionary of all inputs. A single target stands for itself.
+    A tensor is the network's only input. In a dictionary, keys that are names of inputs are inputs, and the others are
+    targets. In a tuple or list, the first entries, one for each required input, are inputs, and the others are targets;
+    or the first entry is a tuple or dictionary of all inputs. A single target is returned as it is.
 
     Args:
         item: What the loader yields.
-        signature: What the network takes.
+        signature: The inputs of the network.
         where: Name of the argument, for messages.
 
     Returns:
         The inputs, and the targets; None if there are none.
 
     Raises:
-        TaoqError: It has not what the network takes.
+        TaoqError: If an input is missing or is not a tensor of samples.
     """
     rest: Sequence[object] = ()
     if isinstance(item, Mapping):
@@ -145,7 +145,7 @@ def _by_name(item: Mapping[str, object], signature: Signature) -> dict[str, obje
 def _by_position(
     item: Sequence[object], signature: Signature, where: str
 ) -> tuple[dict[str, object], Sequence[object]]:
-    """The inputs of a tuple or list by name, and what is left."""
+    """Return the inputs of a tuple or list by name, and the other entries."""
     first = item[0] if item else None
     entries: Sequence[object]
     if isinstance(first, Mapping):
@@ -175,11 +175,11 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _count_samples(loader: Iterable[object], signature: Signature, where: str) -> int:
-    """Number of samples, without reading them where the loader knows."""
+    """Count the samples, without reading them if the loader knows their number."""
     if isinstance(loader, DataLoader) and loader.batch_size is not None:
         try:
             count = len(loader.sampler)  # type: ignore[arg-type]
-        except TypeError:  # of an iterable data set
+        except TypeError:  # An iterable data set has no length.
             pass
         else:
             return count - count % loader.batch_size if loader.drop_last else count

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experiment of a Python caller: a network or an ONNX file, loaders and a metric of their own."""
+"""The experiment of a model, loaders and a metric that are supplied from Python."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Loader = Iterable[object]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model of a Python caller.
+    """A supplied model, and what the pipeline needs to know of it.
 
     Attributes:
         path: Its file; empty for a torch network.
-        signature: What it takes.
-        build: The network, as `Task.build_model` gives it; raises for a file, which holds its network itself.
-        example: Inputs of one sample, from the model alone; None if it does not say their shapes.
-        outputs: Its outputs, given inputs of one sample.
+        signature: Its inputs.
+        build: Returns the network, like `Task.build_model`; not to be called for a file.
+        example: Inputs of one sample; None if the model does not declare their shapes.
+        outputs: Returns the shapes of its outputs, given inputs of one sample.
     """
 
     path: str
@@ -51,10 +51,10 @@ class Subject:
 
 
 def model_format_of(model: Model) -> FormatInfo:
-    """The format of a model.
+    """Return the format of a model.
 
     Raises:
-        SpecError: It is neither a network nor an ONNX file.
+        SpecError: If it is neither a network nor an ONNX file.
     """
     if isinstance(model, nn.Module):
         return FORMATS["torch"]
@@ -74,19 +74,19 @@ def supply(
     metric: AnyMetric | None = None,
     num_samples: int | None = None,
 ) -> Experiment:
-    """The experiment of a model, with the data and the metric of a Python caller.
+    """Return the experiment of a model, with its data and metric.
 
     Args:
-        model: The float model. A network is copied whenever it is needed, and is not changed.
-        spec: The sections that count.
-        calibration: Loader of calibration data; targets are ignored.
+        model: The float model. A network is copied for each use, and never modified.
+        spec: The sections of the spec.
+        calibration: Loader of calibration data; its targets are ignored.
         evaluation: Loader of labelled data.
         metric: The metric.
-        num_samples: Calibration samples that are used; None uses all.
+        num_samples: Number of calibration samples to use; None uses all.
 
     Raises:
-        SpecError: What was given does not go together.
-        TaoqError: The model does not run on the data.
+        SpecError: If an argument is missing or does not fit the others.
+        TaoqError: If the model does not run on the data.
     """
     if (evaluation is None) != (metric is None):
         missing, given = ("metric", "evaluation") if metric is None else ("evaluation", "metric")
@@ -127,8 +127,8 @@ def _bind(
         if calibration is None:
             what = "missing: this needs calibration data"
             raise NotGiven(Fault("calibration", what, "give a loader as calibration=..."))
-        wanted = spec.quantize.calibration.num_samples
-        return dataclasses.replace(calibration, num_samples=min(wanted, calibration.num_samples))
+        num_samples = min(spec.quantize.calibration.num_samples, calibration.num_samples)
+        return dataclasses.replace(calibration, num_samples=num_samples)
 
     def evaluation_batches() -> Batches:
         if evaluation is None:
@@ -143,18 +143,9 @@ def _bind(
 
     def example_inputs() -> Inputs:
         if example is None:
-            what = "missing: without data nobody knows what the network takes"
+            what = "missing: the shapes of the network's inputs are read from data"
             raise NotGiven(Fault("calibration", what, "give a loader, or a list with one batch"))
         return example
-
-    def no_inference() -> Batches:
-        raise NotGiven(Fault("inference", "a model of your own has no inference data", "call taoq.load, and run it"))
-
-    def no_predictions(directory: Path) -> Predictions:
-        raise AssertionError(f"no inference data, nothing to write into {directory}")
-
-    def accept(stored: TaskSpec) -> None:
-        """Another network does not take the payload."""
 
     return Experiment(
         task="",
@@ -164,20 +155,30 @@ def _bind(
         outputs=outputs,
         calibration=calibration_batches,
         evaluation=evaluation_batches,
-        inference=no_inference,
+        inference=_no_inference,
         metric=new_metric,
-        predictions=no_predictions,
+        predictions=_no_predictions,
         network={"path": subject.path, "inputs": list(subject.signature.names)},
         restore=lambda stored: rebind(stored.load(TaskSpec)),
         rebind=rebind,
-        refuse_another_model=accept,
+        refuse_another_model=_accept,
     )
 
 
-def _network(model: nn.Module) -> Subject:
-    """A torch network."""
+def _no_inference() -> Batches:
+    raise NotGiven(Fault("inference", "a model of your own has no inference data", "call taoq.load, and run it"))
 
-    def build(checkpoint: str | None) -> nn.Module:  # noqa: ARG001 (it has its weights)
+
+def _no_predictions(directory: Path) -> Predictions:
+    raise AssertionError(f"there is no inference data, so nothing is written to {directory}")
+
+
+def _accept(stored: TaskSpec) -> None:
+    """Accept every spec: loading the payload into the network fails if it is another network."""
+
+
+def _network(model: nn.Module) -> Subject:
+    def build(checkpoint: str | None) -> nn.Module:  # noqa: ARG001 (the network has its weights)
         return copy.deepcopy(model).eval().cpu()
 
     def outputs(example: Inputs) -> Mapping[str, OutputSpec]:
@@ -192,21 +193,26 @@ def _network(model: nn.Module) -> Subject:
     return Subject(path="", signature=_signature(model), build=build, example=None, outputs=outputs)
 
 
+_TARGETS = frozenset({"label", "labels", "label_ids", "target", "targets"})
+"""Optional parameters by which networks (transformers, torchvision's detectors) take targets, to compute a loss."""
+
+
 def _signature(model: nn.Module) -> Signature:
-    """Parameters of a forward; `input` for one that takes anything."""
+    """Return the parameters of forward that are inputs; `input` if it takes any arguments."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = [entry for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
     if not named:
         return Signature(("input",), 1)
-    required = [entry for entry in named if entry.default is entry.empty]
-    return Signature(tuple(entry.name for entry in named), len(required))
+    required = [entry.name for entry in named if entry.default is entry.empty]
+    inputs = [entry.name for entry in named if entry.name in required or entry.name not in _TARGETS]
+    return Signature(tuple(inputs), len(required))
 
 
 def _named(result: object) -> Mapping[str, Tensor]:
-    """The tensors that a forward returned, by name.
+    """Return the tensors that forward returned, by name.
 
     Raises:
-        TaoqError: It returned something else.
+        TaoqError: If it returned something else.
     """
     if isinstance(result, Mapping):
         tensors = {str(key): value for key, value in result.items() if isinstance(value, Tensor) and value.ndim}
@@ -215,13 +221,12 @@ def _named(result: object) -> Mapping[str, Tensor]:
         names = ["output"] if len(values) == 1 else [f"output_{index}" for index in range(len(values))]
         tensors = dict(zip(names, values, strict=True))
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        what = f"its forward returns {type(result).__name__}, which is no tensor, tuple of tensors or mapping of them"
+        what = f"its forward returns {type(result).__name__}, which is not a tensor, a tuple of tensors or a mapping of them"
         raise TaoqError(Fault("model", what, "wrap it in a module that returns the tensors that count"))
     return tensors
 
 
 def _file(path: Path) -> Subject:
-    """A network in an ONNX file."""
     from taoq.quantization.formats.onnx.file import read_graph
     from taoq.quantization.formats.onnx.inputs import graph_inputs, zeros
 

@@ -123,7 +123,17 @@ class Scheme:
 
     def to_json(self) -> JsonObject:
         """Return the scheme as it is stored in manifests and reports."""
-        return {"dtype": self.dtype.name, "axis": self.axis, "asked": (self.requested or self.dtype).name}
+        granularity: JsonObject
+        match self.granularity:
+            case PerTensor():
+                granularity = {"axis": None}
+            case PerAxis(axis):
+                granularity = {"axis": axis}
+            case PerGroup(axis, size):
+                granularity = {"axis": axis, "group_size": size}
+            case PerBlock(shape):
+                granularity = {"axis": None, "block_shape": list(shape)}
+        return {"dtype": self.dtype.name, **granularity, "asked": (self.requested or self.dtype).name}
 
 
 @dataclass(frozen=True)
