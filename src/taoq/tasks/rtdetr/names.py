@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of names: those of transformers, which are ours, and those of the original RT-DETR code, which TAO has too.
+"""Translate between transformers' names of layers and tensors, which taoq uses, and those of the original RT-DETR code.
 
-It maps checkpoints of the original code, and gives every layer its original name as an alias for patterns.
-Original names: github.com/lyuwenyu/RT-DETR, rtdetr_pytorch and rtdetrv2_pytorch.
+TAO uses the original names, too. The table loads checkpoints of the original code, and gives each layer its original
+name as an alias for patterns. Original names: github.com/lyuwenyu/RT-DETR, rtdetr_pytorch and rtdetrv2_pytorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 _BLOCK = r"^backbone\.model\.encoder\.stages\.(\d+)\.layers\.(\d+)"
 _TABLE = {
     r"^model\.": "",
-    # the backbone, a ResNet-vd
+    # The backbone, a ResNet-vd.
     r"^backbone\.model\.embedder\.embedder\.0": "backbone.conv1.conv1_1",
     r"^backbone\.model\.embedder\.embedder\.1": "backbone.conv1.conv1_2",
     r"^backbone\.model\.embedder\.embedder\.2": "backbone.conv1.conv1_3",
@@ -27,11 +27,11 @@ _TABLE = {
     rf"{_BLOCK}\.shortcut": r"backbone.res_layers.\1.blocks.\2.short",
     r"\.convolution(\.|$)": r".conv\1",
     r"\.normalization(\.|$)": r".norm\1",
-    # the encoder
+    # The encoder.
     r"^encoder_input_proj": "encoder.input_proj",
     r"^encoder\.aifi": "encoder.encoder",
     r"^(encoder\..*)\.final_layer_norm": r"\1.norm2",
-    # the decoder; its own layers are one level deeper there
+    # The decoder; in the original code its layers are one level deeper.
     r"^decoder\.layers": "decoder.decoder.layers",
     r"^decoder_input_proj\.(\d+)\.0": r"decoder.input_proj.\1.conv",
     r"^decoder_input_proj\.(\d+)\.1": r"decoder.input_proj.\1.norm",
@@ -42,7 +42,7 @@ _TABLE = {
     r"\.encoder_attn_layer_norm": ".norm2",
     r"\.encoder_attn": ".cross_attn",
     r"\.final_layer_norm": ".norm3",
-    # both
+    # Encoder and decoder.
     r"\.self_attn_layer_norm": ".norm1",
     r"\.self_attn\.o_proj": ".self_attn.out_proj",
     r"\.self_attn\.[qkv]_proj": ".self_attn.in_proj",
@@ -50,7 +50,7 @@ _TABLE = {
     r"\.mlp\.fc2": ".linear2",
     r"\.n_points_scale": ".num_points_scale",
 }
-"""Patterns on a name of ours, applied in order, and what the original code has in their place."""
+"""Regular expressions on names of transformers, with their replacements in the original code; applied in order."""
 
 _VERSION_2 = (
     (r"^encoder\.input_proj\.(\d+)\.0", r"encoder.input_proj.\1.conv"),
@@ -58,7 +58,7 @@ _VERSION_2 = (
     (r"^decoder\.enc_output\.0", "decoder.enc_output.proj"),
     (r"^decoder\.enc_output\.1", "decoder.enc_output.norm"),
 )
-"""Where rtdetrv2_pytorch has other names than rtdetr_pytorch."""
+"""Replacements in names of rtdetr_pytorch that give those of rtdetrv2_pytorch."""
 
 _HUB = {
     r"\.out_proj\.": ".o_proj.",
@@ -66,11 +66,11 @@ _HUB = {
     r"\.encoder\.encoder\.(\d+)\.layers\.": r".encoder.aifi.\1.layers.",
     r"^(class_embed|bbox_embed)\.": r"model.decoder.\1.",
 }
-"""What stands in files of Hugging Face for a part of our names."""
+"""Replacements in names of Hugging Face files that give those of the layers in transformers."""
 
 _ATTENTION = re.compile(r"\.self_attn\.([qkv])_proj\.")
-TRAINING_ONLY = re.compile(r"denoising_class_embed\.|^decoder\.(anchors|valid_mask)$|^encoder\.pos_embed\d+$")
-"""Tensors of the original code, by their name there, that a network for one input size computes or does not need."""
+_NOT_LOADED = re.compile(r"denoising_class_embed\.|^decoder\.(anchors|valid_mask)$|^encoder\.pos_embed\d+$")
+"""Original names of tensors that only training needs, or that the network computes itself for its input size."""
 
 SENSITIVE = {
     "*.sampling_offsets": "sampling offsets",
@@ -81,60 +81,62 @@ SENSITIVE = {
     "*.enc_score_head": "class heads",
     "*.query_pos_head.*": "reference points",
 }
-"""Layers that INT8 is known to hurt, by their original name, and what they are: published INT8 detectors keep the
-decoder float (PaddleSlim's RT-DETR, NVIDIA's FAR3D and PETRv2 examples, Ultralytics)."""
+"""Patterns on original names of layers that are known to lose accuracy in INT8, with a description.
+
+Published INT8 detectors keep the decoder float: PaddleSlim's RT-DETR, NVIDIA's FAR3D and PETRv2 examples, Ultralytics.
+"""
 
 
 def original_name(name: str) -> str:
-    """The original code's name of a layer or tensor of ours; q, k and v are one `in_proj` there."""
+    """Return the original name of a layer or tensor. Query, key and value projections are one `in_proj` there."""
     for pattern, replacement in _TABLE.items():
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def from_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a Hugging Face file the names of the layers: files keep older ones.
+    """Rename the tensors of a Hugging Face file, which has older names, like transformers' `conversion_mapping`.
 
-    As transformers' own `conversion_mapping` does it; the heads stand in some files a second time at the top.
+    Some files have the heads twice, the second time at the top level; those are left out.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         renamed = name
         for pattern, replacement in _HUB.items():
             renamed = re.sub(pattern, replacement, renamed)
         if renamed == name or renamed not in state:
-            found[renamed] = tensor
-    return found
+            result[renamed] = tensor
+    return result
 
 
-def is_original(names: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint has the names of the original code, behind any prefix."""
-    return any(name.endswith("decoder.dec_score_head.0.weight") for name in names)
+def is_original(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a checkpoint has original names, with any prefix."""
+    return any(name.endswith("decoder.dec_score_head.0.weight") for name in state)
 
 
 def from_original(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Give the tensors of an original checkpoint our names.
+    """Rename the tensors of an original checkpoint.
 
     Args:
-        state: The checkpoint, under the original names without a prefix.
-        own: The state dict of our network.
+        state: The checkpoint, with original names without a prefix.
+        own: The state dict of the network.
 
     Returns:
-        The tensors under our names, where the checkpoint has them, with those it has besides under their own name;
-        and the names of the checkpoint that a network for inference does not need.
+        The renamed tensors, with those that the network does not have under their original names; and the names of
+        tensors that are left out, because inference does not need them.
     """
     left = dict.fromkeys(state)
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name in own:
         original = original_name(name)
-        # attention's packed weight and bias have an underscore where a layer has a dot
+        # In nn.MultiheadAttention, the packed projection is not a layer but two parameters.
         original = re.sub(r"\.in_proj\.(weight|bias)$", r".in_proj_\1", original)
         if original not in state:
             for pattern, replacement in _VERSION_2:
                 original = re.sub(pattern, replacement, original)
         if original in state:
             packed = _ATTENTION.search(name)
-            found[name] = torch.chunk(state[original], 3)["qkv".index(packed[1])] if packed else state[original]
+            renamed[name] = torch.chunk(state[original], 3)["qkv".index(packed[1])] if packed else state[original]
             left.pop(original, None)
-    unused = [name for name in left if TRAINING_ONLY.search(name)]
-    return found | {name: state[name] for name in left if name not in unused}, unused
+    unused = [name for name in left if _NOT_LOADED.search(name)]
+    return renamed | {name: state[name] for name in left if name not in unused}, unused
