@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""onnxruntime's own static quantizer, for CPUs: unsigned activations, signed weights, INT8 from layer to layer.
+"""The static quantizer of onnxruntime, for CPUs: INT8 with unsigned activations and signed weights.
 
-Its kernels take a layer whose input and output are both quantized. So the output of a planned layer is quantized too,
-and what is between planned layers reads it quantized: that is where the speed comes from. Other layers stay float.
+onnxruntime runs a layer with its integer kernels only if the input and the output are both quantized. Therefore the
+output of each planned layer is quantized as well, and nodes between planned layers read it quantized. Layers outside of
+the plan stay float.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ from taoq.quantization.types import Applied, Layer, LayerPlan, QuantizationPlan
 
 _TYPES = ("Conv", "Gemm", "MatMul")
 _FUSED = ("Relu", "Clip")
-"""What onnxruntime fuses into the layer in front of it, once both are quantized."""
+"""Op types that onnxruntime fuses into the preceding layer if both are quantized."""
 _OPTIONS = ("reduce_range", "use_external_data_format")
-"""Arguments of `onnxruntime.quantization.quantize_static` that a spec may give; each is true or false."""
+"""Boolean arguments of `onnxruntime.quantization.quantize_static` that a spec may set."""
 
 
 class OnnxRuntimeBackend:
@@ -76,24 +77,25 @@ class OnnxRuntimeBackend:
     )
 
     def check(self, section: QuantizeSpec) -> list[Fault]:
-        """Faults of `backend_kwargs` against `onnxruntime.quantization.quantize_static`."""
-        real = inspect.signature(quantize_static).parameters
-        taken = "taoq takes " + ", ".join(_OPTIONS)
+        """Check `backend_kwargs` against the arguments of `onnxruntime.quantization.quantize_static`."""
+        parameters = inspect.signature(quantize_static).parameters
+        options_hint = "taoq takes " + ", ".join(_OPTIONS)
         faults = []
         for key, value in section.backend_kwargs.items():
             where = f"quantize.backend_kwargs.{key}"
             if key in _OPTIONS:
                 if not isinstance(value, bool):
                     faults.append(Fault(where, f"'{value}' is not true or false", "write true or false"))
-            elif key in real:
-                faults.append(Fault(where, f"'{key}' of onnxruntime's quantize_static is decided by taoq", taken))
+            elif key in parameters:
+                what = f"'{key}' of onnxruntime's quantize_static is decided by taoq"
+                faults.append(Fault(where, what, options_hint))
             else:
-                hint = did_you_mean(key, _OPTIONS, taken)
+                hint = did_you_mean(key, _OPTIONS, options_hint)
                 faults.append(Fault(where, f"onnxruntime's quantize_static has no argument '{key}'", hint))
         return faults
 
     def layers(self, model: Graph, options: Options) -> list[Layer]:
-        """All nodes."""
+        """List all nodes as layers."""
         return list_layers(model, _TYPES)
 
     def calibrate(
@@ -106,37 +108,37 @@ class OnnxRuntimeBackend:
         device: str,
         cache: RangeCache | None,
     ) -> OnnxRuntimeCalibrated:
-        """Find the ranges of all that onnxruntime may quantize.
+        """Calibrate the ranges of all tensors that onnxruntime may quantize.
 
         Raises:
-            TaoqError: A weight, an image or a range is not finite.
+            TaoqError: If a weight, an image or a range is not finite.
         """
         check_weights(model)
-        whole = [item.layer.name for item in plan.quantized if item.activations]
+        names = _with_activations(plan.quantized)
         ranges: Ranges = {}
-        if whole:
+        if names:
             entropy = plan.algorithm == "entropy"
             ranges = cached_ranges(
                 cache,
-                _tensors(model, [*whole, *_fused(model, whole)]),
-                lambda: _find_ranges(model, batches, device, entropy=entropy),
+                _input_and_output_names(model, [*names, *_fused(model, names)]),
+                lambda: _calibrate_ranges(model, batches, device, entropy=entropy),
             )
         return OnnxRuntimeCalibrated(model, ranges, options)
 
     def applied(self, model: Graph) -> Applied:
-        """Q/DQ nodes of layers."""
+        """Return the quantized layers and their schemes, read from the Q/DQ nodes."""
         return qdq.read(model)
 
     def weight(self, model: Graph, layer: str) -> NDArray[np.float64] | None:
-        """Values of a quantized layer's weight as floats."""
+        """Return the dequantized weight of a layer; None if the weight is not stored quantized."""
         return qdq.stored_weight(model, layer)
 
     def save(self, model: Graph, path: Path, options: Options) -> None:
-        """Write a quantized graph; weights go beside it on request, or above 2 GB."""
+        """Write a quantized graph. Weights go into a second file above 2 GB or with `use_external_data_format`."""
         write_graph(model, path, external=options.get("use_external_data_format", False))
 
     def load(self, path: Path, build: Callable[[], Graph]) -> Graph:
-        """Read it back; the file is whole."""
+        """Read a quantized graph. The file is complete, so the float model is not needed."""
         return read_graph(path)
 
 
@@ -147,12 +149,12 @@ class OnnxRuntimeCalibrated:
         self._graph, self._ranges, self._options = graph, ranges, options
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
-        """Onnxruntime leaves nothing out."""
+        """Return no layers: onnxruntime quantizes every planned layer."""
         return {}
 
     @functools.cached_property
     def _shaped(self) -> Graph:
-        """The graph with the shapes of its tensors, as the quantizer needs it; without its weights, to save memory."""
+        """The graph with inferred shapes, which the quantizer needs; without its weights, to save memory."""
         with tempfile.TemporaryDirectory() as folder, library_output():
             source = Path(folder, "model.onnx")
             write_graph(self._graph, source)
@@ -161,32 +163,37 @@ class OnnxRuntimeCalibrated:
         return Graph(model)
 
     def with_only(self, layers: Iterable[LayerPlan], shifts: Shifts = NO_SHIFTS) -> Graph:
-        """A copy of the graph; layers whose activations stay float get their weights alone quantized."""
+        """Return a quantized copy of the graph. In layers with float activations, only the weight is quantized."""
         planned = list(layers)
-        whole = [item.layer.name for item in planned if item.activations]
-        graph = self._quantize(planned, whole) if whole else self._graph.copy()
+        names = _with_activations(planned)
+        graph = self._quantize(planned, names) if names else self._graph.copy()
         qdq.insert(graph, [item for item in planned if not item.activations], {})
-        # its kernels take a bias as int32: a layer with another one would be computed in float
+        # Integer kernels require an int32 bias; with a float bias, onnxruntime would compute the layer in float.
         return add_shifts(graph, shifts, integers=True)
 
     def quantize(self, plan: QuantizationPlan, shifts: Shifts = NO_SHIFTS) -> Graph:
-        """A copy of the graph as the plan says."""
+        """Return a copy of the graph, quantized as planned."""
         return self.with_only(plan.quantized, shifts)
 
-    def _quantize(self, planned: Sequence[LayerPlan], whole: Sequence[str]) -> Graph:
-        """A copy of the graph with the layers `whole` and what is fused into them quantized by onnxruntime."""
+    def _quantize(self, planned: Sequence[LayerPlan], names: Sequence[str]) -> Graph:
+        """Return a copy of the graph in which onnxruntime quantized the inputs, weights and outputs of layers.
+
+        Args:
+            planned: All planned layers.
+            names: The planned layers whose activations are quantized. Nodes fused into them are quantized as well.
+        """
         graph = self._shaped.copy()
         graph.proto.initializer.extend(self._graph.proto.initializer)
-        own_weights(graph, [item.layer.name for item in planned])  # the quantizer changes them for all readers
+        own_weights(graph, [item.layer.name for item in planned])  # The quantizer modifies them for all readers.
         with library_output():
             quantizer = QDQQuantizer(
                 graph.model,
-                True,  # one scale per output channel
+                True,  # One scale per output channel.
                 self._options.get("reduce_range", False),
                 QuantType.QInt8,
                 QuantType.QUInt8,
                 TensorsData(CalibrationMethod.MinMax, _as_arrays(self._ranges)),
-                [*whole, *_fused(graph, whole)],
+                [*names, *_fused(graph, names)],
                 [],
                 [*_TYPES, *_FUSED],
                 {"ForceQuantizeNoInputCheck": False},
@@ -194,28 +201,36 @@ class OnnxRuntimeCalibrated:
             quantizer.quantize_model()
             quantizer.model.topological_sort()
         quantized = Graph(quantizer.model.model)
-        _keep_float(quantized, set(whole))
+        _restore_float_inputs(quantized, set(names))
         return quantized
 
 
 BACKEND: Backend[Graph] = OnnxRuntimeBackend()
 
 
+def _with_activations(planned: Iterable[LayerPlan]) -> list[str]:
+    """Return the names of the layers whose activations are quantized."""
+    return [item.layer.name for item in planned if item.activations]
+
+
 def _fused(graph: Graph, names: Sequence[str]) -> list[str]:
-    """Activation functions that are the only reader of a planned layer's output, and that no float layer reads."""
+    """Return the activation functions that can be fused into planned layers.
+
+    Such a function is the only reader of the layer's output, and its own output is not read by a float layer.
+    """
     planned = set(names)
     fused = []
     for node in graph.proto.node:
         readers = graph.readers.get(node.output[0], []) if node.name in planned else []
         if len(readers) == 1 and readers[0].op_type in _FUSED:
-            behind = graph.readers.get(readers[0].output[0], [])
-            if not any(reader.op_type in TYPES and reader.name not in planned for reader in behind):
+            next_readers = graph.readers.get(readers[0].output[0], [])
+            if not any(reader.op_type in TYPES and reader.name not in planned for reader in next_readers):
                 fused.append(readers[0].name)
     return fused
 
 
-def _keep_float(graph: Graph, planned: set[str]) -> None:
-    """Let layers outside of the plan read what was there before it was quantized for others."""
+def _restore_float_inputs(graph: Graph, planned: set[str]) -> None:
+    """Connect layers outside of the plan to the float tensors: the quantizer also connected them to quantized ones."""
     for node in graph.proto.node:
         if node.op_type in TYPES and node.name not in planned:
             for index, name in enumerate(node.input):
@@ -225,15 +240,17 @@ def _keep_float(graph: Graph, planned: set[str]) -> None:
                     graph.set_input(node, index, quantize.input[0])
 
 
-def _tensors(graph: Graph, names: Sequence[str]) -> list[str]:
-    """Inputs and outputs of nodes."""
-    wanted = set(names)
-    nodes = [node for node in graph.proto.node if node.name in wanted]
+def _input_and_output_names(graph: Graph, names: Sequence[str]) -> list[str]:
+    """Return the names of the first input and the first output of nodes."""
+    nodes = [graph.nodes[name] for name in names]
     return [name for node in nodes for name in (node.input[0], node.output[0])]
 
 
-def _find_ranges(graph: Graph, batches: Iterable[Inputs], device: str, *, entropy: bool) -> Ranges:
-    """Ranges of all that onnxruntime may quantize, a batch at a time: given all batches it keeps them in memory."""
+def _calibrate_ranges(graph: Graph, batches: Iterable[Inputs], device: str, *, entropy: bool) -> Ranges:
+    """Calibrate the ranges of all tensors that onnxruntime may quantize.
+
+    The calibrator gets one batch per call: with a reader of all batches it would keep all of them in memory.
+    """
     with tempfile.TemporaryDirectory() as folder, library_output():
         source, augmented = Path(folder, "model.onnx"), Path(folder, "augmented.onnx")
         write_graph(graph, source)
@@ -267,12 +284,12 @@ def _as_arrays(ranges: Ranges) -> dict[str, tuple[np.float32, np.float32]]:
 
 
 class _OneBatch(CalibrationDataReader):  # type: ignore[misc]
-    """One batch."""
+    """A reader of one batch."""
 
     def __init__(self, arrays: Arrays) -> None:
         self._arrays: Arrays | None = arrays
 
     def get_next(self) -> Arrays | None:
-        """The batch, once."""
+        """Return the batch on the first call, and None afterwards."""
         arrays, self._arrays = self._arrays, None
         return arrays

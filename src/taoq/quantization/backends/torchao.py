@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchao: weight-only quantization of linear layers. Needs no data; runs on any device."""
+"""torchao: weight-only quantization of linear layers, without calibration data."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ with library_output():
     import torchao.quantization as ao
 
 _SET_BY_THE_PLAN = ("model", "config", "filter_fn")
-"""Arguments of `quantize_` that a spec may not give."""
+"""Arguments of `quantize_` that a spec may not set."""
 
 
 class TorchaoBackend:
-    """Stores the weights of linear layers as int8 or float8, one scale per output row; computes in float."""
+    """Weights of linear layers as int8 or float8, with one scale per output channel. Computes in float."""
 
     capability = Capability(
         name="torchao",
@@ -60,23 +60,23 @@ class TorchaoBackend:
     )
 
     def check(self, section: QuantizeSpec) -> list[Fault]:
-        """Faults of `backend_kwargs` against `torchao.quantization.quantize_`."""
-        known = [key for key in inspect.signature(ao.quantize_).parameters if key not in _SET_BY_THE_PLAN]
+        """Check `backend_kwargs` against the arguments of `torchao.quantization.quantize_`."""
+        allowed = [key for key in inspect.signature(ao.quantize_).parameters if key not in _SET_BY_THE_PLAN]
         faults = []
         for key, value in section.backend_kwargs.items():
             where = f"quantize.backend_kwargs.{key}"
             if key in _SET_BY_THE_PLAN:
                 what = f"'{key}' of torchao's quantize_ is set by the plan"
                 faults.append(Fault(where, what, "write rules in quantize.layers"))
-            elif key not in known:
-                hint = did_you_mean(key, known, "its arguments are " + ", ".join(known))
+            elif key not in allowed:
+                hint = did_you_mean(key, allowed, "its arguments are " + ", ".join(allowed))
                 faults.append(Fault(where, f"torchao's quantize_ has no argument '{key}'", hint))
             elif key == "device":
                 faults += _check_device(where, value)
         return faults
 
     def layers(self, model: nn.Module, options: Options) -> list[Layer]:
-        """All layers; torchao quantizes nn.Linear itself, not its subclasses with a forward of their own."""
+        """List all layers. Quantizable are nn.Linear and its subclasses that do not override forward."""
         return list_layers(model, _obstacle)
 
     def calibrate(
@@ -89,70 +89,71 @@ class TorchaoBackend:
         device: str,
         cache: RangeCache | None,
     ) -> TorchaoCalibrated:
-        """There is nothing to calibrate.
+        """Check the weights: weight-only quantization needs no calibration.
 
         Raises:
-            TaoqError: A weight is not finite.
+            TaoqError: If a weight is not finite.
         """
         check_weights(model, plan)
         return TorchaoCalibrated(model.to(device).eval().requires_grad_(False), options)
 
     def applied(self, model: nn.Module) -> Applied:
-        """Quantized weights by layer, read from the tensors."""
+        """Return the quantized layers and their schemes, read from the weight tensors."""
         applied = {}
         for name, module in model.named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, ao.Int8Tensor | ao.Float8Tensor):
-                # a scale of shape [rows, 1] has one value per row, also where there is only one row
+                # Scales per channel have the shape [rows, 1]. A weight with one row counts as quantized per channel.
                 per_row = weight.scale.shape[0] == weight.shape[0]
                 scheme = Scheme(by_torch(str(weight.qdata.dtype)), PerAxis(0) if per_row else PerTensor())
                 applied[name] = AppliedLayer(scheme, None)
         return applied
 
     def weight(self, model: nn.Module, layer: str) -> Tensor:
-        """Values of a quantized layer's weight as floats."""
+        """Return the dequantized weight of a quantized layer."""
         stored: ao.Int8Tensor | ao.Float8Tensor = model.get_submodule(layer).weight
         values: Tensor = stored.dequantize()
         return values
 
     def save(self, model: nn.Module, path: Path, options: Options) -> None:
-        """Write the state dict; its quantized tensors are torchao's and load under weights_only."""
+        """Write the state dict. Its quantized tensors are torchao's classes, which `weights_only` loading allows."""
         save_state(model.state_dict(), path)
 
     def load(self, path: Path, build: Callable[[], nn.Module]) -> nn.Module:
-        """Replace the weights of a fresh network by the quantized tensors."""
+        """Build the network and assign the quantized tensors to it."""
         model = build()
         stored = torch.load(path, map_location="cpu", weights_only=True)
         accept_biases(model, stored)
         model.load_state_dict(stored, assign=True)
-        return model.eval().requires_grad_(False)  # assigned parameters come back with requires_grad
+        return model.eval().requires_grad_(False)  # Assigned parameters have requires_grad set.
 
     def dequantized(self, model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
-        """State dict with plain weights; weights alone have no scales that a graph could keep."""
-        plain = {f"{name}.weight": self.weight(model, name) for name in self.applied(model)}
-        return {**model.state_dict(), **plain}, {}
+        """Return the state dict with dequantized weights, and no scales: a graph needs none for float weights."""
+        weights = {f"{name}.weight": self.weight(model, name) for name in self.applied(model)}
+        return {**model.state_dict(), **weights}, {}
 
 
 class TorchaoCalibrated:
-    """A network whose weights are quantized, one scale per output row, or put back."""
+    """A network whose weights are quantized and restored as needed."""
 
     def __init__(self, model: nn.Module, options: Options) -> None:
         self._model, self._options = model, options
         self._biases = ShiftedBiases(model)
-        self._float: dict[str, tuple[LayerPlan, nn.Parameter]] = {}  # of the layers that are quantized now
+        # Plan and float weight of the layers that are quantized now.
+        self._float: dict[str, tuple[LayerPlan, nn.Parameter]] = {}
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
-        """Torchao leaves nothing out."""
+        """Return no layers: torchao quantizes every planned layer."""
         return {}
 
     def with_only(self, layers: Iterable[LayerPlan], shifts: Shifts = NO_SHIFTS) -> nn.Module:
-        """The same network, with the weights of these layers quantized."""
-        wanted = {item.layer.name: item for item in layers if item.weights}
+        """Return the same network, with only the weights of these layers quantized."""
+        planned = {item.layer.name: item for item in layers if item.weights}
         for name, (item, weight) in list(self._float.items()):
-            if wanted.get(name) != item:
+            if planned.get(name) != item:
                 self._model.get_submodule(name).weight = weight
                 del self._float[name]
-        new = [item for name, item in wanted.items() if name not in self._float]
+        new = [item for name, item in planned.items() if name not in self._float]
         for item in new:
             name = item.layer.name
             self._float[name] = (item, self._model.get_parameter(f"{name}.weight"))
@@ -161,7 +162,7 @@ class TorchaoCalibrated:
         return self._model
 
     def quantize(self, plan: QuantizationPlan, shifts: Shifts = NO_SHIFTS) -> nn.Module:
-        """The same network; its float weights are freed one by one, as all of them would double the memory."""
+        """Return the same network, quantized. Its float weights are not kept, which would double the memory."""
         self.with_only(())
         self._convert([item for item in plan.quantized if item.weights])
         add_to_biases(self._model, shifts)
@@ -171,8 +172,8 @@ class TorchaoCalibrated:
         configs = OrderedDict((item.layer.name, _config(item.weights)) for item in items if item.weights)
         if configs:
             with library_output():
-                # filter_fn=None: with its default, torchao refuses a config per name. Exact names only, as a name
-                # that is no Linear would convert and fail later, in forward.
+                # torchao refuses a config per layer name with its default filter_fn. Names are exact, not patterns:
+                # it would also convert matching layers of other types, which then fail in forward.
                 ao.quantize_(self._model, ao.FqnToConfig(configs), filter_fn=None, **self._options)
         for name in configs:
             _clear_zero_rows(self._model.get_submodule(name).weight)
@@ -202,7 +203,7 @@ def _obstacle(module: nn.Module) -> str:
 
 def _config(scheme: Scheme) -> ao.Int8WeightOnlyConfig | ao.Float8WeightOnlyConfig:
     if scheme.dtype == INT8:
-        # version 2 is the tensor class that later releases of torchao load as well
+        # Version 2 is the tensor class that later releases of torchao can still load.
         return ao.Int8WeightOnlyConfig(version=2)
     if scheme.dtype in (FP8_E4M3FN, FP8_E5M2):
         return ao.Float8WeightOnlyConfig(weight_dtype=getattr(torch, scheme.dtype.torch))
@@ -210,8 +211,8 @@ def _config(scheme: Scheme) -> ao.Int8WeightOnlyConfig | ao.Float8WeightOnlyConf
 
 
 def _clear_zero_rows(weight: ao.Int8Tensor | ao.Float8Tensor) -> None:
-    """Make rows of zeros zero again: torchao's float8 divides them by their scale of 0 and stores NaN."""
-    dead = weight.scale == 0
-    if bool(dead.any()):
-        weight.scale[dead] = 1.0
-        weight.qdata.view(torch.uint8)[dead.flatten()] = 0
+    """Set rows of zeros to zero: torchao's float8 divides them by their scale of 0 and stores NaN."""
+    zero_rows = weight.scale == 0
+    if bool(zero_rows.any()):
+        weight.scale[zero_rows] = 1.0
+        weight.qdata.view(torch.uint8)[zero_rows.flatten()] = 0
