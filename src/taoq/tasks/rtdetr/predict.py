@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes from the network's outputs; inference writes them as pictures, KITTI labels and one COCO json."""
+"""Turn network outputs into detections, and write those of inference: a COCO json, KITTI labels and pictures."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
 _KITTI = "{name} 0.00 0 0.00 {box[0]:.2f} {box[1]:.2f} {box[2]:.2f} {box[3]:.2f} 0.00 0.00 0.00 0.00 0.00 0.00 0.00"
-"""A line of a KITTI label with its fifteen columns, of which a detector fills name and box; the score comes last."""
+"""The fifteen columns of a line of KITTI labels. A detector knows only name and box. The score is appended."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """The detections of one image, by descending score.
 
     Attributes:
-        scores: In 0..1, [n].
+        scores: Scores in 0..1, [n].
         labels: Class indices, [n].
-        boxes: Left, top, right, bottom in pixels of the original image, [n, 4].
+        boxes: Left, top, right, bottom, in pixels of the original image, [n, 4].
     """
 
     scores: Tensor
@@ -42,16 +42,16 @@ class Detections:
 
 
 def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: float) -> Iterator[Detections]:
-    """The best `num_select` pairs of query and class of each image; a DETR needs no NMS.
+    """Yield the detections of each image: the `num_select` best pairs of query and class, without NMS.
 
     Args:
         spec: The spec.
-        outputs: pred_logits [N, queries, classes], pred_boxes [N, queries, 4] as center and size in 0..1.
-        targets: Sizes of the images.
-        threshold: Detections with a lower score are left out.
+        outputs: pred_logits [N, queries, classes]; pred_boxes [N, queries, 4], as center and size in 0..1.
+        targets: The sizes of the images.
+        threshold: Smallest score of a detection.
     """
     scores = outputs["pred_logits"].sigmoid()
-    classes = scores.shape[-1]
+    num_classes = scores.shape[-1]
     best = scores.flatten(1).topk(min(spec.model.num_select, scores[0].numel()), dim=1)
     center, size = outputs["pred_boxes"].chunk(2, dim=-1)
     corners = torch.cat([center - size / 2, center + size / 2], -1)
@@ -59,16 +59,16 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
     for row, (w, h) in enumerate(targets.sizes.tolist()):
         scale = torch.tensor([w, h])
         if spec.dataset.augmentation.preserve_aspect_ratio:
-            inside = fit((height, width), (w, h))
-            scale *= torch.tensor([width / inside[0], height / inside[1]])
-        boxes = corners[row][best.indices[row] // classes] * scale.repeat(2)
+            fit_width, fit_height = fit((height, width), (w, h))
+            scale *= torch.tensor([width / fit_width, height / fit_height])
+        boxes = corners[row][best.indices[row] // num_classes] * scale.repeat(2)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))
-        there = best.values[row] >= threshold
-        yield Detections(best.values[row][there], (best.indices[row] % classes)[there], boxes[there])
+        keep = best.values[row] >= threshold
+        yield Detections(best.values[row][keep], (best.indices[row] % num_classes)[keep], boxes[keep])
 
 
 class DetectionPredictions:
-    """Writes as batches come; only what is found is kept, for the json."""
+    """Writer of detections. Labels and pictures are written for each batch, the json when the context is left."""
 
     files = ("detections.json", "labels", "images_annotated")
 
@@ -78,42 +78,40 @@ class DetectionPredictions:
         self._colors = _colors(spec, self._names)
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
-        self._written: set[Path] = set()
+        self._stems: set[Path] = set()
         self._directory = directory
         self._images: list[JsonObject] = []
-        self._found: list[JsonObject] = []
+        self._annotations: list[JsonObject] = []
         for name in self.files[1:]:
             (directory / name).mkdir()
 
     def __enter__(self) -> DetectionPredictions:
-        """Leave it to write the json."""
+        """Enter the context; leaving it writes the json."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Write the json: images, categories (ids are class indices) and annotations with their scores."""
+        """Write detections.json: images, annotations with scores, and categories, whose ids are class indices."""
         if kind is None:
             categories = [{"id": index, "name": name} for index, name in enumerate(self._names)]
-            data = {"images": self._images, "annotations": self._found, "categories": categories}
+            data = {"images": self._images, "annotations": self._annotations, "categories": categories}
             (self._directory / "detections.json").write_text(json.dumps(data) + "\n", encoding="utf-8")
 
     def write(self, outputs: Outputs, batch: Batch) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
         draw = self._every > 0 and self._batches % self._every == 0
         self._batches += 1
-        found = detections(self._spec, outputs, batch.targets, self._spec.inference.conf_threshold)
-        for name, image_id, (width, height), items in zip(
-            batch.paths, batch.targets.image_ids, batch.targets.sizes.int().tolist(), found, strict=True
+        per_image = detections(self._spec, outputs, batch.targets, self._spec.inference.conf_threshold)
+        for name, image_id, (width, height), image_detections in zip(
+            batch.paths, batch.targets.image_ids, batch.targets.sizes.int().tolist(), per_image, strict=True
         ):
             path = self._relative(Path(name))
             self._images.append({"id": image_id, "file_name": str(path), "width": width, "height": height})
             lines = []
-            for score, label, box in zip(
-                items.scores.tolist(), items.labels.tolist(), items.boxes.tolist(), strict=True
-            ):
+            for score, label, box in _entries(image_detections):
                 x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-                self._found.append(
+                self._annotations.append(
                     {
-                        "id": len(self._found) + 1,
+                        "id": len(self._annotations) + 1,
                         "image_id": image_id,
                         "category_id": label,
                         "bbox": [round(value, 2) for value in (x, y, w, h)],
@@ -123,62 +121,66 @@ class DetectionPredictions:
                     }
                 )
                 lines.append(_KITTI.format(name=self._names[label].replace(" ", "_"), box=box) + f" {score:.4f}\n")
-            stem = self._fresh(path)
+            stem = self._new_stem(path)
             label_file = self._directory / "labels" / f"{stem}.txt"
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_text("".join(lines), encoding="utf-8")
             if draw:
                 picture = self._directory / "images_annotated" / f"{stem}.png"
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                self._draw(read_image(Path(name)), items).save(picture)
+                self._draw(read_image(Path(name)), image_detections).save(picture)
 
-    def _fresh(self, path: Path) -> Path:
-        """What the results of an image are called before their suffix: `a` for a.jpg, `a.png` for one beside it."""
+    def _new_stem(self, path: Path) -> Path:
+        """Return a path for an image's results, without their suffix: `a` for a.jpg, `a.png` for a.png next to it."""
         stem = path.with_suffix("")
-        if stem in self._written:
+        if stem in self._stems:
             stem = path
-        self._written.add(stem)
+        self._stems.add(stem)
         return stem
 
     def _relative(self, path: Path) -> Path:
-        """A name below the results that no two images share."""
+        """Return the path of an image relative to its folder; if there are several folders, behind their index."""
         folders = self._spec.dataset.infer_data_sources.image_dir
         number = next(index for index, folder in enumerate(folders) if path.is_relative_to(folder))
         relative = path.relative_to(folders[number])
         return relative if len(folders) == 1 else Path(str(number), relative)
 
-    def _draw(self, image: Image.Image, items: Detections) -> Image.Image:
-        """A copy with boxes, names and scores; the best is drawn last, on top."""
+    def _draw(self, image: Image.Image, image_detections: Detections) -> Image.Image:
+        """Draw boxes, names and scores into an image, the best detection last, on top. Return the image."""
         width = self._spec.inference.outline_width
         points = max(10, min(image.size) // 24)
         font = ImageFont.load_default(points)
         drawing = ImageDraw.Draw(image)
-        for score, label, box in reversed(
-            list(zip(items.scores.tolist(), items.labels.tolist(), items.boxes.tolist(), strict=True))
-        ):
+        for score, label, box in reversed(_entries(image_detections)):
             color = self._colors[label]
             drawing.rectangle(box, outline=color, width=width)
             text = f"{self._names[label]}: {100 * score:.0f} %"
             left, top, right, bottom = drawing.textbbox((0, 0), text, font=font)
             x = max(0.0, min(box[0], image.width - (right - left) - 4))
-            y = box[1] - (bottom - top) - 5 if box[1] > bottom - top + 5 else box[1]  # above, else inside
+            # Above the box if there is room, otherwise inside it.
+            y = box[1] - (bottom - top) - 5 if box[1] > bottom - top + 5 else box[1]
             drawing.rectangle((x, y, x + right - left + 4, y + bottom - top + 5), fill=color)
-            drawing.text((x + 2 - left, y + 2 - top), text, fill=_readable_on(color), font=font)
+            drawing.text((x + 2 - left, y + 2 - top), text, fill=_text_color(color), font=font)
         return image
 
 
+def _entries(image_detections: Detections) -> list[tuple[float, int, list[float]]]:
+    """Return score, class index and box of each detection."""
+    tensors = (image_detections.scores, image_detections.labels, image_detections.boxes)
+    return list(zip(*(tensor.tolist() for tensor in tensors), strict=True))
+
+
 def _colors(spec: RtdetrSpec, names: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """The colour of each class: of the color_map, else far apart in hue.
+    """Return the colour of each class: that in color_map, or one of well separated hues.
 
     Raises:
-        SpecError: The map has an unknown class or colour.
+        SpecError: If color_map has an unknown class or colour.
     """
-    given = spec.inference.color_map or {}
     colors = []
     for index in range(len(names)):
-        hue = index * 0.618034 % 1  # the golden ratio keeps neighbours apart
+        hue = index * 0.618034 % 1  # Steps of the golden ratio keep the hues of successive classes apart.
         colors.append(tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.85, 0.9)))
-    for name, color in given.items():
+    for name, color in (spec.inference.color_map or {}).items():
         where = f"inference.color_map.{name}"
         if name not in names:
             hint = did_you_mean(name, names, "classes are " + ", ".join(names[:20]))
@@ -190,7 +192,7 @@ def _colors(spec: RtdetrSpec, names: tuple[str, ...]) -> list[tuple[int, ...]]:
     return colors
 
 
-def _readable_on(color: tuple[int, ...]) -> str:
-    """Black on light colours, white on dark ones, by their luma (ITU-R BT.601)."""
-    red, green, blue = color[:3]
+def _text_color(background: tuple[int, ...]) -> str:
+    """Return black for light backgrounds and white for dark ones, by their luma (ITU-R BT.601)."""
+    red, green, blue = background[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
