@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA ModelOpt on ONNX graphs: static quantization for TensorRT.
 
-ModelOpt calibrates: its ranges, and what it leaves out because TensorRT has no fast kernel for it. The nodes of the
-plan are then placed by `qdq`, since one call of ModelOpt has one format, cannot leave activations float, and quantizes
-a tensor for everything that reads it.
+ModelOpt calibrates the ranges, and names layers for which TensorRT has no fast kernel; those stay float. taoq inserts the
+Q/DQ nodes itself (`formats/onnx/qdq.py`): one call of ModelOpt supports only one numeric format, always quantizes
+activations, and quantizes a tensor for all of its readers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taoq.errors import Fault, did_you_mean
 from taoq.network import Inputs
 from taoq.plain import Options, Plain
 from taoq.quantization.backends.base import NO_SHIFTS, Backend
-from taoq.quantization.backends.modelopt_onnx.calibration import find_ranges
+from taoq.quantization.backends.modelopt_onnx.calibration import calibrate_ranges
 from taoq.quantization.capability import Algorithm, Capability, TensorCapability
 from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8
 from taoq.quantization.formats.base import Shifts
@@ -45,11 +45,11 @@ _OPTIONS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "calibrate_per_node": (lambda value: isinstance(value, bool), "true or false"),
     "op_types_to_quantize": (lambda value: isinstance(value, list), "a list of op types"),
     "op_types_to_exclude": (lambda value: isinstance(value, list), "a list of op types"),
-    # not bf16: onnxruntime has no kernels for it, so the file could not be checked
+    # Not bf16: onnxruntime has no kernels for it, so the file could not be checked.
     "high_precision_dtype": (lambda value: value in ("fp32", "fp16"), "fp32 or fp16"),
 }
-"""Arguments of `modelopt.onnx.quantization.quantize` that a spec may give, and their values."""
-_INSTEAD = {
+"""Arguments of `modelopt.onnx.quantization.quantize` that a spec may set: a check of the value, and its description."""
+_HINTS = {
     "quantize_mode": "give dtypes in quantize.layers",
     "nodes_to_quantize": "write rules in quantize.layers",
     "nodes_to_exclude": "write patterns in quantize.skip_names",
@@ -62,11 +62,11 @@ _INSTEAD = {
     "output_path": "set quantize.results_dir",
     "onnx_path": "set quantize.model_path",
 }
-"""Arguments of it that other fields of the spec decide."""
+"""Hints for arguments of `quantize` that other fields of a spec decide."""
 
 
 class ModelOptOnnxBackend:
-    """INT8 and FP8 by layer, for TensorRT."""
+    """INT8 and FP8, for TensorRT."""
 
     capability = Capability(
         name="modelopt.onnx",
@@ -79,7 +79,7 @@ class ModelOptOnnxBackend:
         activations=TensorCapability(dtypes=(INT8, FP8_E4M3FN), axes="none"),
         layer_types=TYPES,
         devices=("cuda", "cpu", "trt"),
-        realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt refuses E5M2; TensorRT has only E4M3
+        realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt and TensorRT support only E4M3.
         caches_ranges=True,
         options={
             "op_types_to_quantize": "Op types that may be quantized",
@@ -92,7 +92,7 @@ class ModelOptOnnxBackend:
     )
 
     def check(self, section: QuantizeSpec) -> list[Fault]:
-        """Faults of `backend_kwargs` against `modelopt.onnx.quantization.quantize`."""
+        """Check `backend_kwargs` against the arguments of `modelopt.onnx.quantization.quantize`."""
         options = section.backend_kwargs
         faults = [fault for key, value in options.items() for fault in _check_option(key, value)]
         if section.bias_correction and options.get("high_precision_dtype") == "fp16":
@@ -100,7 +100,7 @@ class ModelOptOnnxBackend:
         return faults
 
     def layers(self, model: Graph, options: Options) -> list[Layer]:
-        """All nodes; the op types of `backend_kwargs` bound what may be quantized."""
+        """List all nodes as layers. `backend_kwargs` may restrict the op types that can be quantized."""
         types = options.get("op_types_to_quantize", TYPES)
         return list_layers(model, [type_ for type_ in types if type_ not in options.get("op_types_to_exclude", ())])
 
@@ -114,67 +114,67 @@ class ModelOptOnnxBackend:
         device: str,
         cache: RangeCache | None,
     ) -> ModelOptOnnxCalibrated:
-        """Find the ranges of all layers that can be quantized with ModelOpt.
+        """Calibrate the input ranges of all quantizable layers, planned or not.
 
         Raises:
-            TaoqError: A weight, an image or a range is not finite, or ModelOpt cannot calibrate this graph.
+            TaoqError: If a weight, an image or a range is not finite, or ModelOpt cannot calibrate the graph.
         """
         check_weights(model)
-        left_out = _left_out(model, plan)
-        names = [item.layer.name for item in plan.quantized if item.activations and item.layer.name not in left_out]
+        excluded = _excluded(model, plan)
+        names = [item.layer.name for item in plan.quantized if item.activations and item.layer.name not in excluded]
         ranges: Ranges = {}
         if names:
-            able = [layer.name for layer in self.layers(model, options) if not layer.obstacle]
+            quantizable = [layer.name for layer in self.layers(model, options) if not layer.obstacle]
             entropy = plan.algorithm == "entropy"
             ranges = cached_ranges(
                 cache,
                 [model.nodes[name].input[0] for name in names],
-                lambda: find_ranges(model, able, batches, options, device=device, entropy=entropy),
+                lambda: calibrate_ranges(model, quantizable, batches, options, device=device, entropy=entropy),
             )
         return ModelOptOnnxCalibrated(model, ranges, options)
 
     def applied(self, model: Graph) -> Applied:
-        """Q/DQ nodes of layers."""
+        """Return the quantized layers and their schemes, read from the Q/DQ nodes."""
         return qdq.read(model)
 
     def weight(self, model: Graph, layer: str) -> NDArray[np.float64] | None:
-        """Values of a quantized layer's weight as floats."""
+        """Return the dequantized weight of a layer; None if the weight is not stored quantized."""
         return qdq.stored_weight(model, layer)
 
     def save(self, model: Graph, path: Path, options: Options) -> None:
-        """Write a quantized graph; weights go beside it on request, or above 2 GB."""
+        """Write a quantized graph. Weights go into a second file above 2 GB or with `use_external_data_format`."""
         write_graph(model, path, external=options.get("use_external_data_format", False))
 
     def load(self, path: Path, build: Callable[[], Graph]) -> Graph:
-        """Read it back; the file is whole."""
+        """Read a quantized graph. The file is complete, so the float model is not needed."""
         return read_graph(path)
 
 
 class ModelOptOnnxCalibrated:
-    """A float graph and the ranges of the inputs of its layers."""
+    """A float graph and the input ranges of its layers."""
 
     def __init__(self, graph: Graph, ranges: Ranges, options: Options) -> None:
         self._graph, self._ranges, self._options = graph, ranges, options
         self._inputs = {node.name: node.input[0] for node in graph.proto.node if node.input}
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
-        """Layers that ModelOpt excludes whatever it is told, or has no range for."""
+        """Return the layers that ModelOpt always excludes, and those whose input it did not calibrate."""
         missing = [
             item.layer.name
             for item in plan.quantized
             if item.activations and self._inputs[item.layer.name] not in self._ranges
         ]
-        return dict.fromkeys(missing, "ModelOpt found no range for its input") | _left_out(self._graph, plan)
+        return dict.fromkeys(missing, "ModelOpt found no range for its input") | _excluded(self._graph, plan)
 
     def with_only(self, layers: Iterable[LayerPlan], shifts: Shifts = NO_SHIFTS) -> Graph:
-        """A copy of the graph with the nodes of these layers."""
+        """Return a copy of the graph with Q/DQ nodes at these layers."""
         planned = list(layers)
         graph = self._graph.copy()
         qdq.insert(graph, planned, {item.layer.name: self._scales(item) for item in planned})
         return add_shifts(graph, shifts)
 
     def quantize(self, plan: QuantizationPlan, shifts: Shifts = NO_SHIFTS) -> Graph:
-        """A copy with the plan's nodes, its float part in the precision of `high_precision_dtype`."""
+        """Return a quantized copy of the graph, with the float part in the precision of `high_precision_dtype`."""
         graph = self.with_only(plan.quantized, shifts)
         precision = self._options.get("high_precision_dtype", "fp32")
         if precision == "fp32":
@@ -194,26 +194,26 @@ BACKEND: Backend[Graph] = ModelOptOnnxBackend()
 
 def _check_option(key: str, value: Plain) -> Iterator[Fault]:
     where = f"quantize.backend_kwargs.{key}"
-    real = [name for name in inspect.signature(moq.quantize).parameters if name != "kwargs"]
+    parameters = [name for name in inspect.signature(moq.quantize).parameters if name != "kwargs"]
     if key in _OPTIONS:
-        fits, values = _OPTIONS[key]
-        if not fits(value):
-            yield Fault(where, f"'{value}' is not {values}", f"write {values}")
+        is_valid, expected = _OPTIONS[key]
+        if not is_valid(value):
+            yield Fault(where, f"'{value}' is not {expected}", f"write {expected}")
         elif key.startswith("op_types"):
             for type_ in value:
                 if type_ not in TYPES:
                     hint = did_you_mean(str(type_), TYPES, ", ".join(TYPES))
                     yield Fault(where, f"taoq quantizes no op type '{type_}'", hint)
-    elif key in real:
-        hint = _INSTEAD.get(key, "leave it out: taoq takes only " + ", ".join(_OPTIONS))
+    elif key in parameters:
+        hint = _HINTS.get(key, "leave it out: taoq takes only " + ", ".join(_OPTIONS))
         yield Fault(where, f"'{key}' of ModelOpt's quantize is decided by taoq", hint)
     else:
         hint = did_you_mean(key, _OPTIONS, "taoq takes " + ", ".join(_OPTIONS))
         yield Fault(where, f"ModelOpt's quantize has no argument '{key}'", hint)
 
 
-def _left_out(graph: Graph, plan: QuantizationPlan) -> dict[str, str]:
-    """Planned layers that ModelOpt excludes whatever it is told, with its reason, by asking the function it asks."""
+def _excluded(graph: Graph, plan: QuantizationPlan) -> dict[str, str]:
+    """Return the planned layers that ModelOpt always excludes, with the reason, as its own function reports them."""
     reasons: dict[str, str] = {}
     surgeon = onnx_graphsurgeon.import_onnx(graph.model)
     modes = {INT8: "int8", FP8_E4M3FN: "fp8"}
@@ -222,8 +222,8 @@ def _left_out(graph: Graph, plan: QuantizationPlan) -> dict[str, str]:
         if not items:
             continue
         with library_output():
-            excluded = set(find_nodes_from_convs_to_exclude(surgeon, quantize_mode=mode))
+            names = set(find_nodes_from_convs_to_exclude(surgeon, quantize_mode=mode))
         for item in items:
-            if item.layer.name in excluded:
+            if item.layer.name in names:
                 reasons[item.layer.name] = f"ModelOpt leaves it out: TensorRT has no fast {mode} kernel for its shape"
     return reasons

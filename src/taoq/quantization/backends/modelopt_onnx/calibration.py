@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find ranges with ModelOpt: it quantizes a copy of a graph to INT8, and its scales are read."""
+"""Calibrate with ModelOpt: let it quantize a copy of the graph to INT8, and compute the ranges from its scales."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with library_output():
     from modelopt.onnx.quantization import ort_patching
 
 
-def find_ranges(
+def calibrate_ranges(
     graph: Graph,
     nodes: Sequence[str],
     batches: Iterable[Inputs],
@@ -42,23 +42,23 @@ def find_ranges(
     device: str,
     entropy: bool,
 ) -> Ranges:
-    """Ranges of the inputs of nodes.
+    """Calibrate the input ranges of nodes.
 
     Args:
         graph: The float graph, prepared.
         nodes: Names of the nodes.
         batches: Calibration data.
         options: `backend_kwargs`.
-        device: Where to run.
-        entropy: Whether ranges come from histograms; else they are the largest magnitudes.
+        device: Device to run on.
+        entropy: Whether to use entropy calibration; otherwise ranges are the largest magnitudes.
 
     Raises:
-        TaoqError: Data or a range is not finite, or ModelOpt cannot calibrate this graph.
+        TaoqError: If an image or a range is not finite, or ModelOpt cannot calibrate the graph.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
         library_output(),
-        _onnxruntime_kept(),
+        _onnxruntime_restored(),
         _modelopt_settings(Path(folder)),
     ):
         source, result = Path(folder, "model.onnx"), Path(folder, "quantized.onnx")
@@ -68,23 +68,23 @@ def find_ranges(
         try:
             moq.quantize(
                 str(source),
-                quantize_mode="int8",  # FP8 takes the same ranges
+                quantize_mode="int8",  # FP8 uses the same ranges.
                 calibration_method="entropy" if entropy else "max",
                 calibration_data_reader=reader,
                 calibration_eps=_providers(device),
-                # exact names: ModelOpt reads them as regular expressions, and quantizes everything if none matches
+                # ModelOpt takes regular expressions, and quantizes all nodes if none matches.
                 nodes_to_quantize=[re.escape(node) + "$" for node in nodes],
                 high_precision_dtype="fp32",
                 output_path=str(result),
                 log_level="WARNING",
                 use_external_data_format=options.get("use_external_data_format", False),
                 calibrate_per_node=per_node,
-                # else Gemm and MatMul of a dynamic batch, or of one image, are left out
+                # Otherwise ModelOpt leaves out Gemm and MatMul nodes if the batch size is dynamic or 1.
                 enable_gemv_detection_for_trt=False,
             )
         except TaoqError:
             raise
-        except Exception as error:  # whatever onnxruntime or ModelOpt raises
+        except Exception as error:  # onnxruntime and ModelOpt raise exceptions of many types.
             hint = "take quantize.backend_kwargs out" if options else "export the model again, with a newer opset"
             what = f"ModelOpt cannot calibrate this graph: {first_line(error)}"
             raise TaoqError(Fault("quantize.backend", what, hint)) from error
@@ -92,7 +92,7 @@ def find_ranges(
 
 
 def _read_ranges(graph: Graph, nodes: Sequence[str]) -> Ranges:
-    """Largest magnitudes from the scales of the INT8 graph."""
+    """Compute the input ranges of nodes from the scales of the INT8 graph. Nodes without a scale are left out."""
     ranges: dict[str, tuple[float, float]] = {}
     for node in (graph.nodes[name] for name in nodes if name in graph.nodes):
         dequantize = graph.dequantizer(node.input[0])
@@ -106,41 +106,41 @@ def _read_ranges(graph: Graph, nodes: Sequence[str]) -> Ranges:
 
 
 class _Reader(ort_calibrate.CalibrationDataReader):  # type: ignore[misc]
-    """Calibration data for ModelOpt, one batch in memory at a time."""
+    """Calibration data for ModelOpt, with one batch in memory at a time."""
 
-    def __init__(self, wanted: Sequence[GraphInput], batches: Iterable[Inputs], *, entropy: bool) -> None:
-        self._wanted, self._batches, self._entropy = wanted, batches, entropy
+    def __init__(self, inputs: Sequence[GraphInput], batches: Iterable[Inputs], *, entropy: bool) -> None:
+        self._inputs, self._batches, self._entropy = inputs, batches, entropy
         self.rewind()
 
     def with_fixed_batch(self, graph: Graph) -> Graph:
-        """A copy of the graph for the batch of the first images: calibration by node needs every shape."""
+        """Return a copy of the graph with the size of the first batch. Calibration per node requires fixed shapes."""
         copy = graph.copy()
-        size = self._wanted[0].shape[0] or samples(self.get_first())
-        self._wanted = [GraphInput(entry.name, (size, *entry.shape[1:]), entry.dtype) for entry in self._wanted]
+        size = self._inputs[0].shape[0] or samples(self.get_first())
+        self._inputs = [GraphInput(entry.name, (size, *entry.shape[1:]), entry.dtype) for entry in self._inputs]
         for value in copy.proto.input:
-            if value.name in [entry.name for entry in self._wanted]:
+            if value.name in [entry.name for entry in self._inputs]:
                 value.type.tensor_type.shape.dim[0].dim_value = size
         self.rewind()
         return copy
 
     def get_next(self) -> Arrays | None:
-        """The next batch; None at the end."""
+        """Return the next batch; None at the end."""
         return next(self._iterator, None)
 
     def get_first(self) -> Arrays:
-        """The first batch."""
+        """Return the first batch, without advancing."""
         return next(self._read())
 
     def rewind(self) -> None:
-        """Start again."""
+        """Start again from the first batch."""
         self._iterator = self._read()
 
     def _read(self) -> Iterator[Arrays]:
-        return feeds(self._wanted, self._batches, entropy=self._entropy)
+        return feeds(self._inputs, self._batches, entropy=self._entropy)
 
 
 def _providers(device: str) -> list[str]:
-    """ModelOpt's names of onnxruntime's providers."""
+    """Return ModelOpt's names of the execution providers for a device."""
     if device == "cpu":
         return ["cpu"]
     return ["trt", "cuda:0", "cpu"] if device == "trt" else [device, "cpu"]
@@ -148,12 +148,15 @@ def _providers(device: str) -> list[str]:
 
 @contextlib.contextmanager
 def _modelopt_settings(folder: Path) -> Iterator[None]:
-    """What ModelOpt has no argument for.
+    """Change settings for which ModelOpt has no argument.
 
-    Temporary files go into `folder`, which the caller removes. Sessions give memory back after each batch. There are no
-    progress bars. Entropy has enough bins to choose from. Calibration by node infers shapes with onnx, since
-    onnxruntime's inference fails on operators of detectors; and it does not collect garbage once a node and batch,
-    which takes minutes with torch loaded.
+    - Temporary files go into `folder`, which the caller removes.
+    - Sessions free their memory after each batch.
+    - Progress bars are disabled.
+    - Entropy calibration uses `ENTROPY_BINS` bins.
+    - Calibration per node infers shapes with onnx: onnxruntime's inference fails on operators of detectors.
+    - Existing objects are hidden from the garbage collector, which calibration per node calls for every node and batch.
+      With torch loaded, this would take minutes.
     """
     gc.freeze()
     try:
@@ -178,8 +181,8 @@ def _infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _onnxruntime_kept() -> Iterator[None]:
-    """Undo what ModelOpt does to onnxruntime's own quantizer in this process."""
+def _onnxruntime_restored() -> Iterator[None]:
+    """Undo ModelOpt's patches of onnxruntime's quantizer, which would otherwise stay for the whole process."""
     classes = (
         ort_calibrate.CalibraterBase,
         ort_calibrate.MinMaxCalibrater,
@@ -195,9 +198,9 @@ def _onnxruntime_kept() -> Iterator[None]:
         yield
     finally:
         for owner, before in attributes:
-            for key, value in vars(owner).copy().items():
-                if before.get(key) is not value and not key.startswith("__dict"):
-                    setattr(owner, key, before[key]) if key in before else delattr(owner, key)
+            for name, value in vars(owner).copy().items():
+                if before.get(name) is not value and not name.startswith("__dict"):
+                    setattr(owner, name, before[name]) if name in before else delattr(owner, name)
         ort_calibrate.create_calibrator = create
         for table, entry in zip(tables, entries, strict=True):
             table.clear()
