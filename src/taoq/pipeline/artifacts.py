@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What rebuilds a quantized model, and says where it came from.
+    """Everything that is needed to rebuild a quantized model, and where the model came from.
 
     Attributes:
         schema_version: Version of this format.
@@ -31,16 +31,17 @@ class Manifest:
         task: Name of the task; empty for a model that a Python caller supplied.
         backend: Name of the backend.
         format: Name of the model format.
-        payload: File name beside the manifest.
-        sha256: Digest of the payload.
-        size: Size of the payload, bytes.
-        float_size: Size of the same model saved as float32, bytes.
-        source: Path and sha256 of the float checkpoint.
+        payload: Name of the payload file in the folder of the manifest.
+        sha256: SHA-256 of the payload.
+        size: Size of the payload in bytes.
+        float_size: Size of the same model in bytes when saved as float32.
+        source: Path and SHA-256 of the float checkpoint.
         spec: The resolved spec.
         plan: One entry per layer: name, type, weights, activations, rule, reason.
         calibration: Number of samples and seed; empty without calibration.
-        versions: Versions of python, the libraries, and the packages that the task or the backend comes from.
-        accuracy: What `quantize.accuracy` measured: metric, float, quantized, drop, max_drop, met; or empty.
+        versions: Versions of Python, the libraries, and the packages that provide the task or the backend.
+        accuracy: Result of the check of `quantize.accuracy`: metric, float, quantized, drop, max_drop, met; empty
+            without a check.
     """
 
     schema_version: int
@@ -79,12 +80,12 @@ class Artifact:
 
     @property
     def stored_spec(self) -> StoredSpec:
-        """The spec that it was made with."""
+        """The spec that the artifact was made with."""
         return StoredSpec(self.manifest.spec, str(self.directory / MANIFEST), self.manifest.taoq)
 
 
 def find_artifact(checkpoint: str) -> Path | None:
-    """The artifact folder that a path means: the folder itself, or its payload. None for any other file."""
+    """Return the artifact folder that a path names, or that contains the payload it names; None for any other file."""
     path = Path(checkpoint)
     directory = path if path.is_dir() else path.parent
     if not checkpoint or not (directory / MANIFEST).is_file():
@@ -98,7 +99,7 @@ def read_artifact(directory: Path) -> Artifact:
     """Read and verify an artifact.
 
     Raises:
-        TaoqError: The manifest is damaged or of a newer taoq, or the payload is missing or is not the one it names.
+        TaoqError: If the manifest is damaged or was written by a newer taoq, or if the payload is missing or changed.
     """
     path = directory / MANIFEST
     data = _read_json(path)
@@ -121,26 +122,26 @@ def read_artifact(directory: Path) -> Artifact:
 
 
 def _wrong_fields(data: JsonMapping) -> set[str]:
-    """Fields of a manifest that are missing, unknown or of a wrong type."""
+    """Return the fields of a manifest that are missing, unknown or of a wrong type."""
     types = typing.get_type_hints(Manifest)
     optional = {entry.name for entry in dataclasses.fields(Manifest) if entry.default_factory is not MISSING}
     wrong = set(data) ^ set(types) - (optional - set(data))
     for name in set(data) & set(types):
         kind = typing.get_origin(types[name]) or types[name]
-        # JSON has lists where the manifest has tuples
+        # JSON has lists where the manifest has tuples.
         if not isinstance(data[name], list if kind is tuple else dict if kind is Mapping else kind):
             wrong.add(name)
     return wrong
 
 
 def source_is_unchanged(source: Mapping[str, str]) -> bool:
-    """Whether the float checkpoint of a manifest is still where it was, with the same content."""
+    """Return whether the float checkpoint of a manifest still exists with the same content."""
     path = Path(source["path"])
     return bool(source["path"]) and path.exists() and sha256(path) == source["sha256"]
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Version of python and of installed distributions."""
+    """Return the versions of Python and of installed distributions."""
     return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in distributions}
 
 

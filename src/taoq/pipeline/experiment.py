@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experiment: a task bound to a spec. Everything the pipeline asks of a task, with the spec already in it."""
+"""The experiment: a task bound to a spec, with everything that the pipeline needs from a task."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A task bound to a spec, or a network and data of a Python caller.
+    """A task bound to a spec, or a network and data that a Python caller supplies.
 
     Attributes:
         task: Name of the task; empty if a Python caller supplies the network.
         spec: The spec.
-        build: The float network of a checkpoint; see `Task.build_model`.
-        example: Inputs of one sample.
-        outputs: The network's outputs, in order.
-        calibration: Data for calibration; raises NotGiven if the spec names none.
-        evaluation: Labelled data; raises NotGiven if the spec names none.
-        inference: Data for inference; raises NotGiven if the spec names none.
-        metric: An empty metric.
-        predictions: A writer into a folder.
-        network: What says which network it is, besides the checkpoint; plain data or a dataclass.
-        libraries: Distributions that the network comes from.
-        alias: Another name of a layer; empty if there is none.
-        sensitive: Patterns on aliases of layers known to lose accuracy, with what they are.
-        restore: The experiment of a stored spec; raises TaoqError if the spec does not fit this taoq.
-        rebind: The experiment of another spec of the same task.
-        refuse_another_model: Raises SpecError if the spec of another experiment is about another network.
-        with_size: The experiment for another input size (height, width); None if the task has only one.
-        deepstream: The task's part of DeepStream's configuration; None if it has none.
-        align: Outputs in the order of a reference's.
-        ambiguous: Which samples a network decides by a tie; None if it decides none so.
-        significant: Which entries of the outputs count; None if all do.
+        build: Builds the float network of a checkpoint; see `Task.build_model`.
+        example: Returns the inputs of one sample.
+        outputs: Outputs of the network, in order.
+        calibration: Opens the calibration data; raises NotGiven if the spec names none.
+        evaluation: Opens the labelled data; raises NotGiven if the spec names none.
+        inference: Opens the inference data; raises NotGiven if the spec names none.
+        metric: Returns an empty metric.
+        predictions: Opens a writer of predictions into a folder.
+        network: Settings that identify the network, besides the checkpoint; plain data or a dataclass.
+        libraries: Distributions that define the network.
+        alias: Returns another name of a layer; empty if it has none.
+        sensitive: Patterns on aliases of layers that are known to lose accuracy, with the kind of layer.
+        restore: Returns the experiment of a stored spec; raises TaoqError if this taoq cannot load the spec.
+        rebind: Returns the experiment of another spec of the same task.
+        refuse_another_model: Raises SpecError if a spec describes another network than this experiment's.
+        with_size: Returns the experiment for another input size (height, width); None if the task has only one size.
+        deepstream: Returns the task's part of nvdsinfer_config.yaml; None if the task has none.
+        align: Reorders outputs (second argument) like a reference (first argument); None if their order is fixed.
+        ambiguous: Returns which samples the network decides by a tie; None if it decides none by a tie.
+        significant: Returns which entries of the outputs count; None if all do.
     """
 
     task: str
@@ -76,31 +76,27 @@ class Experiment:
 
     @property
     def plugins(self) -> dict[str, str]:
-        """Version of each package that the task or the backend comes from, if it is not taoq itself."""
+        """Versions of the packages, other than taoq, that provide the task or the backend."""
         rows = (TASKS.rows().get(self.task), BACKENDS.rows().get(self.spec.quantize.backend))
         return distributions([row for row in rows if row])
 
     def name_layer(self, layer: Layer) -> Layer:
-        """A layer with what the task knows about it: another name, and whether it is sensitive."""
-        module = layer.alias or layer.name  # a node is known by the module that it was exported from
+        """Add the task's knowledge of a layer: its alias, and whether it is sensitive."""
+        module = layer.alias or layer.name  # The alias of an ONNX node is the module that it was exported from.
         alias = self.alias(module) or module
         kinds = (kind for pattern, kind in self.sensitive.items() if fnmatchcase(alias, pattern))
         return dataclasses.replace(layer, alias=alias if alias != layer.name else "", sensitive=next(kinds, ""))
 
     def aligned(self, reference: Outputs, outputs: Outputs) -> Outputs:
-        """Outputs in the order of a reference's."""
+        """Return outputs in the order of a reference's entries."""
         return self.align(reference, outputs) if self.align else outputs
 
 
 def bind(task: Task[S], spec: S) -> Experiment:
     """Bind a task to a spec. Opens no data and builds no network."""
     export = task.export
-    inference, predictions, with_size, deepstream = (
-        task.inference_batches,
-        task.predictions,
-        export.with_size,
-        export.deepstream,
-    )
+    inference, predictions = task.inference_batches, task.predictions
+    with_size, deepstream = export.with_size, export.deepstream
 
     def no_inference() -> SpecError:
         what = f"task {task.name} has no inference"
@@ -151,12 +147,12 @@ def bind(task: Task[S], spec: S) -> Experiment:
 
 
 def restored(experiment: Experiment, stored: StoredSpec) -> Experiment:
-    """The experiment of a stored spec, if it is about the network of an experiment.
+    """Return the experiment of a stored spec that describes the same network.
 
     Raises:
-        TaoqError: The spec does not fit this taoq.
-        SpecError: It is about another network than the experiment.
+        TaoqError: If this taoq cannot load the spec.
+        SpecError: If the spec describes another network.
     """
-    restored = experiment.restore(stored)
-    experiment.refuse_another_model(restored.spec)
-    return restored
+    stored_experiment = experiment.restore(stored)
+    experiment.refuse_another_model(stored_experiment.spec)
+    return stored_experiment

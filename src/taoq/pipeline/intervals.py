@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a difference between two models is, over the samples that both were evaluated on."""
+"""Confidence intervals of the difference between two models that were evaluated on the same samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from taoq.tasks.base import Metric, Resampling
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A difference of a figure between two models.
+    """The difference of a figure between a model and a reference.
 
     Attributes:
         figure: Name of the figure.
         value: The model's figure minus the reference's.
-        low: Lower end of its 95 % interval; None if the metric cannot be resampled.
-        high: Upper end.
-        resamples: Number of resamples that the interval is of.
+        low: Lower end of the 95 % interval; None if the metric cannot be resampled.
+        high: Upper end of the interval; None if the metric cannot be resampled.
+        resamples: Number of resamples that the interval is computed from.
     """
 
     figure: str
@@ -35,7 +35,7 @@ class Difference:
 
     @property
     def certainly_negative(self) -> bool:
-        """Whether the interval is all below zero; without an interval, whether the value is."""
+        """Whether the whole interval is below zero; without an interval, whether the value is."""
         return (self.value if self.high is None else self.high) < 0
 
     @property
@@ -47,34 +47,33 @@ class Difference:
 
     @property
     def interval(self) -> str:
-        """`-0.0049 .. +0.0006`; empty without an interval."""
+        """The interval as text, like `-0.0049 .. +0.0006`; empty without an interval."""
         return "" if self.low is None or self.high is None else f"{self.low:+.4f} .. {self.high:+.4f}"
 
     def to_json(self) -> JsonObject:
-        """As reports have it."""
+        """Return the entry of a report."""
         return dataclasses.asdict(self)
 
 
 def difference(reference: Metric, metric: Metric, figure: str, *, resamples: int = 1000, seed: int = 0) -> Difference:
-    """The difference of a figure with its 95 % percentile interval, by the paired bootstrap over samples.
+    """Compute the difference of a figure with its 95 % percentile interval, by the paired bootstrap over samples.
 
-    Samples are drawn with replacement, the same ones for both models: what makes a sample hard for both cancels
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+    Each resample draws the same samples, with replacement, for both models, so that samples which are hard for both do
+    not widen the interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
     Args:
-        reference: The reference's metric, computed.
-        metric: The model's metric over the same data, computed.
-        figure: One of their `figures`.
-        resamples: Number of resamples. Those in which nothing defines the figure are left out of the interval, and of
-            the number in the result.
+        reference: The reference's metric, after `compute`.
+        metric: The model's metric over the same data, after `compute`.
+        figure: Name of a figure of both metrics.
+        resamples: Number of resamples. A resample in which the figure is undefined is not counted.
         seed: Seed of the draws.
 
     Returns:
-        The difference; without an interval if the metric is not `Resampling`, or has no samples to draw from.
+        The difference; without an interval if a metric is not `Resampling`, or has no samples to draw from.
 
     Raises:
-        ValueError: The metrics are of different numbers of samples, or the figure has no value, in all the samples or
-            in any resample.
+        ValueError: If the metrics have different numbers of samples, or if the figure is undefined on all samples
+            together or on every resample.
     """
     if not (isinstance(reference, Resampling) and isinstance(metric, Resampling)):
         return _without_interval(reference, metric, figure)
@@ -84,20 +83,20 @@ def difference(reference: Metric, metric: Metric, figure: str, *, resamples: int
     if reference.num_samples != count:
         raise ValueError(f"not the same images: {reference.num_samples} of the reference, {count} of the model")
 
-    def minus(counts: NDArray[np.int64]) -> float:
+    def resampled(counts: NDArray[np.int64]) -> float:
         return metric.resampled(figure, counts) - reference.resampled(figure, counts)
 
-    value = minus(np.ones(count, np.int64)) if count else math.nan
+    value = resampled(np.ones(count, np.int64)) if count else math.nan
     if math.isnan(value):
         raise ValueError(f"{figure} has no value: nothing in {count} image(s) defines it")
     random = np.random.default_rng(seed)
     draws = (random.multinomial(count, [1 / count] * count) for _ in range(resamples))
-    drawn = np.array([minus(counts) for counts in track(draws, resamples, "resampling")])
-    drawn = drawn[~np.isnan(drawn)]
-    if not drawn.size:
+    values = np.array([resampled(counts) for counts in track(draws, resamples, "resampling")])
+    values = values[~np.isnan(values)]
+    if not values.size:
         raise ValueError(f"{figure} has no value in any of {resamples} resample(s)")
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Difference(figure=figure, value=value, low=float(low), high=float(high), resamples=drawn.size)
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Difference(figure=figure, value=value, low=float(low), high=float(high), resamples=values.size)
 
 
 def _without_interval(reference: Metric, metric: Metric, figure: str) -> Difference:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of this process, in bytes, as Linux counts it."""
+"""Resident memory of this process in bytes, as Linux counts it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 
 
 def resident() -> int:
-    """What it holds now."""
+    """Return the resident memory of this process."""
     return _status("VmRSS")
 
 
 def peak_resident() -> int:
-    """The most that it ever held. Not `ru_maxrss`, which a process takes over from the one that started it."""
+    """Return the peak of the resident memory. `ru_maxrss` would not do: a child process inherits its parent's."""
     return _status("VmHWM")
 
 
 def _status(field: str) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    match = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024

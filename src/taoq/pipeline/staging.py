@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where results are written: into a staging folder, whose files are renamed into place when all are there."""
+"""Write results into a staging folder, and move its files into place when all of them are written."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from taoq.tasks.sections import TaskSpec
 
 
 def results_dir(spec: TaskSpec, action: str) -> Path:
-    """`<action>.results_dir`, else `<results_dir>/<action>`, as in TAO.
+    """Return `<action>.results_dir` if it is set, otherwise `<results_dir>/<action>`, as TAO does.
 
     Raises:
-        SpecError: Neither is set.
+        SpecError: If neither is set.
     """
-    own: str = getattr(spec, action).results_dir
-    if own:
-        return Path(own)
+    directory: str = getattr(spec, action).results_dir
+    if directory:
+        return Path(directory)
     if not spec.results_dir:
         what = f"missing: neither results_dir nor {action}.results_dir is set"
         raise SpecError(Fault("results_dir", what, "name a folder for the results"))
@@ -41,15 +41,15 @@ class Stage:
     """A staging folder.
 
     Attributes:
-        path: The folder to write into.
-        directory: Where its files go.
+        path: Folder to write into.
+        directory: Folder that `commit` moves the files to.
     """
 
     path: Path
     directory: Path
 
     def write_json(self, name: str, data: object) -> None:
-        """Write JSON, indented."""
+        """Write indented JSON."""
         (self.path / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     def write_text(self, name: str, text: str) -> None:
@@ -57,16 +57,17 @@ class Stage:
         (self.path / name).write_text(text, encoding="utf-8")
 
     def write_spec(self, name: str, spec: TaskSpec) -> None:
-        """Write a resolved spec, as TAO does in experiment.yaml."""
+        """Write a resolved spec as YAML, as TAO does in experiment.yaml."""
         self.write_text(name, yaml.safe_dump(spec_to_dict(spec), sort_keys=False))
 
     def commit(self) -> None:
-        """Move all files to `directory`, replacing those of the same names.
+        """Move all files to `directory`, replacing files of the same names.
 
-        The manifest of an artifact is removed first and comes last: a folder with a manifest is whole.
+        The old manifest of an artifact is removed first and the new one is moved last, so that a folder with a manifest
+        is always complete.
 
         Raises:
-            TaoqError: A file would replace what taoq did not write.
+            TaoqError: If a file would replace something that taoq did not write.
         """
         names = sorted((path.name for path in self.path.iterdir()), key=lambda name: name == MANIFEST)
         _check_kinds(self.path, self.directory, names)
@@ -84,14 +85,14 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(directory: Path) -> Iterator[Stage]:
-    """Give a folder to write into. What is in it reaches `directory` by `commit` alone; else `directory` is unchanged.
+    """Open a staging folder for `directory`, which stays unchanged unless the caller calls `commit`.
 
     Raises:
-        TaoqError: The disk is full, or the folder cannot be written.
+        TaoqError: If the disk is full or the folder cannot be written.
     """
     path = directory / ".partial"
     try:
-        shutil.rmtree(path, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed
         path.mkdir(parents=True)
         yield Stage(path, directory)
     except OSError as error:
@@ -101,14 +102,14 @@ def staged(directory: Path) -> Iterator[Stage]:
 
 
 def _owns_weights(file: Path) -> bool:
-    """Whether the file beside an ONNX file holds its weights, and not those of another."""
+    """Return whether the weights file beside an ONNX file belongs to it, rather than to another ONNX file."""
     beside = weights_beside(file)
     is_onnx = file.suffix in FORMATS["onnx"].suffixes
     return is_onnx and file.is_file() and beside.is_file() and beside.name.encode() in file.read_bytes()
 
 
 def _check_kinds(stage: Path, directory: Path, names: list[str]) -> None:
-    """Refuse to replace what taoq did not write: a folder by a file, a file by a folder, weights of another file."""
+    """Refuse to replace a folder by a file, a file by a folder, or the weights of another file."""
     external = {weights_beside(directory / name).name: directory / name for name in names}
     for name in names:
         target, is_folder = directory / name, (stage / name).is_dir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long models take, measured in turns."""
+"""Measure the latency of several models in turns."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from taoq.plain import JsonObject
 from taoq.runtimes.base import Runtime
 
 SPEEDUP = "speed-up: time of float32 over time of the model in the same turn, the median of all turns"
-"""Caption of tables with speed-ups."""
+"""Caption of a table with speed-ups."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How fast a model is at a batch size.
+    """The latency of a model at a batch size.
 
     Attributes:
         model: Name of the model.
         batch: Samples per run.
-        p50_ms: Median time of a run, milliseconds.
-        p90_ms: Time that 90 % of the runs do not exceed.
-        p99_ms: Time that 99 % of the runs do not exceed.
+        p50_ms: Median time of a run in milliseconds.
+        p90_ms: 90th percentile of the time of a run in milliseconds.
+        p99_ms: 99th percentile of the time of a run in milliseconds.
         images_per_second: Throughput at the median time.
-        speedup: Median over the turns of the reference's time over the model's time in the same turn.
+        speedup: The reference's time divided by the model's time in the same turn; the median over all turns.
     """
 
     model: str
@@ -43,15 +43,15 @@ class Latency:
     speedup: float
 
     def to_json(self) -> JsonObject:
-        """A row of results.json."""
+        """Return the row of results.json."""
         return dict(vars(self))
 
 
 def check_batch_sizes(sizes: Sequence[int]) -> None:
-    """Refuse batch sizes that cannot be run.
+    """Check `benchmark.batch_sizes`.
 
     Raises:
-        SpecError: There is none, one is not above 0, or is named twice.
+        SpecError: If the list is empty, or a size is below 1 or is listed twice.
     """
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         what = "empty, not above 0, or has a size twice"
@@ -59,7 +59,7 @@ def check_batch_sizes(sizes: Sequence[int]) -> None:
 
 
 def note_fixed_batches(models: Mapping[str, Runtime], batch: int) -> None:
-    """Warn about models that run another number of samples than asked."""
+    """Warn about models whose fixed batch size differs from `batch`."""
     for name, model in models.items():
         fixed = model.fixed_batch
         if fixed is not None and fixed != batch:
@@ -69,9 +69,10 @@ def note_fixed_batches(models: Mapping[str, Runtime], batch: int) -> None:
 
 
 def run_in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each model, one model after the other, in reversed order each time.
+    """Run the models in turns and return the seconds of each run, by model.
 
-    A machine that is busy for a while is busy for all of them.
+    Each turn runs every model once, and every other turn in reversed order, so that a machine that is busy for a while
+    slows all models down alike.
     """
     for model in models.values():
         for _ in range(warmup):
@@ -86,13 +87,13 @@ def run_in_turns(models: Mapping[str, Runtime], inputs: Inputs, *, warmup: int, 
 
 
 def latency(name: str, batch: int, seconds: Sequence[float], reference: Sequence[float]) -> Latency:
-    """The latency of a model.
+    """Summarize the runs of a model.
 
     Args:
-        name: Its name.
+        name: Name of the model.
         batch: Samples per run.
-        seconds: Of each run.
-        reference: Of each run of the reference, in the same turns.
+        seconds: Seconds of each run.
+        reference: Seconds of each run of the reference, in the same turns.
     """
     cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
     return Latency(
@@ -102,5 +103,5 @@ def latency(name: str, batch: int, seconds: Sequence[float], reference: Sequence
         p90_ms=1e3 * cuts[89],
         p99_ms=1e3 * cuts[98],
         images_per_second=batch / cuts[49],
-        speedup=statistics.median(base / mine for base, mine in zip(reference, seconds, strict=True)),
+        speedup=statistics.median(base / own for base, own in zip(reference, seconds, strict=True)),
     )
