@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA ModelOpt on ONNX graphs: static quantization for TensorRT.
 
-ModelOpt calibrates the ranges, and names layers for which TensorRT has no fast kernel; those stay float. taoq inserts the
-Q/DQ nodes itself (`formats/onnx/qdq.py`): one call of ModelOpt supports only one numeric format, always quantizes
+ModelOpt calibrates the ranges, and names layers for which TensorRT has no fast kernel; those stay float. The Q/DQ nodes
+are inserted by `formats/onnx/qdq.py` instead: one call of ModelOpt supports only one numeric format, always quantizes
 activations, and quantizes a tensor for all of its readers.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA ModelOpt on torch networks: static quantization of weights and activations, weights stored quantized."""
+"""NVIDIA ModelOpt on torch networks: static quantization of weights and activations, with quantized weights stored."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ with library_output():
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
 _ENTROPY_OPTIONS = ("stride", "start_bin")
-"""Arguments of `HistogramCalibrator.compute_amax` that a spec may give."""
+"""Arguments of `HistogramCalibrator.compute_amax` that a spec may set."""
 
 
 class ModelOptTorchBackend:
-    """Simulates INT8 and FP8 in float: shows what they cost in accuracy, brings no speed."""
+    """INT8 and FP8, simulated in float: shows the loss of accuracy, but is not faster."""
 
     capability = Capability(
         name="modelopt.pytorch",
@@ -68,7 +68,7 @@ class ModelOptTorchBackend:
         activations=TensorCapability(dtypes=(INT8, FP8_E4M3FN), axes="channels"),
         layer_types=tuple(sorted(kind.__name__ for kind in TYPES)),
         devices=("cuda", "cpu"),
-        realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt refuses (5, 2) with static scales; TensorRT has only E4M3
+        realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt refuses E5M2 with static scales; TensorRT has only E4M3.
         options={
             "distributed_sync": "algorithms minmax, max and smoothquant: whether processes share their ranges",
             "stride": "algorithm entropy: how many bins apart the ranges are that it tries",
@@ -79,17 +79,17 @@ class ModelOptTorchBackend:
     )
 
     def check(self, section: QuantizeSpec) -> list[Fault]:
-        """Faults of `backend_kwargs` against ModelOpt's calibration: the algorithm's config, or entropy's arguments."""
+        """Check `backend_kwargs` against ModelOpt's config of the algorithm, or its entropy calibrator's arguments."""
         if section.algorithm == "entropy":
             return _check_entropy_options(section.backend_kwargs)
         config = SmoothQuantCalibConfig if section.algorithm == "smoothquant" else MaxCalibConfig
-        known = [key for key in config.model_fields if key != "method"]
+        allowed = [key for key in config.model_fields if key != "method"]
         faults = []
         for key, value in section.backend_kwargs.items():
             where = f"quantize.backend_kwargs.{key}"
-            if key not in known:
-                faults.append(_unknown(where, config.__name__, key, known))
-            elif key == "alpha" and value is None:  # ModelOpt's config takes it, its arithmetic does not
+            if key not in allowed:
+                faults.append(_unknown_argument(where, config.__name__, key, allowed))
+            elif key == "alpha" and value is None:  # ModelOpt's config accepts it, but its calibration fails.
                 faults.append(Fault(where, "'None' is not a number from 0 to 1", "write for example 0.5"))
             else:
                 try:
@@ -99,7 +99,7 @@ class ModelOptTorchBackend:
         return faults
 
     def layers(self, model: nn.Module, options: Options) -> list[Layer]:
-        """All layers; ModelOpt converts the registered classes, and subclasses that keep their forward."""
+        """List all layers. ModelOpt quantizes its registered classes and subclasses that do not override forward."""
         return list_layers(model, _obstacle)
 
     def calibrate(
@@ -112,17 +112,17 @@ class ModelOptTorchBackend:
         device: str,
         cache: RangeCache | None,
     ) -> ModelOptCalibrated:
-        """Put quantizers into the network, and find their ranges.
+        """Insert quantizers into the network and calibrate them.
 
         Raises:
-            TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
-            SpecError: ModelOpt does not take `options` for this network.
+            TaoqError: If a layer saw no calibration data, data or a weight is not finite, or a weight is parametrized.
+            SpecError: If ModelOpt does not accept `options` for this network.
         """
         algorithm = self.capability.algorithm(plan.algorithm)
         return calibrate(model, plan, batches, options, device=device, algorithm=algorithm)
 
     def applied(self, model: nn.Module) -> Applied:
-        """Enabled weight and input quantizers by layer, with the format in which the weight is stored."""
+        """Return the layers with enabled quantizers and their schemes."""
         applied = {}
         for name, module in model.named_modules():
             weights = _scheme(getattr(module, "weight_quantizer", None))
@@ -133,22 +133,22 @@ class ModelOptTorchBackend:
         return applied
 
     def weight(self, model: nn.Module, layer: str) -> Tensor:
-        """Values of a quantized layer's weight as floats, without the factors of SmoothQuant."""
+        """Return the dequantized weight of a quantized layer, without SmoothQuant factors."""
         module = model.get_submodule(layer)
         weight: Tensor = quantizer_of(module, "weight")(module.weight).detach()
         smoothing = quantizer_of(module, "input").pre_quant_scale
         return weight.clone() if smoothing is None else weight * smoothing
 
     def save(self, model: nn.Module, path: Path, options: Options) -> None:
-        """Write ModelOpt's state and the state dict, as `mto.save` does (and TAO's artifact has it)."""
+        """Write ModelOpt's state and the state dict in the layout of `mto.save`, which TAO uses as well."""
         with library_output():
             state = _sorted_state(mto.modelopt_state(model))
             save_state({"modelopt_state": state, "model_state_dict": model.state_dict()}, path)
 
     def load(self, path: Path, build: Callable[[], nn.Module]) -> nn.Module:
-        """Rebuild the quantizers from ModelOpt's state, then load the stored weights and scales."""
+        """Restore the quantizers from ModelOpt's state, then load the stored weights and scales."""
         model = build().eval()
-        # not mto.restore: an environment variable can turn off its weights_only
+        # Not mto.restore: an environment variable can disable its weights_only.
         stored = torch.load(path, map_location="cpu", weights_only=True)
         accept_biases(model, stored["model_state_dict"])
         with library_output():
@@ -158,7 +158,7 @@ class ModelOptTorchBackend:
         return model.eval().requires_grad_(False)
 
     def dequantized(self, model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
-        """State dict and scales: stored numbers times scale are the weights, without the factors of SmoothQuant."""
+        """Return the state dict with dequantized weights, without SmoothQuant factors, and the scales of the layers."""
         state = {key: value for key, value in model.state_dict().items() if "_quantizer." not in key}
         scales: dict[str, Scales] = {}
         for name, layer in self.applied(model).items():
@@ -177,21 +177,20 @@ BACKEND: Backend[nn.Module] = ModelOptTorchBackend()
 
 
 def _check_entropy_options(options: Options) -> list[Fault]:
-    what = "HistogramCalibrator.compute_amax"
     parameters = inspect.signature(HistogramCalibrator.compute_amax).parameters
-    known = [key for key in parameters if key in _ENTROPY_OPTIONS]
+    allowed = [key for key in parameters if key in _ENTROPY_OPTIONS]
     faults = []
     for key, value in options.items():
         where = f"quantize.backend_kwargs.{key}"
-        if key not in known:
-            faults.append(_unknown(where, what, key, known))
+        if key not in allowed:
+            faults.append(_unknown_argument(where, "HistogramCalibrator.compute_amax", key, allowed))
         elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
             faults.append(Fault(where, f"'{value}' is not a whole number above 0", "write for example 8"))
     return faults
 
 
-def _unknown(where: str, function: str, key: str, known: list[str]) -> Fault:
-    hint = did_you_mean(key, known, "its arguments are " + ", ".join(known))
+def _unknown_argument(where: str, function: str, key: str, allowed: list[str]) -> Fault:
+    hint = did_you_mean(key, allowed, "its arguments are " + ", ".join(allowed))
     return Fault(where, f"ModelOpt's {function} has no argument '{key}'", hint)
 
 
@@ -212,24 +211,24 @@ def _scheme(quantizer: nn.Module | None) -> Scheme | None:
 
 
 def _largest_input(module: nn.Module) -> float:
-    """Of an input with one scale per channel, or one factor of SmoothQuant, the widest range."""
+    """Return the largest representable magnitude of a layer's input, the largest of all channels."""
     quantizer = quantizer_of(module, "input")
     smoothing = 1.0 if quantizer.pre_quant_scale is None else quantizer.pre_quant_scale
     return float((quantizer.amax / smoothing).max())
 
 
 def _scale(module: nn.Module, part: str) -> float | NDArray[np.float32]:
-    """One number, or one per channel: the largest magnitude over the largest of the format."""
+    """Return the scale or the scales per channel of a quantizer: range divided by largest value of the format."""
     quantizer = quantizer_of(module, part)
-    amax = quantizer.amax.float() / quantizer.maxbound
-    if amax.numel() == 1 and quantizer.axis is None:
-        return float(amax.numpy().item())
-    scales: NDArray[np.float32] = amax.flatten().numpy()
-    return scales
+    scales = quantizer.amax.float() / quantizer.maxbound
+    if scales.numel() == 1 and quantizer.axis is None:
+        return float(scales.numpy().item())
+    per_channel: NDArray[np.float32] = scales.flatten().numpy()
+    return per_channel
 
 
 def _sorted_state(state: Plain) -> Plain:
-    """ModelOpt's state with its keys sorted: some come from a set, in another order in each process."""
+    """Sort the keys of ModelOpt's state: some come from a set, whose order differs between processes."""
     if isinstance(state, dict):
         return {key: _sorted_state(state[key]) for key in sorted(state)}
     return type(state)(map(_sorted_state, state)) if type(state) in (list, tuple) else state

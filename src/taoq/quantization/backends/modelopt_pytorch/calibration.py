@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrate a torch network with ModelOpt, and try parts of a plan on it."""
+"""Calibrate a torch network with ModelOpt, and quantize any of its calibrated layers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from taoq.quantization.backends.modelopt_pytorch.quantizers import BITS, quantiz
 from taoq.quantization.capability import Algorithm
 from taoq.quantization.dtypes import FP8_E4M3FN, INT8
 from taoq.quantization.formats.base import Shifts
+from taoq.quantization.formats.checks import NON_FINITE_HINT
 from taoq.quantization.formats.torch.biases import ShiftedBiases, add_to_biases
 from taoq.quantization.formats.torch.call import call, call_every_layer
 from taoq.quantization.formats.torch.state import check_weights, is_finite
 from taoq.quantization.library import library_output
+from taoq.quantization.ranges import LEAST_RANGE
 from taoq.quantization.types import LayerPlan, QuantizationPlan, Scheme
 
 with library_output():
     import modelopt.torch.quantization as mtq
-
-_LEAST_RANGE = 1e-30  # below it, a scale underflows float32
 
 
 def calibrate(
@@ -41,24 +41,32 @@ def calibrate(
     device: str,
     algorithm: Algorithm | None,
 ) -> ModelOptCalibrated:
-    """Put quantizers into a network, and find their ranges. The arguments are those of `Backend.calibrate`.
+    """Insert quantizers into a network and calibrate them.
+
+    Args:
+        model: The float network. It is modified.
+        plan: The plan.
+        batches: Calibration data.
+        options: `backend_kwargs`.
+        device: Device to calibrate on.
+        algorithm: The calibration algorithm of the plan.
 
     Raises:
-        TaoqError: A layer saw no calibration data, data or a weight is not finite, a weight is parametrized.
-        SpecError: ModelOpt does not take `options` for this network.
+        TaoqError: If a layer saw no calibration data, data or a weight is not finite, or a weight is parametrized.
+        SpecError: If ModelOpt does not accept `options` for this network.
     """
     _refuse_parametrized(model)
     check_weights(model, plan)
     call_every_layer(model)
     model.to(device).eval()
 
-    def feed(fed: nn.Module) -> None:
-        with torch.no_grad(), _finite_inputs(fed, plan):
+    def forward_loop(network: nn.Module) -> None:
+        with torch.no_grad(), _finite_inputs(network, plan):
             for inputs in batches:
-                call(fed, {name: tensor.to(device) for name, tensor in inputs.items()})
+                call(network, {name: tensor.to(device) for name, tensor in inputs.items()})
 
     entropy = plan.algorithm == "entropy"
-    # ModelOpt scales weights in place
+    # ModelOpt applies SmoothQuant factors to the weights in place.
     unsmoothed = {
         item.layer.name: model.get_parameter(f"{item.layer.name}.weight").detach().clone()
         for item in plan.quantized
@@ -67,32 +75,32 @@ def calibrate(
     method = {"method": "smoothquant" if unsmoothed else "max", **options}
     config = {"quant_cfg": _rules(plan), "algorithm": None if entropy else method}
     with library_output():
-        # without a forward loop ModelOpt calibrates the weights alone, and opens no data
+        # Without a forward loop, ModelOpt calibrates only the weights.
         _quantize(
             model,
             config,
-            feed if plan.needs_calibration and not entropy else None,
+            forward_loop if plan.needs_calibration and not entropy else None,
             smooths=bool(unsmoothed),
             has_options=bool(options),
         )
         if entropy:
-            calibrate_entropy(model, plan, feed, options)
+            calibrate_entropy(model, plan, forward_loop, options)
         _check_calibrated(model, plan)
-        _give_zeros_a_scale(model, plan)
+        _replace_zero_ranges(model, plan)
     return ModelOptCalibrated(model, plan, unsmoothed)
 
 
 def _quantize(
     model: nn.Module,
     config: Mapping[str, object],
-    feed: Callable[[nn.Module], None] | None,
+    forward_loop: Callable[[nn.Module], None] | None,
     *,
     smooths: bool,
     has_options: bool,
 ) -> None:
-    """ModelOpt's `quantize`, with errors that are the user's as such."""
+    """Call ModelOpt's `quantize`, and convert the errors that a user can fix."""
     try:
-        mtq.quantize(model, config, feed)
+        mtq.quantize(model, config, forward_loop)
     except ValueError as error:
         if not has_options:
             raise
@@ -102,36 +110,37 @@ def _quantize(
     except AssertionError as error:
         if not smooths:
             raise
-        # a layer with one input channel, or one whose input and weight are both zero for a channel
+        # It fails on layers with one input channel, and on channels whose input and weight are both zero.
         what = f"ModelOpt's SmoothQuant does not take this network: {str(error).removeprefix('Error: ')}"
         raise TaoqError(Fault("quantize.algorithm", what, "write algorithm: max")) from error
 
 
 class ModelOptCalibrated:
-    """A network with quantizers that are switched on and off."""
+    """A network whose calibrated quantizers are enabled and disabled as needed."""
 
     def __init__(self, model: nn.Module, plan: QuantizationPlan, unsmoothed: Mapping[str, Tensor]) -> None:
         self._model = model.eval().requires_grad_(False)
         self._names = [item.layer.name for item in plan.quantized]
         self._smoothed = frozenset(unsmoothed)
-        self._float: dict[str, tuple[LayerPlan, Tensor]] = {}  # of the layers that are on: the weight as it was
+        # Plan and float weight of the layers that are quantized now.
+        self._float: dict[str, tuple[LayerPlan, Tensor]] = {}
         self._biases = ShiftedBiases(self._model)
         for name, weight in unsmoothed.items():
             self._weight(name).copy_(self._smooth(name, weight, on=False))
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
-        """ModelOpt leaves nothing out in torch."""
+        """Return no layers: ModelOpt quantizes every planned layer in torch."""
         return {}
 
     def with_only(self, layers: Iterable[LayerPlan], shifts: Shifts = NO_SHIFTS) -> nn.Module:
-        """The same network, with these layers as `quantize` makes them.
+        """Return the same network, with only these layers quantized.
 
-        Their weights are rounded here. ModelOpt's quantizer multiplies by what `compress` divides by: a few of a
-        million weights come out one step apart, and every rounding behind them may differ.
+        Weights are rounded here, bit for bit as `compress` does in `quantize`, and not by ModelOpt's weight quantizer:
+        it multiplies by the inverse of the scale, so a few weights in a million would be off by one step.
         """
-        on = {item.layer.name: item for item in layers}
+        planned = {item.layer.name: item for item in layers}
         for name in self._names:
-            layer, item = self._model.get_submodule(name), on.get(name)
+            layer, item = self._model.get_submodule(name), planned.get(name)
             switch(layer, "input", item.activations if item else None)
             switch(layer, "weight", None)
             weight = self._weight(name)
@@ -151,7 +160,7 @@ class ModelOptCalibrated:
         return self._model
 
     def quantize(self, plan: QuantizationPlan, shifts: Shifts = NO_SHIFTS) -> nn.Module:
-        """The same network, with its weights stored quantized."""
+        """Return the same network, with quantized weights stored."""
         model = self.with_only(())
         for item in plan.quantized:
             name = item.layer.name
@@ -163,23 +172,23 @@ class ModelOptCalibrated:
         add_to_biases(model, shifts)
         with library_output():
             mtq.compress(model)
-        # ModelOpt restores train mode from the root, which would un-freeze frozen parts; nothing here trains
+        # ModelOpt may set modules to train mode again.
         return model.to("cpu").eval().requires_grad_(False)
 
     def _weight(self, name: str) -> Tensor:
-        """The data of a layer's weight."""
+        """Return the data of a layer's weight."""
         return self._model.get_parameter(f"{name}.weight").data
 
     def _smooth(self, name: str, weight: Tensor, *, on: bool) -> Tensor:
-        """Switch SmoothQuant for a layer: a quantizer that is off scales its input all the same.
+        """Enable or disable SmoothQuant for a layer. Disabling the quantizer alone would still smooth its input.
 
         Args:
-            name: A layer that is smoothed.
-            weight: Its weight without smoothing.
-            on: Whether it is smoothed.
+            name: Name of a layer with SmoothQuant factors.
+            weight: Its weight without the factors.
+            on: Whether to apply the factors.
 
         Returns:
-            Its weight then.
+            The weight that belongs to the new setting.
         """
         quantizer = quantizer_of(self._model.get_submodule(name), "input")
         quantizer._enable_pre_quant_scale = on
@@ -187,7 +196,7 @@ class ModelOptCalibrated:
 
 
 def _rounded(weight: Tensor, amax: Tensor, scheme: Scheme) -> Tensor:
-    """A weight with the values that `compress` stores, as ModelOpt's INT8QTensor and FP8QTensor compute them."""
+    """Return a weight rounded to the values that `compress` stores, as INT8QTensor and FP8QTensor of ModelOpt do."""
     scale = amax / scheme.dtype.largest
     match scheme.dtype:
         case dtype if dtype == INT8:
@@ -214,25 +223,24 @@ def _refuse_parametrized(model: nn.Module) -> None:
 
 
 def _rules(plan: QuantizationPlan) -> list[dict[str, object]]:
-    """The plan as ModelOpt's ordered rules. The first turns everything off: ModelOpt's default quantizes."""
+    """Convert the plan to ModelOpt's ordered rules. The first disables all quantizers, which are enabled by default."""
     rules: list[dict[str, object]] = [{"quantizer_name": "*", "enable": False}]
     for item in plan.quantized:
-        name = glob.escape(item.layer.name)  # ModelOpt reads it as a pattern
-        for quantizer, scheme in (("weight_quantizer", item.weights), ("input_quantizer", item.activations)):
+        name = glob.escape(item.layer.name)  # ModelOpt takes patterns.
+        for part, scheme in (("weight", item.weights), ("input", item.activations)):
             if scheme is not None:
-                cfg = {"num_bits": BITS[scheme.dtype], "axis": scheme.axis}
-                rules.append({"quantizer_name": f"{name}.{quantizer}", "cfg": cfg})
+                config = {"num_bits": BITS[scheme.dtype], "axis": scheme.axis}
+                rules.append({"quantizer_name": f"{name}.{part}_quantizer", "cfg": config})
     return rules
 
 
 @contextlib.contextmanager
 def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
-    """Refuse NaN and infinite inputs of the planned layers: ModelOpt fails on some, and calibrates on others."""
+    """Refuse NaN and infinite inputs of the planned layers. ModelOpt fails on some, and silently calibrates with others."""
 
     def check(layer: str, inputs: tuple[Tensor, ...]) -> None:
         if not is_finite(inputs[0]):
-            hint = "look for NaN or infinite values in the calibration images or in the checkpoint"
-            raise TaoqError(Fault(layer, "its calibration range is not a finite number", hint))
+            raise TaoqError(Fault(layer, "its calibration range is not a finite number", NON_FINITE_HINT))
 
     def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: check(layer, inputs)
@@ -247,7 +255,7 @@ def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
 
 
 def _check_calibrated(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Refuse an input that saw no data: ModelOpt would quantize it dynamically, and not say so."""
+    """Refuse layers whose input saw no data: ModelOpt would silently quantize them dynamically."""
     hint = "the model does not call this layer: put it into quantize.skip_names"
     faults = [
         Fault(item.layer.name, "saw no calibration data", hint)
@@ -258,9 +266,9 @@ def _check_calibrated(model: nn.Module, plan: QuantizationPlan) -> None:
         raise TaoqError(*faults)
 
 
-def _give_zeros_a_scale(model: nn.Module, plan: QuantizationPlan) -> None:
-    """Give channels of zeros the range 1: divided by a scale of 0, float8 zeros would become NaN."""
+def _replace_zero_ranges(model: nn.Module, plan: QuantizationPlan) -> None:
+    """Set the range of weight channels of zeros to 1: divided by a scale of 0, they would become NaN in float8."""
     for item in plan.quantized:
         if item.weights:
             amax = quantizer_of(model.get_submodule(item.layer.name), "weight").amax
-            amax[amax < _LEAST_RANGE] = 1.0
+            amax[amax < LEAST_RANGE] = 1.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entropy calibration with ModelOpt's histogram calibrator.
 
-ModelOpt has no `entropy` algorithm, but its calibrator has (after TensorRT's: S. Migacz, "8-bit inference with
-TensorRT", GTC 2017). It is pure Python: the stride bounds the number of ranges tried.
+`mtq.quantize` has no algorithm `entropy`, but ModelOpt's histogram calibrator implements TensorRT's (S. Migacz, "8-bit
+inference with TensorRT", GTC 2017). It is pure Python and slow; the stride limits the number of ranges to try.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ with library_output():
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.calib import HistogramCalibrator, MaxCalibrator
 
-_MOST_BINS = 2**13
-_RANGES = 256
-"""Ranges tried at most, unless a spec gives a stride."""
+_MAX_BINS = 2**13
+_MAX_RANGES = 256
+"""Largest number of ranges to try if a spec sets no stride."""
 _START_BIN = 128
-"""ModelOpt's default."""
+"""Default of `HistogramCalibrator.compute_amax`."""
 
 
 def calibrate_entropy(
-    model: nn.Module, plan: QuantizationPlan, feed: Callable[[nn.Module], None], options: Mapping[str, int]
+    model: nn.Module, plan: QuantizationPlan, forward_loop: Callable[[nn.Module], None], options: Mapping[str, int]
 ) -> None:
-    """Find input ranges by the least KL divergence of the quantized histogram; weights by their maximum.
+    """Choose the input ranges that minimize the KL divergence of the quantized histogram; weights use their maximum.
 
     Args:
         model: A network with ModelOpt's quantizers.
-        plan: The plan that they are of.
-        feed: Runs the network on calibration data.
+        plan: The plan; the quantizers are configured for it.
+        forward_loop: Runs the network on calibration data.
         options: `stride` and `start_bin` of the calibrator.
     """
-    mtq.calibrate(model, "max")  # without data: the weights
+    mtq.calibrate(model, "max")  # Without data, this calibrates only the weights.
     layers = {item.layer.name: model.get_submodule(item.layer.name) for item in plan.quantized}
     inputs = [quantizer_of(layers[item.layer.name], "input") for item in plan.quantized if item.activations]
     weights = [quantizer_of(layers[item.layer.name], "weight") for item in plan.quantized if item.weights]
     if not inputs:
         return
     for quantizer in inputs:
-        # on the instance: a calibrator named in the config would be named in the artifact, too
+        # Not through the config, which would store the name of this class in the artifact.
         quantizer._calibrator = Histogram()
         quantizer.enable_calib()
-    for quantizer in (*inputs, *weights):  # ranges of the float network, whatever else is planned
+    for quantizer in (*inputs, *weights):  # Calibrate on the float network, whichever layers are planned.
         quantizer.disable_quant()
-    feed(model)
+    forward_loop(model)
     for quantizer in (*inputs, *weights):
         quantizer.enable_quant()
     for quantizer in inputs:
@@ -63,10 +63,10 @@ def calibrate_entropy(
 
 
 class Histogram(HistogramCalibrator):  # type: ignore[misc]
-    """ModelOpt's histogram of absolute values, with a bound on its bins.
+    """ModelOpt's histogram of absolute values, with a limited number of bins.
 
-    ModelOpt adds bins of the first batch's width for larger values: after a first batch of small values there are
-    millions of them, after one of zeros infinitely many. Here bins are merged in pairs before there are too many.
+    ModelOpt keeps the bin width of the first batch and adds bins for larger values: millions after a first batch of
+    small values, infinitely many after a batch of zeros. This class merges bins in pairs instead.
     """
 
     def __init__(self) -> None:
@@ -76,27 +76,27 @@ class Histogram(HistogramCalibrator):  # type: ignore[misc]
         self.seen = False
 
     def collect(self, x: Tensor) -> None:
-        """Add the values of a tensor."""
+        """Add the values of a tensor to the histogram."""
         x = x.detach().abs().float()
-        top = float(x.max())
+        largest = float(x.max())
         self.seen = True
-        if top == 0:
-            return  # the first bin, which entropy does not count
-        self._width = self._width or top / self._num_bins
-        while top > self._width * _MOST_BINS:
+        if largest == 0:
+            return  # Entropy calibration ignores the first bin, which holds the zeros.
+        self._width = self._width or largest / self._num_bins
+        while largest > self._width * _MAX_BINS:
             self._counts = np.pad(self._counts, (0, len(self._counts) % 2)).reshape(-1, 2).sum(1)
             self._width *= 2
-        bins = max(len(self._counts), math.ceil(top / self._width))
+        bins = max(len(self._counts), math.ceil(largest / self._width))
         self._counts = np.pad(self._counts, (0, bins - len(self._counts)))
         self._counts += torch.histc(x, bins, min=0, max=bins * self._width).cpu().numpy().astype(np.int64)
 
     def compute_amax(self, method: str, **options: int) -> Tensor:
-        """The best range; 0 for an input that was always zero."""
+        """Return the range with the least KL divergence; 0 for an input that was always zero."""
         if self._width == 0:
             return torch.tensor(0.0)
         bins = len(self._counts)
         self._calib_hist, self._calib_bin_edges = self._counts, self._width * np.arange(bins + 1)
         start = options.get("start_bin", _START_BIN)
-        stride = options.get("stride", max(8, math.ceil((bins - start) / _RANGES)))
+        stride = options.get("stride", max(8, math.ceil((bins - start) / _MAX_RANGES)))
         amax: Tensor = super().compute_amax(method, stride=stride, start_bin=start)
         return amax

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ModelOpt's quantizers of a layer. ModelOpt has no types: what comes from it is `Any` to mypy."""
+"""Access the quantizers that ModelOpt adds to layers. ModelOpt has no type annotations, so mypy sees `Any`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from taoq.quantization.dtypes import FP8_E4M3FN, INT8, DType
 from taoq.quantization.library import library_output
 from taoq.quantization.types import Scheme
 
-# "No CUDA runtime is found" on a machine with a compiler and no GPU: quantize.device has said so
+# It warns "No CUDA runtime is found" on a machine with a compiler and no GPU; taoq reports missing devices itself.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-# once a layer; that the arithmetic is simulated is in the backend's target
+# Repeated for each layer, and `target` of the backend says that quantization is simulated.
 warnings.filterwarnings("ignore", message="RealQuantLinear: No real-quant GEMM found")
 
 with library_output():
     from modelopt.torch.quantization.nn import TensorQuantizer
 
 BITS: Mapping[DType, int | tuple[int, int]] = {INT8: 8, FP8_E4M3FN: (4, 3)}
-"""ModelOpt's `num_bits`: bits of an integer, or of exponent and mantissa."""
+"""`num_bits` of ModelOpt: bits of an integer, or bits of exponent and mantissa."""
 
 
 def quantizer_of(layer: nn.Module, part: str) -> TensorQuantizer:
-    """The quantizer of the `weight` or the `input` of a layer that ModelOpt converted."""
+    """Return the quantizer of the `weight` or the `input` of a layer that ModelOpt converted."""
     return layer.get_submodule(f"{part}_quantizer")
 
 
 def dtype_of(quantizer: nn.Module | None) -> DType | None:
-    """The format of a quantizer; None if there is none, or it is off.
+    """Return the format of a quantizer; None for a missing or disabled quantizer.
 
     Raises:
-        ValueError: taoq has no name for its format.
+        ValueError: If taoq does not know the format.
     """
     if not isinstance(quantizer, TensorQuantizer) or not quantizer.is_enabled:
         return None
@@ -45,7 +45,7 @@ def dtype_of(quantizer: nn.Module | None) -> DType | None:
 
 
 def switch(layer: nn.Module, part: str, scheme: Scheme | None) -> None:
-    """Turn a quantizer on in a scheme, or off for None."""
+    """Enable a quantizer with the numeric format of a scheme; None disables it."""
     quantizer = quantizer_of(layer, part)
     if scheme is None:
         quantizer.disable()
