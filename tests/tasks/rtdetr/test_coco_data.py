@@ -13,6 +13,7 @@ from PIL import Image
 
 from support.coco import SIZES, detector_spec, write_coco, write_three_images
 from taoq.errors import TaoqError
+from taoq.tasks.rtdetr.coco import read_coco
 from taoq.tasks.rtdetr.data import (
     INPUT,
     calibration_batches,
@@ -20,7 +21,6 @@ from taoq.tasks.rtdetr.data import (
     evaluation_batches,
     evaluation_source,
     inference_batches,
-    read_coco,
 )
 from taoq.tasks.rtdetr.metric import CocoMetric
 

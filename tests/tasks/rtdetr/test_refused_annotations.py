@@ -67,18 +67,18 @@ def test_a_file_that_is_not_json_is_refused(refusal: Refusal, damage: Damage, fa
         ),
         pytest.param(
             edited(lambda data: data["images"][1].update(id=1)),
-            "the ids of 'images' are not different whole numbers",
+            "the ids of 'images' are not unique whole numbers",
             id="two images with one id",
         ),
         pytest.param(
             edited(lambda data: data["images"][1].update(id="2")),
-            "the ids of 'images' are not different whole numbers",
+            "the ids of 'images' are not unique whole numbers",
             id="an id that is a text",
         ),
         pytest.param(edited(lambda data: data.pop("categories")), "it has no list 'categories'", id="no categories"),
         pytest.param(
             edited(lambda data: data["categories"][1].update(id=1)),
-            "the ids of 'categories' are not different whole numbers",
+            "the ids of 'categories' are not unique whole numbers",
             id="two categories with one id",
         ),
         pytest.param(edited(lambda data: data.pop("annotations")), "it has no list 'annotations'", id="no annotations"),
