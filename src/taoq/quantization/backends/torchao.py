@@ -55,7 +55,7 @@ class TorchaoBackend:
         weights=TensorCapability(dtypes=(INT8, FP8_E4M3FN, FP8_E5M2), axes="channels"),
         layer_types=("Linear",),
         devices=("cuda", "cpu"),
-        options={"device": "Where torchao quantizes: cpu, cuda or cuda:N; without it quantize.device"},
+        options={"device": "Device to quantize on: cpu, cuda or cuda:N; default: quantize.device"},
         target="smaller files and less memory; on a CPU in eager mode slower than float",
     )
 

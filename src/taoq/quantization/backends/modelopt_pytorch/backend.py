@@ -70,10 +70,10 @@ class ModelOptTorchBackend:
         devices=("cuda", "cpu"),
         realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt refuses E5M2 with static scales; TensorRT has only E4M3.
         options={
-            "distributed_sync": "algorithms minmax, max and smoothquant: whether processes share their ranges",
-            "stride": "algorithm entropy: how many bins apart the ranges are that it tries",
-            "start_bin": "algorithm entropy: the smallest range that it tries, in bins",
-            "alpha": "algorithm smoothquant: how much of the outliers goes into the weights, 0..1",
+            "distributed_sync": "algorithms minmax, max and smoothquant: whether processes synchronize their ranges",
+            "stride": "algorithm entropy: distance between the ranges to try, in bins",
+            "start_bin": "algorithm entropy: smallest range to try, in bins",
+            "alpha": "algorithm smoothquant: share of the input outliers that moves into the weights, 0..1",
         },
         target="accuracy studies in torch (quantization is simulated, it brings no speed) and smaller files",
     )

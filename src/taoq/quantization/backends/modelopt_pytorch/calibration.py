@@ -236,7 +236,7 @@ def _rules(plan: QuantizationPlan) -> list[dict[str, object]]:
 
 @contextlib.contextmanager
 def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
-    """Refuse NaN and infinite inputs of the planned layers. ModelOpt fails on some, and silently calibrates with others."""
+    """Refuse NaN and infinite inputs of the planned layers. ModelOpt refuses only a part of them."""
 
     def check(layer: str, inputs: tuple[Tensor, ...]) -> None:
         if not is_finite(inputs[0]):
