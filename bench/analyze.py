@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`taoq analyze` against what its work costs by hand: (layers + 2) forward passes over the sample, one calibration.
+"""`taoq analyze` against its parts measured without taoq: one calibration and (layers + 2) passes over the sample.
 
-For ONNX files there is one session build a layer as well.
+For ONNX files, building one session per layer is added.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ BATCH_SIZE, WORKERS = 32, 1
 
 @dataclass(frozen=True)
 class Case:
-    """A backend, with the name that it has for a convolution.
+    """A backend to measure.
 
     Attributes:
-        backend: As in the spec.
-        convolution: As in the rules. All are quantized.
-        float_file: The float model, in the folder of the run.
-        parts: Measures, by hand, the seconds of one forward pass over the images, of one calibration, and of one
-            session build: of (float model, folder of the images).
-        target: Quantizers that are off still cost ModelOpt's network 4 % here, and one layer's are on. For each layer
-            onnxruntime's quantizer makes a graph, which is not in the other side, and its Q/DQ nodes stand between
-            operators that would run as one.
+        backend: Name of the backend.
+        convolution: Type of a convolution in the rules; all convolutions are quantized.
+        float_file: Name of the float model in the folder of the run.
+        parts: Measures, without taoq, the seconds of one pass over the images, of one calibration, and of building one
+            session; called with the float model and the folder of the images.
+        target: Bound of the ratio. In ModelOpt's network, disabled quantizers still cost 4 %, and one layer's are
+            enabled. onnxruntime's quantizer makes a graph for each layer, which the other side does not, and the Q/DQ
+            nodes separate operators that would otherwise be fused.
     """
 
     backend: str
@@ -88,7 +88,7 @@ def _compare(case: Case, folder: Path, images: Path, few: Path, count: int, roun
 
 
 def _taoq(spec: Path, backend: str, few: Path) -> measure.Figures:
-    """The whole command; the metric, which is not in the other side, is of ten images."""
+    """Measure the whole command. Only ten images are evaluated, because the other side does not evaluate."""
     return measure.measured_taoq("analyze", spec, backend, f"dataset.val_dataset.images_dir={few}")
 
 
@@ -101,15 +101,15 @@ def _modelopt(checkpoint: Path, images: Path) -> measure.Figures:
     model = measure.raw_model(NETWORK, checkpoint)
     sample = list(_batches(images))
 
-    def run(fed: torch.nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    def run(network: torch.nn.Module, batches: Iterable[torch.Tensor]) -> None:
         with torch.inference_mode():
             for batch in batches:
-                fed(batch)
+                network(batch)
 
     def calibrate() -> None:
-        mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda fed: run(fed, _batches(images)))
+        mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda network: run(network, _batches(images)))
 
-    run(model, sample)  # warm
+    run(model, sample)  # Warm up.
     return {
         "forward": _seconds(lambda: run(model, sample)),
         "calibration": _seconds(calibrate),
@@ -131,7 +131,7 @@ def _onnxruntime(file: Path, images: Path) -> measure.Figures:
             return next(self._batches, None)
 
     def build() -> Any:
-        # threads as they come, as taoq has them
+        # Keep the default number of threads, as taoq does.
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def calibrate() -> None:
@@ -144,7 +144,7 @@ def _onnxruntime(file: Path, images: Path) -> measure.Figures:
 
     sample = [batch.numpy() for batch in _batches(images)]
     session = build()
-    session.run(None, {"input": sample[0]})  # warm
+    session.run(None, {"input": sample[0]})  # Warm up.
     return {
         "forward": _seconds(lambda: [session.run(None, {"input": batch}) for batch in sample]),
         "calibration": _seconds(calibrate),

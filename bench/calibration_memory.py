@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of `taoq quantize` with 2048 calibration images against 64: calibration must stream."""
+"""Peak memory of `taoq quantize` with 2048 calibration images against 64, to check that calibration streams them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGET = 1.10
 
 
 def main() -> int:
-    """Measure the algorithms max and entropy."""
+    """Measure the algorithms `max` and `entropy`."""
     options = measure.options(__doc__)
     many, rounds = (128, 1) if options.quick else (2048, 1)
     rows = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`taoq rtdetr evaluate` and the network's forward against transformers' own; memory of COCO's metric.
+"""`taoq rtdetr evaluate` and a forward pass against transformers, and the memory of the COCO metric.
 
-An evaluation is the whole job beyond start-up on both sides: the model is loaded, images are read, COCO's numbers come
-out; taoq also writes its results.
+On both sides an evaluation includes everything after start-up: loading the model, reading the images and computing the
+COCO metric. taoq also writes its results.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ CHECKPOINT = SCENES / "checkpoints" / "rtdetr_small"
 BATCH_SIZE = 20
 EVALUATION, FORWARD = 0.90, 1.0
 MEMORY, SLOWING = 2000.0, 1.2
-"""Most MB of the metric's process, and most growth of the time of an update."""
+"""Limits of the metric: memory of its process in MB, and time of the last updates relative to the first."""
 
 
 def main() -> int:
-    """Measure all three."""
+    """Measure the evaluation, the forward pass and the metric."""
     options = measure.options(__doc__)
     rounds = 1 if options.quick else 5
     rows: list[measure.Row] = []
@@ -62,8 +62,8 @@ def main() -> int:
 
 
 def _evaluations(rounds: int, folder: Path, data: Path) -> list[tuple[measure.Figures, measure.Figures]]:
-    """Whole jobs beyond start-up in turns in one child, after one round that does not count."""
-    import transformers  # noqa: F401 (start-up)
+    """Measure both sides in turns in this process, after a round for warming up."""
+    import transformers  # noqa: F401 (part of the start-up)
 
     measure.start_up("rtdetr", "evaluate")
     pairs = measure.interleave(rounds + 1, lambda: _taoq(folder, data), lambda: _transformers(data))
@@ -91,7 +91,7 @@ def _taoq(folder: Path, data: Path) -> measure.Figures:
 
 
 def _small() -> Any:
-    """The example's network in transformers, as one loads it by hand."""
+    """Load the example's network with transformers."""
     import torch
     from transformers import RTDetrForObjectDetection
 
@@ -99,7 +99,7 @@ def _small() -> Any:
 
 
 def _transformers(data: Path) -> measure.Figures:
-    """What one writes by hand: image processor, model, post-processing, pycocotools."""
+    """Evaluate without taoq: image processor, model, post-processing, pycocotools."""
     import torch
     from PIL import Image
     from pycocotools.coco import COCO
@@ -119,8 +119,8 @@ def _transformers(data: Path) -> measure.Figures:
             sizes = torch.tensor([picture.size[::-1] for picture in pictures])
             with torch.inference_mode():
                 outputs = network(**processor(images=pictures, return_tensors="pt"))
-            found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
-            for image, detections in zip(batch, found, strict=True):
+            detected = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+            for image, detections in zip(batch, detected, strict=True):
                 for score, label, box in zip(
                     detections["scores"].tolist(),
                     detections["labels"].tolist(),
@@ -157,8 +157,8 @@ def _forwards(name: str, rounds: int, runs: int) -> list[tuple[measure.Figures, 
         spec = load_spec(read_spec(str(SCENES / "rtdetr.yaml"), []), RtdetrSpec, unused=UNUSED)
         ours, other, images = build_model(spec, str(CHECKPOINT)), _small(), torch.rand(8, 3, 160, 160)
     else:
-        words = ["model.backbone=resnet_18", "model.expansion=0.5", "model.dec_layers=3"]
-        spec = load_spec(read_spec(None, words), RtdetrSpec, unused=UNUSED)
+        overrides = ["model.backbone=resnet_18", "model.expansion=0.5", "model.dec_layers=3"]
+        spec = load_spec(read_spec(None, overrides), RtdetrSpec, unused=UNUSED)
         ours, images = build_model(spec, None), torch.rand(1, 3, 640, 640)
         torch.manual_seed(0)
         other = RTDetrForObjectDetection(make_config(spec)).eval()
@@ -177,7 +177,7 @@ def _forward(network: Callable[[Any], Any], images: Any, runs: int) -> measure.F
 
 
 def _metric(folder: Path, images: int) -> tuple[float, float, float]:
-    """Peak of the process in MB, and median seconds of the first and of the last tenth of the updates."""
+    """Return the peak memory of the process in MB, and the median seconds of the first and last tenth of updates."""
     import torch
 
     from taoq.spec.load import spec_from_dict
@@ -207,7 +207,7 @@ def _metric(folder: Path, images: int) -> tuple[float, float, float]:
         started = time.perf_counter()
         metric.update(outputs, targets)
         seconds.append(time.perf_counter() - started)
-    seconds = seconds[1:]  # the first one pays for what torch sets up
+    seconds = seconds[1:]  # The first update includes the set-up of torch.
     metric.compute()
     (folder / "metric").mkdir()
     metric.write(folder / "metric")

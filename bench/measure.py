@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure in child processes, in turns, and print ratios against the raw library of the same run."""
+"""Measure two sides in turns in child processes, and print their ratios."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from taoq.pipeline.memory import peak_resident, resident
 
 T = TypeVar("T")
 Figures = Mapping[str, float]
-"""What one child measured, by name."""
+"""Measurements of a child process, by name."""
 
 SIZE, CLASSES = 224, 1000
-"""Input width and height and number of classes of the networks: ImageNet's."""
+"""Input width and height, and number of classes, of ImageNet networks."""
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure of two sides, measured in pairs.
+    """A figure of both sides, measured in pairs.
 
     Attributes:
-        case: What was run.
-        what: The figure, with its unit.
-        pairs: taoq's value and the other side's, pair by pair.
-        target: Bound of the median ratio; None where it is only information.
-        at_least: The target is a lower bound, not an upper one.
+        case: Description of the case.
+        what: Name of the figure, with its unit.
+        pairs: taoq's value and the other side's value, pair by pair.
+        target: Bound of the median ratio; None if there is none.
+        at_least: Whether the target is a lower bound rather than an upper bound.
     """
 
     case: str
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """Ratio of each pair."""
+        """Ratio of taoq's value to the other side's, of each pair."""
         return [ours / other for ours, other in self.pairs]
 
     @property
@@ -68,7 +68,7 @@ class Row:
 
 
 def options(description: str | None) -> argparse.Namespace:
-    """The command line of every benchmark: `quick`, `no_gate`."""
+    """Parse the command line of a benchmark: `quick`, `no_gate`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small run: does it work at all?")
     parser.add_argument("--no-gate", action="store_true", help="exit 0 also where a target is missed")
@@ -77,16 +77,16 @@ def options(description: str | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder for images, checkpoints and results."""
+    """Create a temporary folder for images, checkpoints and results."""
     with tempfile.TemporaryDirectory(prefix="taoq-bench-") as folder:
         yield Path(folder)
 
 
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a new process, with one thread for torch; its output is shown only if it fails."""
+    """Call a function in a new process with one torch thread; show its output only if it fails."""
     with tempfile.NamedTemporaryFile(prefix="taoq-bench-", suffix=".log") as log:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, initializer=_settle, initargs=(log.name,)) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_child, initargs=(log.name,)) as pool:
             try:
                 return pool.submit(function, *arguments).result()
             except BaseException:
@@ -94,9 +94,10 @@ def in_child(function: Callable[..., T], *arguments: Any) -> T:
                 raise
 
 
-def _settle(log: str) -> None:
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported
-    # a spawned process would spawn the readers of a DataLoader too
+def _prepare_child(log: str) -> None:
+    """Limit torch to one thread, fork the workers of a DataLoader, and redirect the output to a file."""
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # Must be set before torch is imported.
+    # A spawned process spawns its own children by default, which would make the workers of a DataLoader start slowly.
     multiprocessing.set_start_method("fork", force=True)
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -104,11 +105,11 @@ def _settle(log: str) -> None:
 
 
 def measured(work: Callable[[], object]) -> Figures:
-    """Run work whose imports are done; call it once in a child.
+    """Measure work whose libraries are imported already. Call it only once per child process.
 
     Returns:
-        `seconds` of the work, `cpu` seconds, which a busy machine changes less, `peak` memory of the process in
-        bytes, and `work_peak`, how far that is above the memory it had before.
+        `seconds` of the work; `cpu` seconds, which vary less on a busy machine; `peak` memory of the process in bytes;
+        and `work_peak`, the increase over the memory before the work.
     """
     before = resident()
     cpu, started = _cpu_seconds(), time.perf_counter()
@@ -119,12 +120,12 @@ def measured(work: Callable[[], object]) -> Figures:
 
 
 def _cpu_seconds() -> float:
-    times = os.times()  # of the reader processes too, once they have ended
+    times = os.times()  # Includes the workers of a DataLoader after they have ended.
     return times.user + times.system + times.children_user + times.children_system
 
 
 def start_up(task: str, action: str, backend: str | None = None) -> None:
-    """Import what an action imports when it runs."""
+    """Import the libraries that an action imports when it runs."""
     import timm  # noqa: F401
     import torchvision  # noqa: F401
 
@@ -141,13 +142,13 @@ def start_up(task: str, action: str, backend: str | None = None) -> None:
 
 
 def measured_taoq(action: str, spec: Path, backend: str, *overrides: str) -> Figures:
-    """`taoq classification_pyt <action>`, measured; call it in a child."""
+    """Measure `taoq classification_pyt <action>`. Call it in a child process."""
     start_up("classification_pyt", action, backend)
     return measured(lambda: taoq.run("classification_pyt", action, spec, overrides))
 
 
 def interleave(rounds: int, ours: Callable[[], Figures], other: Callable[[], Figures]) -> list[tuple[Figures, Figures]]:
-    """Measure both sides in turns, A B, B A, A B, ...: a machine that slows down slows both."""
+    """Measure both sides in turns, A B, B A, A B, ..., so that a change of the machine's speed affects both."""
     pairs = []
     for number in range(rounds):
         if number % 2:
@@ -160,12 +161,12 @@ def interleave(rounds: int, ours: Callable[[], Figures], other: Callable[[], Fig
 
 
 def column(pairs: Sequence[tuple[Figures, Figures]], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
-    """One figure of all pairs, divided by `scale`."""
+    """Return a figure of all pairs, divided by `scale`."""
     return [(ours[name] / scale, other[name] / scale) for ours, other in pairs]
 
 
 def report(title: str, ours: str, other: str, rows: Sequence[Row], *, gate: bool) -> int:
-    """Print the machine and the table. Returns the exit code: 1 if a target is missed and `gate` is set."""
+    """Print the machine and the table, and return the exit code: 1 if a target is missed and `gate` is set."""
     print(machine())
     table = Table(title=title, title_justify="left")
     for name in ("case", "figure"):
@@ -185,7 +186,7 @@ def report(title: str, ours: str, other: str, rows: Sequence[Row], *, gate: bool
 
 
 def machine() -> str:
-    """Processor, cores and versions, in one line."""
+    """Describe the processor, the cores and the versions in one line."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -197,7 +198,7 @@ def machine() -> str:
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Crops of scikit-learn's two photographs: JPEG, every fourth PNG, in ten class folders; `classes.txt`."""
+    """Write crops of scikit-learn's two photographs into ten class folders, every fourth as PNG, and `classes.txt`."""
     import random
 
     from PIL import Image
@@ -219,7 +220,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def make_checkpoint(network: str, path: Path) -> None:
-    """A timm network as it is initialised: for time and memory, trained weights make no difference."""
+    """Save an untrained timm network: trained weights would make no difference to time and memory."""
     import timm
     import torch
 
@@ -228,7 +229,7 @@ def make_checkpoint(network: str, path: Path) -> None:
 
 
 def make_onnx(network: str, checkpoint: Path, images: Path, file: Path) -> None:
-    """A checkpoint as an ONNX file, by `taoq export`; the images are for its check."""
+    """Export a checkpoint with `taoq export`, which uses the images to check the file."""
     section = {"checkpoint": str(checkpoint), "onnx_file": str(file), "on_cpu": True}
     spec = file.with_suffix(".yaml")
     write_spec(spec, network, images, batch_size=8, workers=0, export=section)
@@ -236,7 +237,7 @@ def make_onnx(network: str, checkpoint: Path, images: Path, file: Path) -> None:
 
 
 def raw_loader(folder: Path, batch_size: int, workers: int) -> Any:
-    """What one writes by hand: a Dataset over the files, the transform of the spec, a DataLoader."""
+    """Return the hand-written data pipeline: a Dataset over the files, the transforms of the spec, a DataLoader."""
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
@@ -261,7 +262,7 @@ def raw_loader(folder: Path, batch_size: int, workers: int) -> Any:
 
 
 def raw_model(network: str, checkpoint: Path) -> Any:
-    """The float network with its weights, as one loads it by hand."""
+    """Load the float network without taoq."""
     import timm
     import torch
 
@@ -271,7 +272,7 @@ def raw_model(network: str, checkpoint: Path) -> Any:
 
 
 def write_spec(path: Path, network: str, images: Path, batch_size: int, workers: int, **sections: Any) -> None:
-    """A spec of classification_pyt as JSON, which is YAML too."""
+    """Write a spec of classification_pyt as JSON, which is valid YAML."""
     spec = {
         "results_dir": str(path.with_suffix("")),
         "model": {"backbone": {"type": f"timm/{network}"}, "head": {"topk": [1, 5]}},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX: `taoq quantize` against bare ModelOpt, memory of calibration, and what the graphs bring on this CPU."""
+"""ONNX: `taoq quantize` against bare ModelOpt, the memory of calibration, and the speed of the graphs on this CPU."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BATCH_SIZE, WORKERS = 32, 1
 FEW = 32
 TARGET = 1.10
 FASTER = 1.5
-"""What a graph of backend onnxruntime is to bring on a CPU, times float."""
+"""Least speed-up over float of a graph of backend onnxruntime on a CPU."""
 
 
 def main() -> int:
-    """Measure."""
+    """Measure quantize, the memory of calibration, and the speed of the graphs."""
     options = measure.options(__doc__)
     images_of, many, rounds, runs = (32, 64, 1, 5) if options.quick else (128, 512, 5, 40)
     rows: list[measure.Row] = []
@@ -99,7 +99,7 @@ def _quantize(folder: Path, images: Path, backend: str, algorithm: str, count: i
 
 
 def _bare(folder: Path, images: Path, count: int) -> measure.Figures:
-    """What one writes by hand: the library's function, with a reader that streams."""
+    """Quantize without taoq: the function of the library, with a reader that streams."""
     import modelopt.onnx.quantization as moq
     import torchvision  # noqa: F401
 
@@ -141,7 +141,7 @@ def _bare(folder: Path, images: Path, count: int) -> measure.Figures:
 
 
 def _run_graphs(folder: Path, batch: int, runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each graph, in turns, with onnxruntime as it comes."""
+    """Run the graphs in turns and return the seconds of each run, by graph."""
     import numpy as np
     import onnxruntime
 
@@ -162,7 +162,7 @@ def _run_graphs(folder: Path, batch: int, runs: int) -> dict[str, list[float]]:
         for name, session in sessions.items():
             started = time.perf_counter()
             session.run(None, {"input": images})
-            if number >= 3:  # warm
+            if number >= 3:  # The first runs warm up.
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`taoq quantize` against a hand-written script with the bare library: time beyond start-up, and peak memory."""
+"""`taoq quantize` against a hand-written script that uses the library directly: time after start-up, peak memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Case:
     """A backend and a network.
 
     Attributes:
-        backend: As in the spec.
-        network: timm's name.
-        rounds: Pairs to measure.
-        images: Calibration images; 0 for weight-only.
-        target: Of the seconds. The bare script stops at the file; taoq runs the network once more to see whether the
-            file works, and measures every layer for the report: 16 images through the float network and through the
-            quantized layers, or a second reading of all weights. That is a fixed cost, and the work here is small.
+        backend: Name of the backend.
+        network: Name of the network in timm.
+        rounds: Number of pairs to measure.
+        images: Number of calibration images; 0 for weight-only quantization.
+        target: Bound of the ratio of the seconds. The script stops when the file is written. taoq also runs the network
+            once to check that it works, and measures every layer for the report: it runs 16 images through the float
+            network and through the quantized layers, or reads all weights a second time. The cost is fixed, and the
+            work in these cases is small.
     """
 
     backend: str
@@ -38,7 +39,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """Name of the case in the table."""
         return f"{self.backend}, {self.network}" + (f", {self.images} images" if self.images else "")
 
 
@@ -129,10 +130,10 @@ def _bare_modelopt(network: str, checkpoint: Path, images: Path, result: Path) -
     def work() -> None:
         model = measure.raw_model(network, checkpoint)
 
-        def calibrate(fed: torch.nn.Module) -> None:
+        def calibrate(module: torch.nn.Module) -> None:
             with torch.no_grad():
                 for batch, _ in measure.raw_loader(images, BATCH_SIZE, WORKERS):
-                    fed(batch)
+                    module(batch)
 
         mtq.quantize(model, config, calibrate)
         mtq.compress(model)
@@ -156,7 +157,7 @@ def _bare_torchao(network: str, checkpoint: Path, images: Path, result: Path) ->
 
 
 def _same_tensors(payload: Path, bare: Path) -> None:
-    """Both sides must have done the same work, or the ratio says nothing."""
+    """Check that both sides did the same work; otherwise the ratio would be meaningless."""
     import modelopt.torch.quantization  # noqa: F401 (torch.load needs the types of both)
     import torch
     import torchao.quantization  # noqa: F401
