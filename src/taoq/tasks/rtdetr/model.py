@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build an RT-DETR from TAO's fields, with the weights of a Hugging Face folder, an original file, or our own."""
+"""Build an RT-DETR from the fields of TAO, and load checkpoints of transformers and of the original code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from taoq.checkpoint import WithoutInitialisation, load_state, read_state_dict, without_prefix
 from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError, did_you_mean
@@ -28,8 +28,9 @@ _BACKBONES: dict[str, JsonObject] = {
     "resnet_50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
     "resnet_101": {"layer_type": "bottleneck", "depths": [3, 4, 23, 3], "hidden_sizes": [256, 512, 1024, 2048]},
 }
-_STAGES = 4
-"""Of a ResNet."""
+_NUM_STAGES = 4
+"""Number of stages of a ResNet."""
+
 _FIELDS = {
     "encoder_hidden_dim": "model.hidden_dim",
     "d_model": "model.hidden_dim",
@@ -49,27 +50,32 @@ _FIELDS = {
     "num_queries": "model.num_queries",
     "num_labels": "dataset.num_classes",
 }
-"""Field of the spec behind each argument of transformers' config; any other argument is in `model.args`."""
-_HINT = "check model.backbone, the other fields of model and dataset.num_classes"
+"""The field of the spec that sets an argument of transformers' config; all other arguments are in `model.args`."""
+
+_FIT_HINT = "check model.backbone, the other fields of model and dataset.num_classes"
 _PROJECTION = re.compile(r"encoder_input_proj\.0\.|encoder\.input_proj\.0\.")
-"""A tensor that every RT-DETR has, in transformers and in the original code."""
-_SAME = ("layer_norm_eps", "batch_norm_eps", "decoder_n_points", "decoder_activation_function", "normalize_before",
-         "learn_initial_query", "decoder_offset_scale", "decoder_method")  # fmt: skip
-_SAME_BACKBONE = ("embedding_size", "hidden_sizes", "depths", "layer_type", "hidden_act", "downsample_in_first_stage",
-                  "downsample_in_bottleneck")  # fmt: skip
+"""Matches names of tensors that every RT-DETR has, in transformers and in the original code."""
+
+_COMPARED = ("layer_norm_eps", "batch_norm_eps", "decoder_n_points", "decoder_activation_function", "normalize_before",
+             "learn_initial_query", "decoder_offset_scale", "decoder_method")  # fmt: skip
+"""Arguments besides `_FIELDS` that must be the same in a checkpoint's config.json as in the spec."""
+_COMPARED_BACKBONE = ("embedding_size", "hidden_sizes", "depths", "layer_type", "hidden_act",
+                      "downsample_in_first_stage", "downsample_in_bottleneck")  # fmt: skip
+"""The same for arguments of the backbone's config."""
 
 
 def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
-    """The float network of a spec, for its input size.
+    """Build the float network of a spec, for its input size.
 
     Args:
         spec: The spec.
-        checkpoint: A Hugging Face folder or a file; None leaves the network as initialised, for a backend that loads
-            the weights itself.
+        checkpoint: A Hugging Face folder, or a file; None for initial weights, where a backend loads the weights later;
+            an empty string if the user gave none, which is an error.
 
     Raises:
-        SpecError: The fields do not make a network, or no checkpoint is given.
-        TaoqError: The checkpoint does not load, or does not fit.
+        SpecError: If the spec does not define a network, if it differs from the checkpoint's config.json, or if no
+            checkpoint is given.
+        TaoqError: If the checkpoint cannot be loaded, or does not fit the network.
     """
     from taoq.tasks.rtdetr.network import Detector, fuse
 
@@ -86,7 +92,7 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
             _check_config(Path(checkpoint), config)
         with WithoutInitialisation():
             model = _create(config)
-        columns_first = _load(model, checkpoint)
+        columns_first = _load(model, checkpoint)  # The order of position embeddings in the original code.
     detector = Detector(
         model,
         size,
@@ -100,10 +106,10 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
 
 
 def input_size(spec: RtdetrSpec) -> tuple[int, int]:
-    """Height and width of the input, pixels.
+    """Return height and width of the input, pixels.
 
     Raises:
-        SpecError: They, or other fields of the spec, do not fit.
+        SpecError: If the spec does not pass `check_spec`.
     """
     check_spec(spec)
     height, width = spec.dataset.augmentation.eval_spatial_size
@@ -111,10 +117,10 @@ def input_size(spec: RtdetrSpec) -> tuple[int, int]:
 
 
 def check_spec(spec: RtdetrSpec) -> None:
-    """Check what of a spec needs no library.
+    """Check the fields of a spec that can be checked without transformers.
 
     Raises:
-        SpecError: With every fault.
+        SpecError: If any of them are wrong; lists every fault.
     """
     model = spec.model
     faults: list[Fault] = []
@@ -143,9 +149,11 @@ def check_spec(spec: RtdetrSpec) -> None:
         what = f"{model.feat_strides} are {len(model.feat_strides)} strides for {model.num_feature_levels} feature maps"
         faults.append(Fault("model.feat_strides", what, "write one stride for each of model.num_feature_levels"))
     levels = len(model.return_interm_indices)
-    if not levels or any(not 0 <= index < _STAGES for index in model.return_interm_indices):
+    if not levels or any(not 0 <= index < _NUM_STAGES for index in model.return_interm_indices):
         what = f"{model.return_interm_indices} are not stages of the backbone"
-        faults.append(Fault("model.return_interm_indices", what, f"write numbers from 0 to {_STAGES - 1}, [1, 2, 3]"))
+        faults.append(
+            Fault("model.return_interm_indices", what, f"write numbers from 0 to {_NUM_STAGES - 1}, [1, 2, 3]")
+        )
     if any(not 0 <= index < levels for index in model.use_encoder_idx):
         what = f"{model.use_encoder_idx} is not below {levels}, the number of model.return_interm_indices"
         faults.append(Fault("model.use_encoder_idx", what, f"write [{levels - 1}]"))
@@ -154,50 +162,55 @@ def check_spec(spec: RtdetrSpec) -> None:
 
 
 def make_config(spec: RtdetrSpec) -> Any:
-    """The config of transformers for a spec.
+    """Return the config of transformers for a spec, an RTDetrConfig or RTDetrV2Config.
 
     Raises:
-        SpecError: An argument is unknown, or transformers refuses one.
+        SpecError: If an argument is unknown, is set by another field, or is refused by transformers.
     """
     import transformers
 
     model = spec.model
-    kind: Any = transformers.RTDetrConfig if model.architecture == "rtdetr" else transformers.RTDetrV2Config
-    backbone_kind: Any = transformers.RTDetrResNetConfig
+    config_class: Any = transformers.RTDetrConfig if model.architecture == "rtdetr" else transformers.RTDetrV2Config
+    backbone_class: Any = transformers.RTDetrResNetConfig
     backbone = _BACKBONES[model.backbone] | {"out_indices": [index + 1 for index in model.return_interm_indices]}
-    backbone |= _checked(model.backbone_args, backbone_kind, "model.backbone_args")
+    backbone |= _checked(model.backbone_args, backbone_class, "model.backbone_args")
     arguments = {name: attrgetter(field)(spec) for name, field in _FIELDS.items()}
-    arguments["num_denoising"] = 0  # of training
+    arguments["num_denoising"] = 0  # Denoising is used only in training.
     if model.architecture == "rtdetr_v2":
         arguments["decoder_n_levels"] = model.num_feature_levels
-    own = _checked(model.args, kind, "model.args")
+    extra = _checked(model.args, config_class, "model.args")
     faults = [
         Fault(f"model.args.{name}", f"is what {_FIELDS[name]} says", f"write {_FIELDS[name]} instead")
-        for name in own
+        for name in extra
         if name in _FIELDS and not name.startswith(("encoder_", "decoder_", "d_model"))
     ]
     if faults:
         raise SpecError(*faults)
-    arguments |= own
+    arguments |= extra
     try:
         sizes = [backbone["hidden_sizes"][index] for index in model.return_interm_indices]
-        inside = {
+        derived = {
             "encoder_in_channels": sizes,
             "decoder_in_channels": [arguments["encoder_hidden_dim"]] * len(sizes),
-            "backbone_config": backbone_kind(**backbone),
+            "backbone_config": backbone_class(**backbone),
         }
-        return kind(**inside, **arguments)
-    except Exception as error:  # transformers validates with exceptions of its own and of others
+        return config_class(**derived, **arguments)
+    except Exception as error:  # Validation in transformers raises exceptions of several libraries.
         what = f"transformers cannot make this network: {_one_line(error)}"
         raise SpecError(Fault("model", what, "check the fields of model")) from error
 
 
-def _checked(arguments: JsonObject, kind: Any, where: str) -> JsonObject:
-    known = {field.name for field in dataclasses.fields(kind)}
+def _checked(arguments: JsonObject, config_class: Any, where: str) -> JsonObject:
+    """Return a copy of arguments. Raise SpecError if the config class does not have one of them."""
+    names = {field.name for field in dataclasses.fields(config_class)}
     faults = [
-        Fault(f"{where}.{name}", f"{kind.__name__} has no argument '{name}'", did_you_mean(name, known, "see its page"))
+        Fault(
+            f"{where}.{name}",
+            f"{config_class.__name__} has no argument '{name}'",
+            did_you_mean(name, names, "see its page"),
+        )
         for name in arguments
-        if name not in known
+        if name not in names
     ]
     if faults:
         raise SpecError(*faults)
@@ -205,14 +218,15 @@ def _checked(arguments: JsonObject, kind: Any, where: str) -> JsonObject:
 
 
 def _create(config: Any) -> nn.Module:
-    """The network below the names `model.*`, with its heads."""
+    """Build the network of a config, with its heads but without the outer module whose attribute `model` it is."""
     from transformers import RTDetrForObjectDetection, RTDetrV2ForObjectDetection
 
-    kind = RTDetrForObjectDetection if config.model_type == "rt_detr" else RTDetrV2ForObjectDetection
+    network_class = RTDetrForObjectDetection if config.model_type == "rt_detr" else RTDetrV2ForObjectDetection
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You'd better set embed_dim")  # for the authors' CUDA code
-            model: nn.Module = kind(config).model
+            # The warning is advice for CUDA code that is not used.
+            warnings.filterwarnings("ignore", message="You'd better set embed_dim")
+            model: nn.Module = network_class(config).model
         return model
     except (ValueError, TypeError, RuntimeError, KeyError, IndexError, AssertionError, ZeroDivisionError) as error:
         what = f"transformers cannot make this network: {_one_line(error)}"
@@ -220,7 +234,7 @@ def _create(config: Any) -> nn.Module:
 
 
 def _load(model: nn.Module, checkpoint: str) -> bool:
-    """Load every tensor of a network. Returns whether the checkpoint is of the original code."""
+    """Load the weights of a network. Return whether the checkpoint is one of the original code."""
     path = Path(checkpoint)
     state = read_state_dict(str(path / "model.safetensors") if path.is_dir() else checkpoint)
     if not any(_PROJECTION.search(name) for name in state):
@@ -234,30 +248,34 @@ def _load(model: nn.Module, checkpoint: str) -> bool:
     unused: list[str] = []
     if original:
         state = without_prefix(state, "decoder.dec_score_head.0.weight")
-        # frozen batch norms, as we have in the backbone, do not count batches
-        state = {key: value for key, value in state.items() if not _counts_batches(key, "backbone.")}
+        state = _without_batch_counts(state, "backbone.")
         state, unused = from_original(state, own)
     else:
         state = from_hub(without_prefix(state, "model.encoder_input_proj.0.0.weight"))
-        state = {key: value for key, value in state.items() if not _counts_batches(key, "model.backbone.")}
+        state = _without_batch_counts(state, "model.backbone.")
         unused = [key for key in state if key.startswith("model.denoising_class_embed.")]
         state = {key: value for key, value in state.items() if key not in unused}
     if unused:
         log.info(Notice(checkpoint, f"not needed for inference: {', '.join(unused)}"))
-    load_state(named, state, checkpoint, _HINT)
+    load_state(named, state, checkpoint, _FIT_HINT)
     return original
 
 
-def _counts_batches(key: str, backbone: str) -> bool:
-    return key.startswith(backbone) and key.endswith(".num_batches_tracked")
+def _without_batch_counts(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Leave out the batch counts of the backbone's batch norms, which transformers' frozen batch norms do not have."""
+    return {
+        key: value
+        for key, value in state.items()
+        if not (key.startswith(prefix) and key.endswith(".num_batches_tracked"))
+    }
 
 
 def _check_config(folder: Path, config: Any) -> None:
-    """Compare a Hugging Face folder's config.json with what the spec makes.
+    """Compare the config.json of a Hugging Face folder with the config of the spec.
 
     Raises:
-        TaoqError: It is missing or of another kind of network.
-        SpecError: They differ; with the field and the value to write.
+        TaoqError: If the file cannot be read, or is not that of an RT-DETR with a supported backbone.
+        SpecError: If they differ; lists every field to change, with its value.
     """
     path = folder / "config.json"
     try:
@@ -281,35 +299,51 @@ def _check_config(folder: Path, config: Any) -> None:
     if not isinstance(stored["num_labels"], int):
         what = "has neither id2label nor num_labels, so it does not say how many classes there are"
         raise TaoqError(Fault(str(path), what, "copy the file again"))
-    mine = config.to_dict()
-    mine["num_labels"] = config.num_labels
-    theirs = mine | stored  # a config may leave out what is the default
-    faults: list[Fault] = []
-    for name in (*_FIELDS, *_SAME):
-        if name in mine and _plain(mine[name]) != _plain(theirs[name]):
-            field = _FIELDS.get(name, f"model.args.{name}")
-            what = f"{path} has {name} {_plain(theirs[name])}, the spec makes it {_plain(mine[name])}"
-            hint = f"write {field}: {json.dumps(_plain(theirs[name]))}"
-            if any(fault.hint == hint for fault in faults):
-                continue  # one field of the spec is two arguments
-            if any(fault.where == field for fault in faults):
-                field = f"model.args.{name}"
-                hint = f"write {field}: {json.dumps(_plain(theirs[name]))}"
-            faults.append(Fault(field, what, hint))
-    own = config.backbone_config.to_dict()
-    for name in _SAME_BACKBONE:
-        value = backbone.get(name, own[name])
-        if _plain(own[name]) != _plain(value):
-            what = f"{path} has {name} {_plain(value)}, the spec makes it {_plain(own[name])}"
-            hint = f"write model.backbone_args.{name}: {json.dumps(_plain(value))}, or choose the model.backbone"
-            faults.append(Fault(f"model.backbone_args.{name}", what, hint))
+    expected = config.to_dict() | {"num_labels": config.num_labels}
+    faults = _differences(path, stored, expected)
+    faults += _backbone_differences(path, backbone, config.backbone_config.to_dict())
     if faults:
         raise SpecError(*faults)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _differences(path: Path, stored: JsonObject, expected: JsonObject) -> list[Fault]:
+    expected = _lists(expected)
+    values = expected | _lists(stored)  # A config.json may leave out arguments that have their default.
+    faults: list[Fault] = []
+    for name in (*_FIELDS, *_COMPARED):
+        if name not in expected or expected[name] == values[name]:
+            continue
+        field = _FIELDS.get(name, f"model.args.{name}")
+        what = f"{path} has {name} {values[name]}, the spec makes it {expected[name]}"
+        hint = f"write {field}: {json.dumps(values[name])}"
+        if any(fault.hint == hint for fault in faults):
+            continue  # The field sets two arguments, and the fault of the first says the same.
+        if any(fault.where == field for fault in faults):  # It sets two arguments that need different values.
+            field = f"model.args.{name}"
+            hint = f"write {field}: {json.dumps(values[name])}"
+        faults.append(Fault(field, what, hint))
+    return faults
+
+
+def _backbone_differences(path: Path, stored: JsonObject, expected: JsonObject) -> list[Fault]:
+    expected = _lists(expected)
+    values = expected | _lists(stored)
+    return [
+        Fault(
+            f"model.backbone_args.{name}",
+            f"{path} has {name} {values[name]}, the spec makes it {expected[name]}",
+            f"write model.backbone_args.{name}: {json.dumps(values[name])}, or choose the model.backbone",
+        )
+        for name in _COMPARED_BACKBONE
+        if expected[name] != values[name]
+    ]
+
+
+def _lists(values: JsonObject) -> JsonObject:
+    """Replace tuples by lists, as JSON has them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _one_line(error: Exception) -> str:
+    """Return the message of an exception in one line, or its class name if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
