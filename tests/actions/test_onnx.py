@@ -200,10 +200,10 @@ def test_ranges_are_kept_for_the_next_run(
     tensors = len(json.loads(ranges)["ranges"])
     assert run() == f"{field}ranges of {tensors} tensors taken from {cache}; nothing was calibrated\n"
     assert (payload.read_bytes(), cache.read_bytes()) == (first, ranges)
-    assert run("quantize.calibration.seed=1") == f"{field}{cache} is of another images: calibrating again\n"
+    assert run("quantize.calibration.seed=1") == f"{field}{cache} differs in images: calibrating again\n"
     assert payload.read_bytes() != first
     assert run("quantize.calibration.seed=1", "quantize.algorithm=entropy") == (
-        f"{field}{cache} is of another algorithm: calibrating again\n"
+        f"{field}{cache} differs in algorithm: calibrating again\n"
     )
     assert file_names(cache.parent) == ["ranges.json"]
     log = (payload.parent / "log.txt").read_text()

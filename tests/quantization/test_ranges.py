@@ -76,8 +76,8 @@ def test_a_part_that_only_one_of_the_keys_has_calibrates_again(tmp_path: Path) -
     ("tensors", "changed", "message"),
     [
         (["a"], {}, "ranges of 3 tensors taken from {path}; nothing was calibrated"),
-        (["a"], {"model": "x", "images": "y"}, "{path} is of another model, images: calibrating again"),
-        (["a", "z"], {}, "{path} is of other layers: calibrating again"),
+        (["a"], {"model": "x", "images": "y"}, "{path} differs in model, images: calibrating again"),
+        (["a", "z"], {}, "{path} lacks ranges of planned layers: calibrating again"),
     ],
     ids=["taken", "key", "layers"],
 )

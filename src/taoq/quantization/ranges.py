@@ -58,8 +58,8 @@ def cached_ranges(cache: RangeCache | None, tensors: Iterable[str], calibrate: C
             what = f"ranges of {len(ranges)} tensors taken from {cache.path}; nothing was calibrated"
             log.info(Notice(_WHERE, what))
             return ranges
-        reason = f"another {', '.join(changed)}" if changed else "other layers"
-        log.info(Notice(_WHERE, f"{cache.path} is of {reason}: calibrating again"))
+        reason = f"differs in {', '.join(changed)}" if changed else "lacks ranges of planned layers"
+        log.info(Notice(_WHERE, f"{cache.path} {reason}: calibrating again"))
     with _replacing(cache.path) as partial:
         ranges = calibrate()
         lists = {name: list(limits) for name, limits in ranges.items()}

@@ -117,7 +117,7 @@ def _rename(graph: onnx.GraphProto, modules: set[str]) -> None:
             if name and name not in outputs:
                 values[name] = f"{node.name}_output_{index}"
         for index, name in enumerate(node.input):
-            if name in initializers and name.startswith(("onnx::", "/")):  # Not a parameter, but folded from some.
+            if name in initializers and name.startswith(("onnx::", "/")):  # Made by constant folding.
                 values.setdefault(name, f"{node.name}_input_{index}")
     for node in graph.node:
         node.input[:] = [values.get(name, name) for name in node.input]
@@ -128,7 +128,7 @@ def _rename(graph: onnx.GraphProto, modules: set[str]) -> None:
 
 
 def _set_output_shapes(graph: onnx.GraphProto, *, dynamic: bool) -> None:
-    """Name the batch axis of outputs, and set sizes that shape inference finds: the exporter invents names for some."""
+    """Name the batch axis of outputs, and set sizes that shape inference knows and the exporter left symbolic."""
     model = onnx.helper.make_model(graph)
     if byte_size(model) >= LARGEST:
         return  # Shape inference serializes the model, which protobuf limits to 2 GB.
