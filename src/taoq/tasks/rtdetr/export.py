@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What export needs to know of a detector: its queries are a set, chosen as the best of all positions."""
+"""Functions that adapt `export` to rtdetr, whose queries are the best of all positions, in an order without meaning."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from taoq.tasks.rtdetr.data import INPUT, class_names
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
 _TIE = 1e-4
-"""Scores of positions, in logits, that two runtimes may order differently."""
+"""Difference of two scores, in logits, below which two runtimes may order them differently."""
 
 _LEAST_SCORE = 0.3
-"""Score of a detection that counts."""
+"""Smallest score of a query whose outputs two runtimes must agree on."""
 
 
 def with_size(spec: RtdetrSpec, height: int, width: int) -> RtdetrSpec:
-    """The spec for another input size; whether the network takes it is seen when it is built."""
+    """Return the spec for another input size (pixels). The size is checked when the network is built."""
     augmentation = dataclasses.replace(spec.dataset.augmentation, eval_spatial_size=[height, width])
     return dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, augmentation=augmentation))
 
 
 def deepstream(spec: RtdetrSpec) -> DeepStream:
-    """Images in 0..1; boxes come through the parser of NVIDIA's deepstream_tao_apps, without NMS."""
+    """Return the DeepStream configuration: pixels in 0..1, boxes read by the parser of NVIDIA's deepstream_tao_apps."""
     return DeepStream(
         {
             "network-type": 0,
@@ -36,7 +36,7 @@ def deepstream(spec: RtdetrSpec) -> DeepStream:
             "offsets": "0;0;0",
             "maintain-aspect-ratio": int(spec.dataset.augmentation.preserve_aspect_ratio),
             "num-detected-classes": spec.dataset.num_classes,
-            "cluster-mode": 4,
+            "cluster-mode": 4,  # No NMS.
             "output-blob-names": "pred_boxes;pred_logits",
             "parse-bbox-func-name": "NvDsInferParseCustomDDETRTAO",
             "custom-lib-path": "/opt/nvidia/deepstream/deepstream/lib/libnvds_infercustomparser_tao.so",
@@ -46,13 +46,13 @@ def deepstream(spec: RtdetrSpec) -> DeepStream:
 
 
 def align(reference: Outputs, outputs: Outputs) -> Outputs:
-    """For each query of the reference the nearest query of the outputs: queries that score the same may swap."""
+    """Return for each query of the reference the nearest query of the outputs, because queries may be swapped."""
     logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
-    # the largest difference of any value counts; boxes are in 0..1, logits in about ten times that
-    apart = torch.cdist(reference["pred_boxes"], boxes, p=float("inf")).maximum(
+    # The distance is the largest difference of any value. Logits have about ten times the range of boxes.
+    distance = torch.cdist(reference["pred_boxes"], boxes, p=float("inf")).maximum(
         torch.cdist(reference["pred_logits"], logits, p=float("inf")) / 10
     )
-    nearest = apart.argmin(-1, keepdim=True)
+    nearest = distance.argmin(-1, keepdim=True)
     return {
         "pred_logits": logits.gather(1, nearest.expand(-1, -1, logits.shape[-1])),
         "pred_boxes": boxes.gather(1, nearest.expand(-1, -1, 4)),
@@ -60,12 +60,18 @@ def align(reference: Outputs, outputs: Outputs) -> Outputs:
 
 
 def significant(outputs: Outputs) -> Tensor:
-    """Queries that found something, [N, queries]: others may be at any of many positions that score alike."""
+    """Return which queries are detections, [N, queries] bool.
+
+    The other queries may be at any of many positions with similar scores.
+    """
     return outputs["pred_logits"].sigmoid().amax(-1) > _LEAST_SCORE
 
 
 def ambiguous(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Images whose last query and first left out position score the same: either may become a query, [N] bool."""
+    """Return for which images the choice of queries is a tie, [N] bool.
+
+    There the last position that becomes a query and the first that does not have almost the same score.
+    """
     parts = cast(Any, model)
     scores: list[Tensor] = []
     hook = parts.model.enc_score_head.register_forward_hook(lambda _, __, output: scores.append(output.float()))
@@ -77,5 +83,5 @@ def ambiguous(model: nn.Module, inputs: Inputs) -> Tensor:
     best = scores[0].amax(-1)
     if best.shape[1] <= parts.num_queries:
         return torch.zeros(len(best), dtype=torch.bool)
-    last, out = best.topk(parts.num_queries + 1, dim=1).values[:, -2:].unbind(1)
-    return (last - out < _TIE).cpu()
+    last_query, first_other = best.topk(parts.num_queries + 1, dim=1).values[:, -2:].unbind(1)
+    return (last_query - first_other < _TIE).cpu()

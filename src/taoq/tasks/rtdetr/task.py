@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtdetr as a value."""
+"""The task rtdetr."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec
 
 
 def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
-    """Refuse to run an artifact on data for another network; a spec may leave the network out.
+    """Refuse an artifact of another network than that of the spec. The spec may leave the network out.
 
     Raises:
-        SpecError: They name different networks, class counts or input sizes.
+        SpecError: If network, number of classes, input size or scaling of images differ.
     """
     fields = [
         "dataset.num_classes",
@@ -41,7 +41,8 @@ TASK = Task(
         "pred_logits": OutputSpec(("N", "queries", spec.dataset.num_classes)),
         "pred_boxes": OutputSpec(("N", "queries", 4)),
     },
-    network=lambda spec: dataclasses.replace(spec.model, num_select=1),  # which detections count is of the metric
+    # The number of detections per image does not change the network.
+    network=lambda spec: dataclasses.replace(spec.model, num_select=1),
     build_model=build_model,
     example_inputs=example_inputs,
     calibration_batches=calibration_batches,
