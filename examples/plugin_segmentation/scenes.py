@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the scenes of ../digit_scenes, real digits on real photographs, with a mask for each: data/<split>/."""
+"""Write scenes of handwritten digits on photographs, with a mask for each scene, to data/<split>/."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ sys.path.insert(0, str(HERE.parent / "digit_scenes"))
 from make_data import Chance, Scene, load_source, make_scene  # noqa: E402
 
 SPLITS = {"calibration": 64, "val": 60}
-source_of = functools.cache(load_source)
+cached_source = functools.cache(load_source)
 
 
 def scenes(split: str, count: int, name: str = "") -> list[Scene]:
-    """Scenes of a split; the same ones for the same name."""
-    return [make_scene(source_of(split), Chance(f"{split}:{name}{number}")) for number in range(1, count + 1)]
+    """Make scenes of a split. `name` seeds the random numbers: the same name gives the same scenes."""
+    return [make_scene(cached_source(split), Chance(f"{split}:{name}{number}")) for number in range(1, count + 1)]
 
 
 def main() -> None:

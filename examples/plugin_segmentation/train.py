@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the network of segmentation.yaml on scenes that are made as it goes."""
+"""Train the network of segmentation.yaml on new scenes in each step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from taoq.spec.load import load_spec
 from taoq.spec.source import read_spec
 from taoq_segmentation.task import TASK, build_model, transform
 
-BATCH_SIZE, RATE = 12, 2e-3
-BACKGROUND = 0.3  # its weight in the loss: most pixels are background
+BATCH_SIZE, LEARNING_RATE = 12, 2e-3
+BACKGROUND_WEIGHT = 0.3  # Class weight in the loss; most pixels are background.
 
 
 def main() -> None:
-    """Train, and write the checkpoint."""
+    """Train the network and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints" / "segformer_tiny.safetensors")
@@ -29,9 +29,9 @@ def main() -> None:
     spec = load_spec(read_spec(str(HERE / "segmentation.yaml"), []), TASK.spec, unused=TASK.unused)
     torch.manual_seed(0)
     model = build_model(spec, None).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=arguments.steps, pct_start=0.1)
-    weights = torch.tensor([BACKGROUND] + [1.0] * (spec.dataset.num_classes - 1))
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=arguments.steps, pct_start=0.1)
+    weights = torch.tensor([BACKGROUND_WEIGHT] + [1.0] * (spec.dataset.num_classes - 1))
     prepare = transform(spec.dataset.img_size)
     for step in range(arguments.steps):
         batch = scenes("train", BATCH_SIZE, f"{step}:")
@@ -48,7 +48,7 @@ def main() -> None:
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
     arguments.out.parent.mkdir(exist_ok=True)
-    # float16 halves the file; taoq loads it as float32
+    # float16 halves the size of the file. taoq loads it as float32.
     state = model.state_dict()
     save_file(
         {name: value.half() if value.is_floating_point() else value for name, value in state.items()}, arguments.out

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Semantic segmentation as a task of taoq, in a package of its own."""
+"""A package that adds the task `segmentation` to taoq."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task: its network, its data and its metric."""
+"""The segmentation task: network, data and metric."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from taoq_segmentation.spec import ImagesSpec, SegmentationSpec
 
 
 class SegFormer(nn.Module):
-    """A SegFormer whose logits have the size of its input."""
+    """A SegFormer with logits resized to the size of the input."""
 
     def __init__(self, spec: SegmentationSpec) -> None:
         super().__init__()
@@ -42,13 +42,22 @@ class SegFormer(nn.Module):
         self.network = SegformerForSemanticSegmentation(config)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [N, classes, H, W] of images [N, 3, H, W]."""
+        """Return logits [N, classes, H, W] for images [N, 3, H, W]."""
         logits = self.network(image).logits
         return functional.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
 
 
 def build_model(spec: SegmentationSpec, checkpoint: str | None) -> nn.Module:
-    """The network with the weights of a checkpoint; None leaves it as initialised."""
+    """Build the network and load a checkpoint.
+
+    Args:
+        spec: The spec.
+        checkpoint: Path of the checkpoint; None keeps the initial weights.
+
+    Raises:
+        SpecError: If the path is empty: the spec names no checkpoint.
+        TaoqError: If the checkpoint cannot be loaded.
+    """
     if checkpoint == "":
         raise SpecError(Fault("quantize.model_path", "missing: no checkpoint is given", "train one with train.py"))
     model = SegFormer(spec).eval()
@@ -59,13 +68,13 @@ def build_model(spec: SegmentationSpec, checkpoint: str | None) -> nn.Module:
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of images, scaled to the size of the input."""
+    """Load masks, resized to the size of the input."""
 
     paths: Sequence[Path]
     size: int
 
     def __call__(self, indices: Sequence[int], _sizes: object) -> Tensor:
-        """Class indices [N, size, size] of some images."""
+        """Return class indices [N, size, size] of the images with these indices."""
         masks = [Image.open(self.paths[index]) for index in indices]
         size = (self.size, self.size)
         scaled = [mask.resize(size, Image.Resampling.NEAREST) for mask in masks]
@@ -73,35 +82,43 @@ class Masks:
 
 
 def no_targets(indices: Sequence[int], _sizes: object) -> None:
-    """Calibration needs none."""
+    """Return no targets: calibration needs none."""
 
 
 def transform(size: int) -> transforms.Compose:
-    """An image as the network takes it; training and evaluation agree on it."""
+    """Return the preprocessing of images, for training and evaluation: resize to `size`, scale to -2..2."""
     return transforms.Compose(
         [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.25] * 3)]
     )
 
 
-def images_of(section: ImagesSpec, where: str) -> list[Path]:
-    """The images of a section of the data set."""
+def list_images(section: ImagesSpec, where: str) -> list[Path]:
+    """Return the image files of a section.
+
+    Args:
+        section: The section.
+        where: Its path in the spec, for messages.
+
+    Raises:
+        NotGiven: If the section names no folder.
+    """
     if not section.images_dir:
         raise NotGiven(Fault(f"{where}.images_dir", "missing: this needs images", "name a folder of images"))
     return list(image_files(image_folder(section.images_dir, f"{where}.images_dir"), f"{where}.images_dir"))
 
 
 def calibration_batches(spec: SegmentationSpec) -> ImageBatches:
-    """A seeded draw of calibration images."""
+    """Return a random, seeded selection of the calibration images."""
     data, section = spec.dataset, spec.quantize.calibration
-    paths = draw(images_of(data.calibration, "dataset.calibration"), section.num_samples, section.seed)
+    paths = draw(list_images(data.calibration, "dataset.calibration"), section.num_samples, section.seed)
     size = section.batch_size or data.batch_size
     return ImageBatches("image", paths, transform(data.img_size), no_targets, size, data.workers)
 
 
 def evaluation_batches(spec: SegmentationSpec) -> ImageBatches:
-    """All labelled images with their masks."""
+    """Return all evaluation images with their masks."""
     data = spec.dataset
-    paths = images_of(data.val, "dataset.val")
+    paths = list_images(data.val, "dataset.val")
     folder = image_folder(data.val.masks_dir, "dataset.val.masks_dir")
     masks = [folder / f"{path.stem}.png" for path in paths]
     missing = next((mask for mask in masks if not mask.is_file()), None)
@@ -112,14 +129,14 @@ def evaluation_batches(spec: SegmentationSpec) -> ImageBatches:
 
 
 def metric(spec: SegmentationSpec) -> Metric:
-    """Mean intersection over union of the classes, and accuracy of the pixels."""
+    """Return the metrics: mean intersection over union of the classes, and pixel accuracy."""
     classes = spec.dataset.num_classes
     metrics = {"mIoU": MulticlassJaccardIndex(classes), "pixel_acc": MulticlassAccuracy(classes, average="micro")}
     return metric_factory(MetricCollection(metrics))()
 
 
 def example_inputs(spec: SegmentationSpec) -> Inputs:
-    """One grey image."""
+    """Return a batch with one grey image."""
     return {"image": torch.zeros(1, 3, spec.dataset.img_size, spec.dataset.img_size)}
 
 
