@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runtimes, by the value of a `runtime` field. Importing this package loads none of them."""
+"""Load runtimes by the name in a `runtime` field. Importing this package imports none of them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from taoq.plugins import RUNTIMES
 from taoq.runtimes.base import RuntimeKind
 
 AUTO = "auto"
-OWN = {"torch": "torch", "onnx": "onnxruntime"}
-"""The runtime of each format where a spec leaves the choice to taoq."""
+_DEFAULTS = {"torch": "torch", "onnx": "onnxruntime"}
+"""The runtime of each format that `AUTO` chooses."""
 
 
 def load_runtime(format_name: str, name: str = AUTO, where: str = "runtime") -> RuntimeKind:
     """Import a runtime for models of a format.
 
     Args:
-        format_name: Name of the format.
-        name: Value of the field `runtime`.
-        where: The field, for messages.
+        format_name: Name of the format: torch or onnx.
+        name: Name of the runtime, or `AUTO`.
+        where: The field that names it, for messages.
 
     Raises:
-        SpecError: There is no such runtime, or it does not run this format.
-        TaoqError: It comes from another package, and does not load.
+        SpecError: If there is no such runtime, or if it does not run models of this format.
+        TaoqError: If it comes from another package and cannot be loaded.
     """
-    runtime = find_runtime(OWN[format_name] if name == AUTO else name, where)
+    runtime = find_runtime(_DEFAULTS[format_name] if name == AUTO else name, where)
     if format_name not in runtime.formats:
         what = f"runtime {name} runs {', '.join(runtime.formats)} models, this one is {format_name}"
         raise SpecError(Fault(where, what, "write auto, or leave it out"))
@@ -33,11 +33,15 @@ def load_runtime(format_name: str, name: str = AUTO, where: str = "runtime") -> 
 
 
 def find_runtime(name: str, where: str) -> RuntimeKind:
-    """Import a runtime, whatever it runs.
+    """Import a runtime for models of any format.
+
+    Args:
+        name: Name of the runtime.
+        where: The field that names it, for messages.
 
     Raises:
-        SpecError: There is no such runtime.
-        TaoqError: It comes from another package, and does not load.
+        SpecError: If there is no such runtime.
+        TaoqError: If it comes from another package and cannot be loaded.
     """
     runtime = RUNTIMES.load(name, where)
     if not isinstance(runtime, RuntimeKind):
@@ -49,15 +53,20 @@ def find_runtime(name: str, where: str) -> RuntimeKind:
 def check_options(runtime: RuntimeKind, options: Options, where: str) -> None:
     """Refuse `runtime_kwargs` that a runtime does not have.
 
+    Args:
+        runtime: The runtime.
+        options: The `runtime_kwargs` of a spec.
+        where: Their field, for messages.
+
     Raises:
-        SpecError: With every unknown key.
+        SpecError: If any key is unknown; names every one.
     """
-    known = list(runtime.options)
-    otherwise = "its options are " + ", ".join(known) if known else f"runtime {runtime.name} has no options"
+    keys = list(runtime.options)
+    otherwise = "its options are " + ", ".join(keys) if keys else f"runtime {runtime.name} has no options"
     faults = [
-        Fault(f"{where}.{key}", f"runtime {runtime.name} has no option '{key}'", did_you_mean(key, known, otherwise))
+        Fault(f"{where}.{key}", f"runtime {runtime.name} has no option '{key}'", did_you_mean(key, keys, otherwise))
         for key in options
-        if key not in known
+        if key not in keys
     ]
     if faults:
         raise SpecError(*faults)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a runtime is: named tensors in, named tensors out, on a device."""
+"""The interface of runtimes: libraries that run models on a device, with named tensors as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -23,47 +23,49 @@ class Runtime(Protocol):
 
     device: str
     fixed_batch: int | None
-    """The number of samples that it always runs; None for any number."""
+    """The batch size that the model requires; None for any size."""
 
     def run(self, inputs: Inputs) -> Outputs:
-        """One forward pass; the outputs are float32 tensors on the CPU."""
+        """Run the model. Return its outputs as float32 tensors on the CPU."""
 
     def compiled(self) -> Runtime | None:
-        """The same model compiled, at its first run; None if this runtime has no compiler."""
+        """Return the model with a compiler, which runs at the first `run`; None if the runtime has no compiler."""
 
     def half(self) -> Runtime | None:
-        """A copy in float16; None if this runtime has none on this device."""
+        """Return a copy in float16; None if the runtime does not support it on this device."""
 
 
 @runtime_checkable
 class RuntimeKind(Protocol):
-    """A library that runs models. A runtime is a value of this type, named by a row of `taoq.plugins.RUNTIMES`."""
+    """A library that runs models. `taoq.plugins.RUNTIMES` lists the objects of this type."""
 
     @property
     def name(self) -> str:
-        """Value of the field `runtime`."""
+        """Name in the field `runtime`."""
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """Names of the formats whose models it runs."""
+        """Names of the formats whose models it runs: torch, onnx."""
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Distributions whose versions go into reports."""
+        """Distributions whose versions are written into reports."""
 
     @property
     def options(self) -> Mapping[str, str]:
-        """Keys that it takes in `runtime_kwargs`, with what they do."""
+        """The keys that it accepts in `runtime_kwargs`, with their descriptions."""
 
     def device(self, requested: str, where: str) -> str:
-        """The device of this machine for the `device` of a spec; the CPU, with a notice, if it is not there.
+        """Return the device that a model will run on: the requested one, or the CPU if it is not available.
+
+        Using the CPU instead is logged as a warning.
 
         Args:
-            requested: cpu, cuda, cuda:N or trt.
-            where: The field, for messages.
+            requested: The `device` of the spec: cpu, cuda, cuda:N or trt.
+            where: The field that names it, for messages.
 
         Raises:
-            SpecError: This runtime has no such device.
+            SpecError: If the runtime does not support the device, or if there are GPUs but not this one.
         """
 
     def open(
@@ -76,31 +78,32 @@ class RuntimeKind(Protocol):
         where: str,
         options: Options,
     ) -> Runtime:
-        """Make a model ready to run.
+        """Load a model onto a device.
 
         Args:
-            model: The model in its format; may be moved to the device.
-            path: Its file; None for a model that has none.
-            example: Inputs of one sample, as the data has them.
-            outputs: What the outputs must be, in order.
-            device: As in a spec.
+            model: The model, of the type of its format. A torch network may be moved to the device in place.
+            path: The file of the model; None if it has none.
+            example: Inputs of one sample.
+            outputs: The specs of the outputs by name, in order.
+            device: The `device` of the spec.
             where: The field that names the device, for messages.
-            options: `runtime_kwargs`, with known keys.
+            options: The `runtime_kwargs` of the spec. Their keys have been checked.
 
         Raises:
-            TaoqError: The model does not run, or does not take these inputs, or has not these outputs.
+            SpecError: If the runtime does not support the device, or if there are GPUs but not this one.
+            TaoqError: If the library cannot run the model, or if its inputs or outputs do not fit.
         """
 
 
 def torch_device(device: str, where: str) -> str:
-    """The torch device of a spec's `device`: falls back to the CPU, and says so.
+    """Return the torch device of a spec's `device`; the CPU, with a warning, if no GPU is available.
 
     Args:
-        device: cuda, cuda:N or cpu.
-        where: The field, for messages.
+        device: The `device` of the spec: cuda, cuda:N or cpu.
+        where: The field that names it, for messages.
 
     Raises:
-        SpecError: The machine has GPUs, but not that one.
+        SpecError: If there are GPUs, but not this one.
     """
     if device == "cpu":
         return device
@@ -116,9 +119,14 @@ def torch_device(device: str, where: str) -> str:
 
 
 def noise(example: Inputs, batch: int, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs of the shape of an example with `batch` samples; the same for the same seed.
+    """Return random inputs for timing and comparing models.
 
-    Floating-point inputs are uniform in 0..1; others are the example's first sample, repeated.
+    Floating-point inputs are uniform in 0..1; other inputs repeat the first sample of the example.
+
+    Args:
+        example: Example inputs, which give names, shapes and types.
+        batch: Number of samples.
+        seed: Seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -33,18 +33,18 @@ class TorchRuntime:
         self._outputs = outputs
 
     def run(self, inputs: Inputs) -> Outputs:
-        """One forward pass; the outputs are float32 tensors on the CPU."""
+        """Run the network. Return its outputs as float32 tensors on the CPU."""
         with torch.inference_mode():
             result = call(self._model, {name: self._moved(tensor) for name, tensor in inputs.items()})
         outputs = named_outputs(result, self._outputs)
         return {name: value.float().cpu() for name, value in outputs.items()}
 
     def compiled(self) -> TorchRuntime:
-        """The same through torch.compile; compiles at the first run."""
+        """Return the network with torch.compile, which compiles at the first run."""
         return TorchRuntime(cast(nn.Module, torch.compile(self._model)), self._outputs, self.device)
 
     def half(self) -> TorchRuntime | None:
-        """A copy in float16; None on a CPU, which has no fast float16."""
+        """Return a copy in float16; None on the CPU, where float16 is slow."""
         if self.device == "cpu":
             return None
         return TorchRuntime(copy.deepcopy(self._model).half(), self._outputs, self.device, torch.float16)
@@ -54,7 +54,7 @@ class TorchRuntime:
 
 
 class TorchKind:
-    """torch itself."""
+    """The runtime `torch`."""
 
     name = "torch"
     formats = ("torch",)
@@ -62,10 +62,10 @@ class TorchKind:
     options: Mapping[str, str] = MappingProxyType({})
 
     def device(self, requested: str, where: str) -> str:
-        """A torch device.
+        """Return the torch device that a network will run on.
 
         Raises:
-            SpecError: It is trt, or a GPU that this machine does not have.
+            SpecError: If the device is trt, or if there are GPUs but not this one.
         """
         if requested == "trt":
             raise SpecError(Fault(where, "trt does not run torch models", "write cuda, cuda:N or cpu"))
@@ -81,7 +81,7 @@ class TorchKind:
         where: str,
         options: Options,
     ) -> TorchRuntime:
-        """Move a network to the device."""
+        """Move a network to a device."""
         return TorchRuntime(model, tuple(outputs), self.device(device, where))
 
 
@@ -89,14 +89,14 @@ RUNTIME: RuntimeKind = TorchKind()
 
 
 def named_outputs(result: object, names: tuple[str, ...]) -> Outputs:
-    """The outputs of a network by name.
+    """Return the outputs of a network by name.
 
     Args:
-        result: What its forward returned: a tensor, a sequence of tensors in order, or a mapping.
-        names: The names of the outputs, in order; of a mapping, the keys that count.
+        result: What its forward method returned: a tensor, a tuple or list of tensors in order, or a mapping.
+        names: The names of the outputs, in order. Other keys of a mapping are ignored.
 
     Raises:
-        TaoqError: The forward returned something else.
+        TaoqError: If the result has other outputs, or is of another type.
     """
     if isinstance(result, Mapping):
         missing = [name for name in names if not isinstance(result.get(name), Tensor)]
