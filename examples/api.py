@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantize a network of one's own from Python: no task and no spec, a DataLoader and a metric of torchmetrics.
+"""Quantize a network from Python, without a task or a spec: with a DataLoader and a metric of torchmetrics.
 
-The network is the ResNet-18 of examples/digits. Here it comes from timm and from a file, as any other network would.
+The network is the ResNet-18 of examples/digits, built with timm. Any other torch network works as well.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INT8 = {"weights": {"dtype": "int8"}, "activations": {"dtype": "int8"}}
 
 
 def build_network() -> nn.Module:
-    """A trained float network."""
+    """Build the network and load its checkpoint."""
     network = timm.create_model("resnet18", num_classes=10, channels=(16, 32, 64, 128))
     network.load_state_dict(load_file(HERE / "digits" / "checkpoints" / "resnet_18.safetensors"))
     return network.float()
 
 
 def load_images(split: str) -> DataLoader[object]:
-    """Batches of images and class indices."""
+    """Return a loader of images and class indices."""
     transform = transforms.Compose(
         [
             transforms.Resize((32, 32)),
@@ -44,7 +44,7 @@ def load_images(split: str) -> DataLoader[object]:
 
 
 def main() -> None:
-    """Quantize, load, export, and quantize the exported file for a CPU."""
+    """Quantize, load and export the network, and quantize the exported file for CPUs."""
     network, calibration, evaluation = build_network(), load_images("calibration"), load_images("val")
     accuracy = MulticlassAccuracy(10, average="micro")
 
@@ -63,7 +63,7 @@ def main() -> None:
     worst = sorted((layer for layer in result.layers if layer.output_sqnr), key=lambda layer: layer.output_sqnr)
     print("worst layers:", ", ".join(f"{layer.name} {layer.output_sqnr:.1f} dB" for layer in worst[:3]))
 
-    loaded = taoq.load(RESULTS / "modelopt", network)  # in any process, as long as this code builds the network
+    loaded = taoq.load(RESULTS / "modelopt", network)  # Works in any process that builds the same network.
     print("loaded again:", taoq.evaluate(loaded, evaluation, accuracy).metrics)
 
     exported = taoq.export(network, RESULTS / "float.onnx", calibration, overwrite=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantize the example networks in many ways, evaluate float and quantized, print one table.
+"""Quantize the example networks in many ways, evaluate them before and after, and print a table.
 
-Every step is a command of taoq as a Python call, `taoq.run`, in one process: the libraries take longer to import than
-all the work takes.
+The script calls commands of taoq through `taoq.run` in one process, because importing the libraries takes longer than
+running the commands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 
 import taoq
 
-HERE = Path(os.path.relpath(Path(__file__).parent))  # short paths, also in what the artifacts keep
+HERE = Path(os.path.relpath(Path(__file__).parent))  # Relative, for short paths in the artifacts.
 RESULTS = Path("results/demo")
 ONNX_BACKENDS = ("modelopt.onnx", "onnxruntime")
 AIFI_FEED_FORWARD = "encoder.encoder.*.linear?"
@@ -36,12 +36,12 @@ class Variant:
     """A way to quantize a network.
 
     Attributes:
-        name: For the table.
-        backend: As in the spec.
-        dtype: Of weights, and but for torchao of activations.
-        patterns: Of the rules.
-        skip_names: Of the spec.
-        others: More overrides.
+        name: Name in the table.
+        backend: Value of `quantize.backend`.
+        dtype: Format of the weights, and of the activations for backends other than torchao.
+        patterns: Pattern of each rule in `quantize.layers`.
+        skip_names: Value of `quantize.skip_names`.
+        more_overrides: More overrides of the spec.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Variant:
     dtype: str
     patterns: Sequence[str]
     skip_names: Sequence[str] = ()
-    others: Sequence[str] = ()
+    more_overrides: Sequence[str] = ()
 
     @property
-    def of_onnx(self) -> bool:
-        """Whether it quantizes an ONNX file."""
+    def needs_onnx(self) -> bool:
+        """Whether the backend quantizes ONNX files."""
         return self.backend in ONNX_BACKENDS
 
     @property
     def overrides(self) -> list[str]:
-        """On the command line."""
+        """Overrides of the spec, as on the command line."""
         static = self.backend != "torchao"
         parts = {"weights": {"dtype": self.dtype}, **({"activations": {"dtype": self.dtype}} if static else {})}
         return [
@@ -66,7 +66,7 @@ class Variant:
             f"quantize.mode={'static_ptq' if static else 'weight_only_ptq'}",
             f"quantize.layers={json.dumps([{'module_name': pattern, **parts} for pattern in self.patterns])}",
             f"quantize.skip_names={json.dumps(list(self.skip_names))}",
-            *self.others,
+            *self.more_overrides,
         ]
 
 
@@ -75,12 +75,12 @@ class Network:
     """An example network.
 
     Attributes:
-        name: For the table.
-        task: Of taoq.
-        spec: Its spec.
-        metric: The figure of `evaluate` in the table, in percent.
-        variants: What to do with it.
-        overrides: For all its commands.
+        name: Name in the table.
+        task: Name of its task.
+        spec: Path of its spec.
+        metric: Name of the metric that the table shows, in percent.
+        variants: The ways to quantize it.
+        overrides: Overrides of the spec, for all commands.
     """
 
     name: str
@@ -91,11 +91,11 @@ class Network:
     overrides: Sequence[str] = ()
 
     def run(self, action: str, *overrides: str) -> Any:
-        """The result of a command."""
+        """Run a command and return its result."""
         return taoq.run(self.task, action, self.spec, [*self.overrides, *overrides])
 
     def evaluate(self, checkpoint: str, results_dir: Path) -> float:
-        """The metric of a checkpoint on held-out data."""
+        """Return the metric of a checkpoint or artifact on the validation data."""
         result = self.run(
             "evaluate",
             f"evaluate.checkpoint={checkpoint}",
@@ -106,17 +106,17 @@ class Network:
 
 
 def everywhere(*dtypes: str, backend: str = "modelopt.pytorch") -> list[Variant]:
-    """All convolutions and linear layers."""
+    """Return variants that quantize all convolutions and linear layers."""
     return [Variant(dtype, backend, dtype, ("*",)) for dtype in dtypes]
 
 
 def weights(*dtypes: str) -> list[Variant]:
-    """The weights of all linear layers."""
+    """Return variants that quantize only the weights of linear layers."""
     return [Variant(dtype, "torchao", dtype, ("Linear",)) for dtype in dtypes]
 
 
 def recipes(dtype: str, backend: str = "modelopt.pytorch") -> list[Variant]:
-    """What is known to be safe in a detector, step by step: docs/rtdetr.md."""
+    """Return the recipes for RT-DETR, each with more layers than the one before (docs/rtdetr.md)."""
     convolutions = "Conv" if backend in ONNX_BACKENDS else "Conv2d"
     steps = {
         "A": ((convolutions,), ("decoder.*",)),
@@ -127,7 +127,7 @@ def recipes(dtype: str, backend: str = "modelopt.pytorch") -> list[Variant]:
 
 
 def all_recipes() -> list[Variant]:
-    """All that is known of the detector."""
+    """Return all variants for RT-DETR."""
     return [
         *recipes("int8"),
         *recipes("fp8_e4m3fn"),
@@ -142,10 +142,10 @@ def all_recipes() -> list[Variant]:
 
 
 def biases() -> list[Network]:
-    """What correcting biases brings where everything is INT8."""
+    """Return classifiers with all layers in INT8, with and without bias correction."""
     entropy = "quantize.algorithm=entropy"
     smoothquant = ("quantize.algorithm=smoothquant", "quantize.backend_kwargs={alpha: 0.5}")
-    ways = {
+    settings = {
         "mobilenetv3_small": [("modelopt.pytorch", "int8"), ("modelopt.pytorch", "int8, entropy", entropy),
                               ("modelopt.onnx", "int8"), ("onnxruntime", "int8")],
         "vit_tiny": [("modelopt.pytorch", "int8"), ("modelopt.pytorch", "int8, smoothquant", *smoothquant)],
@@ -154,27 +154,33 @@ def biases() -> list[Network]:
         classifier(
             network,
             [
-                Variant(name + also, backend, "int8", ("*",), others=(*others, f"quantize.bias_correction={correct}"))
-                for backend, name, *others in variants
-                for also, correct in (("", "false"), (", corrected", "true"))
+                Variant(
+                    name + suffix,
+                    backend,
+                    "int8",
+                    ("*",),
+                    more_overrides=(*overrides, f"quantize.bias_correction={correct}"),
+                )
+                for backend, name, *overrides in variants
+                for suffix, correct in (("", "false"), (", corrected", "true"))
             ],
         )
-        for network, variants in ways.items()
+        for network, variants in settings.items()
     ]
 
 
 def classifier(name: str, variants: Sequence[Variant]) -> Network:
-    """A network on the digits."""
+    """Return a network of examples/digits."""
     return Network(name, "classification_pyt", HERE / "digits" / f"{name}.yaml", "val_acc_1", variants)
 
 
 def detector(scenes: int, variants: Sequence[Variant]) -> Network:
-    """The network on the scenes, evaluated on the first of them."""
+    """Return the network of examples/digit_scenes, evaluated on the first `scenes` validation scenes."""
     json_file = RESULTS / f"val_{scenes}.json"
-    data = read(HERE / "digit_scenes" / "data" / "val.json")
+    data = read_json(HERE / "digit_scenes" / "data" / "val.json")
     data["images"] = data["images"][:scenes]
-    kept = {image["id"] for image in data["images"]}
-    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in kept]
+    image_ids = {image["id"] for image in data["images"]}
+    data["annotations"] = [entry for entry in data["annotations"] if entry["image_id"] in image_ids]
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(data), encoding="utf-8")
     spec, override = HERE / "digit_scenes" / "rtdetr.yaml", f"dataset.test_data_sources.json_file={json_file}"
@@ -182,7 +188,7 @@ def detector(scenes: int, variants: Sequence[Variant]) -> Network:
 
 
 def all_networks() -> list[Network]:
-    """What the demo shows."""
+    """Return the networks and variants of the demo."""
     all_dtypes = [
         *weights("int8", "fp8_e4m3fn", "fp8_e5m2"),
         *everywhere("int8", "fp8_e4m3fn"),
@@ -193,24 +199,24 @@ def all_networks() -> list[Network]:
     return [*(classifier(name, all_dtypes) for name in ("resnet_18", "vit_tiny")), detector(100, recipes_a)]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
 
 
 def megabytes(size: int) -> str:
-    """A number of bytes for the table."""
+    """Format a number of bytes for the table."""
     return f"{size / 1e6:.3g} MB"
 
 
 def show(table: Table) -> None:
-    """Print a table, wide enough to cut nothing where stdout is no terminal."""
+    """Print a table. If stdout is not a terminal, the width is large enough for all columns."""
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def run(title: str, networks: Sequence[Network]) -> Table:
-    """All variants of all networks."""
+    """Quantize and evaluate all variants of the networks. Return the table of results."""
     table = Table(title=f"{title}, in percent; sizes of the files")
     for column in ("model", "backend", "quantized"):
         table.add_column(column, no_wrap=True)
@@ -218,7 +224,7 @@ def run(title: str, networks: Sequence[Network]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for network in networks:
         results = RESULTS / network.name
-        (checkpoint,) = (HERE).glob(f"*/checkpoints/{network.name}*")
+        (checkpoint,) = HERE.glob(f"*/checkpoints/{network.name}*")
         float_figure = network.evaluate(str(checkpoint), results / "float")
         onnx_file = results / "float.onnx"
         network.run(
@@ -232,7 +238,7 @@ def run(title: str, networks: Sequence[Network]) -> Table:
         for variant in network.variants:
             print(f"{network.name}: {variant.backend} {variant.name}", file=sys.stderr)
             directory = results / f"{variant.backend}_{variant.name.replace(', ', '_').replace(' ', '_')}"
-            source = onnx_file if variant.of_onnx else checkpoint
+            source = onnx_file if variant.needs_onnx else checkpoint
             result: taoq.QuantizeResult = network.run(
                 "quantize", *variant.overrides, f"quantize.model_path={source}", f"quantize.results_dir={directory}"
             )
@@ -254,15 +260,17 @@ def run(title: str, networks: Sequence[Network]) -> Table:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--recipes", action="store_true", help="all recipes of the detector on all 300 scenes, no more")
-    modes.add_argument("--biases", action="store_true", help="bias correction of the classifiers, no more")
-    asked = parser.parse_args()
-    logging.getLogger("taoq").setLevel(logging.ERROR)  # the reports keep the warnings
-    began = time.monotonic()
-    if asked.recipes:
+    modes.add_argument("--recipes", action="store_true", help="run only the recipes of the detector, on all 300 scenes")
+    modes.add_argument(
+        "--biases", action="store_true", help="run only the classifiers, with and without bias correction"
+    )
+    arguments = parser.parse_args()
+    logging.getLogger("taoq").setLevel(logging.ERROR)  # Warnings are also in the reports.
+    started = time.monotonic()
+    if arguments.recipes:
         show(run("COCO AP on 300 held-out scenes", [detector(300, all_recipes())]))
-    elif asked.biases:
+    elif arguments.biases:
         show(run("top-1 on 597 held-out digits", biases()))
     else:
         show(run("top-1 on 597 held-out digits, COCO AP on 100 held-out scenes", all_networks()))
-    print(f"{time.monotonic() - began:.0f} s; artifacts, results.json and pictures are in {RESULTS}")
+    print(f"{time.monotonic() - started:.0f} s; artifacts, results.json and pictures are in {RESULTS}")
