@@ -242,7 +242,7 @@ def test_an_operator_that_onnxruntime_lacks_is_refused(onnx_file: Path, refused:
     assert refused("evaluate") == (
         1,
         "float.onnx: onnxruntime cannot run it: Fatal error: my.ops:Gemm(-1) is not a registered function/op\n"
-        "hint: export it again, or run it where it was made for\n",
+        "hint: export it again, or run it on the device that it was made for\n",
     )
 
 

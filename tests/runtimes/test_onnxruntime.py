@@ -336,7 +336,7 @@ def test_an_operator_that_onnxruntime_does_not_have_is_refused(tmp_path: Path) -
     text = refusal(write(path, model), {"output": ("N", 2)})
     assert text.startswith(f"{path}: onnxruntime cannot run it: ")
     assert "com.example" in text
-    assert text.endswith("\nhint: export it again, or run it where it was made for")
+    assert text.endswith("\nhint: export it again, or run it on the device that it was made for")
 
 
 # --- devices ------------------------------------------------------------------------------------------------------

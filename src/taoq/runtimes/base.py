@@ -81,7 +81,7 @@ class RuntimeKind(Protocol):
         """Load a model onto a device.
 
         Args:
-            model: The model, of the type of its format. A torch network may be moved to the device in place.
+            model: The model, in the type of its format. It may be modified.
             path: The file of the model; None if it has none.
             example: Inputs of one sample.
             outputs: The specs of the outputs by name, in order.

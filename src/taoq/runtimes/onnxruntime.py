@@ -27,21 +27,22 @@ from taoq.runtimes.base import RuntimeKind, torch_device
 
 log = logging.getLogger(__name__)
 
-onnxruntime.set_default_logger_severity(4)  # what it prints of an error, it also raises
+onnxruntime.set_default_logger_severity(4)  # Errors that it prints are also raised.
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"
 
-_NOT_AS_WRITTEN = ["WeightBiasQuantization"]
-"""Optimisers that change what a graph computes: this one rounds biases that the file has as float32."""
-_ANOTHER_TASK = "the file is of another task, or of another number of classes"
+_DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
+"""Optimizers that change the outputs of a graph: this one quantizes biases that are float32 in the file."""
+
+_OTHER_TASK_HINT = "the file is of another task, or of another number of classes"
 
 Providers = list[str | tuple[str, dict[str, int]]]
 
 
 class OnnxRuntime:
-    """A graph in a session. A fixed batch in the graph is fed whole: the last one is filled up, and cut."""
+    """A graph in a session of onnxruntime. Batches are padded if the graph requires a batch size."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class OnnxRuntime:
         device: str,
         where: str,
     ) -> None:
-        """Open a graph; the arguments are those of `RuntimeKind.open`."""
+        """Create a session, with the arguments of `RuntimeKind.open`."""
         self._where, self._outputs = str(path or "the graph"), dict(outputs)
         self._inputs = graph_inputs(graph, self._where)
         check_inputs(self._inputs, example, self._where)
@@ -62,52 +63,54 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         if self.device == "cpu":
             if has_float8(graph):
-                # onnxruntime 1.24 moves float8 into operators that have no kernel for it at its higher levels
+                # At higher levels, onnxruntime 1.24 creates float8 operators that it has no CPU kernels for.
                 options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             if round_in_float32(graph):
-                path = None  # the file is another one
+                path = None  # The file does not have these edits.
         try:
             with _file(graph, path) as file:
                 self._session = onnxruntime.InferenceSession(
-                    str(file), options, providers=providers, disabled_optimizers=_NOT_AS_WRITTEN
+                    str(file), options, providers=providers, disabled_optimizers=_DISABLED_OPTIMIZERS
                 )
-        except Exception as error:  # its exceptions have no common class of their own
+        except Exception as error:  # Exceptions of onnxruntime have no base class of their own.
             what = f"onnxruntime cannot run it: {_reason(error)}"
-            raise TaoqError(Fault(self._where, what, "export it again, or run it where it was made for")) from error
-        wanted = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
-        if wanted not in self._session.get_providers():
-            log.warning(Notice(where, f"onnxruntime could not start {wanted}; running on the CPU"))
+            raise TaoqError(
+                Fault(self._where, what, "export it again, or run it on the device that it was made for")
+            ) from error
+        preferred = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+        if preferred not in self._session.get_providers():
+            log.warning(Notice(where, f"onnxruntime could not start {preferred}; running on the CPU"))
             self.device = "cpu"
 
     def run(self, inputs: Inputs) -> Outputs:
-        """One forward pass; the outputs are float32, named as the task names them."""
+        """Run the graph. Return its outputs as float32 tensors on the CPU, by their names in the task."""
         results: list[list[NDArray[np.float32]]] = []
         arrays = arrays_of(inputs, self._inputs)
-        for fed, count in filled(arrays, self.fixed_batch or max(samples(arrays), 1)):
+        for batch, count in filled(arrays, self.fixed_batch or max(samples(arrays), 1)):
             try:
-                values = self._session.run(list(self._names.values()), fed)
-            except Exception as error:  # its exceptions have no common class of their own
+                values = self._session.run(list(self._names.values()), batch)
+            except Exception as error:  # Exceptions of onnxruntime have no base class of their own.
                 hint = "export it again, with a batch of any size"
                 raise TaoqError(Fault(self._where, f"does not run: {_reason(error)}", hint)) from error
             for (name, expected), value in zip(self._outputs.items(), values, strict=True):
-                if not expected.accepts(value.shape) or value.shape[0] != samples(fed):
-                    what = f"its output '{name}' is {list(value.shape)} for {samples(fed)} images, not {expected}"
-                    raise TaoqError(Fault(self._where, what, _ANOTHER_TASK))
+                if not expected.accepts(value.shape) or value.shape[0] != samples(batch):
+                    what = f"its output '{name}' is {list(value.shape)} for {samples(batch)} images, not {expected}"
+                    raise TaoqError(Fault(self._where, what, _OTHER_TASK_HINT))
             results.append([value[:count] for value in values])
         joined = [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*results, strict=True)]
         return {name: torch.from_numpy(value).float() for name, value in zip(self._outputs, joined, strict=True)}
 
     def compiled(self) -> None:
-        """The session has compiled the graph already."""
+        """Return None: the session has no other compiler."""
         return
 
     def half(self) -> None:
-        """The graph has the precision that it has."""
+        """Return None: the precision of a graph is fixed."""
         return
 
 
 class OnnxRuntimeKind:
-    """onnxruntime."""
+    """The runtime `onnxruntime`."""
 
     name = "onnxruntime"
     formats = ("onnx",)
@@ -115,7 +118,7 @@ class OnnxRuntimeKind:
     options: Mapping[str, str] = MappingProxyType({})
 
     def device(self, requested: str, where: str) -> str:
-        """A device of onnxruntime's providers."""
+        """Return the device that a graph will run on, as `execution_providers` does."""
         return execution_providers(requested, where)[1]
 
     def open(
@@ -128,7 +131,7 @@ class OnnxRuntimeKind:
         where: str,
         options: Options,
     ) -> OnnxRuntime:
-        """Start a session."""
+        """Create a session."""
         return OnnxRuntime(model, path, example, outputs, device, where)
 
 
@@ -137,7 +140,7 @@ RUNTIME: RuntimeKind = OnnxRuntimeKind()
 
 @contextlib.contextmanager
 def _file(graph: Graph, path: Path | None) -> Iterator[Path]:
-    """The file of a graph; a temporary one if it has none."""
+    """Yield the path of a graph's file, or write the graph to a temporary file if there is none."""
     if path is not None:
         yield path
         return
@@ -148,17 +151,17 @@ def _file(graph: Graph, path: Path | None) -> Iterator[Path]:
 
 
 def round_in_float32(graph: Graph) -> bool:
-    """Let QuantizeLinear nodes of float16 round in float32, in place; returns whether there are any.
+    """Cast the inputs of float16 QuantizeLinear nodes to float32, in place. Return whether there are any.
 
-    onnxruntime 1.24 cuts float16 off on the CPU instead of rounding it: a network comes out a quarter wrong there, and
-    right on a GPU. In float32 the CPU gives what the file means.
+    On the CPU, onnxruntime 1.24 truncates float16 values instead of rounding them, which changes the outputs of a
+    network by a quarter. In float32 it rounds them, as on a GPU.
     """
     nodes = [node for node in graph.proto.node if node.op_type == QUANTIZE and _has_half_scale(graph, node)]
     for node in nodes:
-        wide = graph.unused_name(f"{node.name}/float32")
-        graph.add_node("Cast", [node.input[0]], wide, wide, {"to": onnx.TensorProto.FLOAT})
-        graph.set_input(node, 0, wide)
-        graph.set_input(node, 1, graph.store(f"{wide}_scale", graph.values(node.input[1]).astype(np.float32)))
+        cast = graph.unused_name(f"{node.name}/float32")
+        graph.add_node("Cast", [node.input[0]], cast, cast, {"to": onnx.TensorProto.FLOAT})
+        graph.set_input(node, 0, cast)
+        graph.set_input(node, 1, graph.store(f"{cast}_scale", graph.values(node.input[1]).astype(np.float32)))
     graph.close()
     return bool(nodes)
 
@@ -169,14 +172,17 @@ def _has_half_scale(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def execution_providers(device: str, where: str) -> tuple[Providers, str]:
-    """Onnxruntime's providers for a spec's `device`, best first, and the device that is meant.
+    """Choose the execution providers of onnxruntime for a spec's `device`. Falling back is logged as a warning.
 
     Args:
-        device: cpu, cuda, cuda:N or trt.
-        where: The field, for messages.
+        device: The `device` of the spec: cpu, cuda, cuda:N or trt.
+        where: The field that names it, for messages.
+
+    Returns:
+        The providers, by descending priority, and the device that they run on: cpu, cuda:N or trt.
 
     Raises:
-        SpecError: The machine has GPUs, but not that one.
+        SpecError: If there are GPUs, but not this one.
     """
     if device == "trt" and not torch.cuda.is_available():
         log.warning(Notice(where, "TensorRT needs a GPU, and this machine has none; running on the CPU"))
@@ -184,44 +190,53 @@ def execution_providers(device: str, where: str) -> tuple[Providers, str]:
     gpu = torch_device("cuda:0" if device == "trt" else device, where)
     if gpu == "cpu":
         return [_CPU], "cpu"
-    onnxruntime.preload_dlls()  # the CUDA libraries of the installed wheels
+    onnxruntime.preload_dlls()  # Loads the CUDA libraries of the installed wheels.
     available = onnxruntime.get_available_providers()
     index = int(gpu.partition(":")[2])
     chosen: Providers = [(_CUDA, {"device_id": index}), _CPU] if _CUDA in available else [_CPU]
     if device == "trt" and _TENSORRT in available:
         return [(_TENSORRT, {"device_id": index}), *chosen], "trt"
-    real = gpu if len(chosen) > 1 else "cpu"
-    if device == "trt" or real == "cpu":
+    actual = gpu if len(chosen) > 1 else "cpu"
+    if device == "trt" or actual == "cpu":
         missing = _TENSORRT if device == "trt" else _CUDA
-        log.warning(Notice(where, f"this onnxruntime has no {missing}; running on {real}"))
-    return chosen, real
+        log.warning(Notice(where, f"this onnxruntime has no {missing}; running on {actual}"))
+    return chosen, actual
 
 
 def match_outputs(graph: Graph, expected: Mapping[str, OutputSpec], where: str) -> dict[str, str]:
-    """Name of the graph's output for each expected one: the same name, or the only other one of its shape.
+    """Match the outputs of a graph with those of a task: by name, otherwise by shape if only one output fits.
+
+    Args:
+        graph: The graph.
+        expected: The specs of the task's outputs by name.
+        where: File of the graph, for messages.
+
+    Returns:
+        The name in the graph of each output, by its name in the task.
 
     Raises:
-        TaoqError: There is none, or more than one.
+        TaoqError: If no output fits, or more than one.
     """
     shapes = graph.output_shapes
     matched = {name: name for name in expected if name in shapes}
     for name, spec in expected.items():
-        free = [other for other in shapes if other not in matched.values()]
-        fitting = [matched[name]] if name in matched else [other for other in free if _may_be(spec, shapes[other])]
-        if len(fitting) != 1 or (shapes[fitting[0]] and not spec.accepts(shapes[fitting[0]])):
-            has = ", ".join(f"'{other}' {format_shape(shape)}" for other, shape in shapes.items()) or "none"
-            raise TaoqError(Fault(where, f"has no output '{name}' {spec}: its outputs are {has}", _ANOTHER_TASK))
-        matched[name] = fitting[0]
+        unmatched = [output for output in shapes if output not in matched.values()]
+        candidates = [matched[name]] if name in matched else [o for o in unmatched if _may_match(spec, shapes[o])]
+        if len(candidates) != 1 or (shapes[candidates[0]] and not spec.accepts(shapes[candidates[0]])):
+            listing = ", ".join(f"'{output}' {format_shape(shape)}" for output, shape in shapes.items()) or "none"
+            what = f"has no output '{name}' {spec}: its outputs are {listing}"
+            raise TaoqError(Fault(where, what, _OTHER_TASK_HINT))
+        matched[name] = candidates[0]
     return {name: matched[name] for name in expected}
 
 
-def _may_be(spec: OutputSpec, shape: Sequence[int | None]) -> bool:
-    """Whether an output of another name is meant: where its shape is known, and every fixed size is there."""
+def _may_match(spec: OutputSpec, shape: Sequence[int | None]) -> bool:
+    """Return whether an output of another name may be the expected one: its shape is known and has all fixed sizes."""
     fixed = [(index, size) for index, size in enumerate(spec.shape) if isinstance(size, int)]
     return len(shape) == len(spec.shape) and all(shape[index] == size for index, size in fixed)
 
 
 def _reason(error: Exception) -> str:
-    """The part of onnxruntime's message that says what is wrong, without its codes, paths and C++ signatures."""
+    """Return the message of an exception of onnxruntime without error codes, paths and C++ signatures."""
     text = str(error).strip().splitlines()[0].rpartition(" : ")[2]
     return re.sub(r"^Load model from .* failed:|^\S+\.cc:\d+ .*\) ", "", text)
