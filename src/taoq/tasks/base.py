@@ -57,8 +57,8 @@ class Batches(Protocol):
     def key(self) -> str:
         """Digest of everything that the batches depend on: the files, their order, how they are read, their targets.
 
-        Measurements on batches with the same key are reused by later runs. Empty if there is no such digest: then they
-        are not.
+        Later runs reuse measurements on batches with the same key. An empty string if there is no such digest; then no
+        measurements are reused.
         """
 
     def __iter__(self) -> Iterator[Batch]: ...
@@ -165,7 +165,7 @@ class Export(Generic[S]):
     significant: Callable[[Outputs], Tensor] | None = None
 
 
-def _no_alias(name: str) -> str:  # noqa: ARG001 (of any layer)
+def _no_alias(name: str) -> str:  # noqa: ARG001 (no layer has an alias)
     return ""
 
 
