@@ -20,7 +20,7 @@ from taoq.actions.base import load_experiment
 from taoq.errors import TaoqError
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import OpenedModel, start
-from taoq.pipeline.proof import Proof, differences, prove
+from taoq.pipeline.proof import Proof, output_differences, prove
 from taoq.quantization.formats.onnx.file import read_graph
 from taoq.spec.source import read_spec
 from taoq.tasks import load_task
@@ -67,7 +67,7 @@ def differences_after(detector: Experiment) -> Callable[[Change], dict[str, floa
     def compare(change: Change) -> dict[str, float]:
         outputs = queries()
         change(outputs)
-        compared = differences(detector, queries(), outputs, only_significant=False)
+        compared = output_differences(detector, queries(), outputs, only_significant=False)
         return {name: difference.largest_difference for name, difference in compared.items()}
 
     return compare
@@ -132,7 +132,7 @@ def test_a_value_that_is_not_a_number_is_a_difference(differences_after: Differe
 
 def test_a_score_that_is_not_a_number_is_a_difference(classifier: Experiment) -> None:
     reference, outputs = {"output": torch.ones(2, 10)}, {"output": torch.full((2, 10), float("nan"))}
-    (difference,) = differences(classifier, reference, outputs, only_significant=False).values()
+    (difference,) = output_differences(classifier, reference, outputs, only_significant=False).values()
     assert not difference.largest_difference < 1
 
 
@@ -142,7 +142,7 @@ def test_a_quantized_detector_is_compared_on_what_it_detects(detector: Experimen
     for query, counts in ((0, True), (1, False)):
         outputs = {name: value.clone() for name, value in reference.items()}
         outputs["pred_boxes"][0, query] += 0.5
-        compared = differences(detector, reference, outputs, only_significant=True)
+        compared = output_differences(detector, reference, outputs, only_significant=True)
         assert (max(difference.largest_difference for difference in compared.values()) > 0.1) is counts
 
 

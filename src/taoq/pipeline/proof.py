@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prove an exported file: it gives the outputs of the torch network on real images."""
+"""Prove that an exported file gives the outputs of the torch network on real images."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from taoq.tasks.base import Batches
 log = logging.getLogger(__name__)
 
 _QUANTIZED_TOLERANCE = 0.1
-"""Of a Q/DQ graph: a value that lies between two steps may be rounded either way, a step is 1/127 of the range."""
+"""Least tolerance of a Q/DQ graph: two runtimes may round a value to different steps of 1/127 of the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDifference:
-    """How far an output of a file is from that of the torch network.
+    """Difference between an output of an exported file and that of the torch network.
 
     Attributes:
-        largest_difference: Largest difference of any value.
-        largest_value: Largest magnitude of the torch network's output.
+        largest_difference: Largest absolute difference of any value; infinite if the outputs cannot be subtracted.
+        largest_value: Largest magnitude in the output of the torch network.
     """
 
     largest_difference: float
     largest_value: float
 
     def within(self, tolerance: float) -> bool:
-        """Whether the difference is accepted, as a part of the largest value."""
+        """Return whether the difference is at most `tolerance` times the largest value."""
         return self.largest_difference <= tolerance * max(self.largest_value, 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The comparison of a file with the torch network.
+    """The comparison of an exported file with the torch network.
 
     Attributes:
         images: Number of images that were compared.
-        left_out_for_ties: Number of images that were left out, where the network decides by a tie.
-        tolerance: Accepted difference, as a part of the largest value.
-        outputs: How far each output is off.
+        left_out_for_ties: Number of images that were left out because the network decides them by a tie.
+        tolerance: Accepted difference, as a fraction of the largest value.
+        outputs: Difference of each output, by name.
     """
 
     images: int
@@ -58,21 +58,21 @@ class Proof:
     outputs: Mapping[str, OutputDifference]
 
     def to_json(self) -> JsonObject:
-        """As `<name>_export.json` has it."""
+        """Return the entry of `<name>_export.json`."""
         return dataclasses.asdict(self)
 
 
 def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quantized: bool) -> Proof:
-    """Run a file beside the torch network.
+    """Compare the outputs of an exported file with those of the torch network.
 
     Args:
         experiment: The experiment.
         reference: The torch network as it is evaluated.
-        graph: The file, ready to run.
-        quantized: Whether both are quantized: then only significant entries must agree, within a wider tolerance.
+        graph: The exported file, ready to run.
+        quantized: Whether both are quantized. Only significant entries must agree then, within a wider tolerance.
 
     Raises:
-        TaoqError: They differ, or cannot be compared.
+        TaoqError: If the outputs differ, are not finite, or cannot be compared on any image.
     """
     section = experiment.spec.export
     tolerance = max(section.tolerance, _QUANTIZED_TOLERANCE) if quantized else section.tolerance
@@ -90,11 +90,11 @@ def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quant
             if not all(bool(value.isfinite().all()) for value in expected.values()):
                 hint = "look for NaN or infinite values in the checkpoint"
                 raise TaoqError(Fault("export.checkpoint", "the network's outputs are not finite", hint))
-            found = differences(experiment, expected, graph.run(inputs), only_significant=quantized)
-            outputs = {name: _larger(outputs.get(name), difference) for name, difference in found.items()}
+            differences = output_differences(experiment, expected, graph.run(inputs), only_significant=quantized)
+            outputs = {name: _larger(outputs.get(name), difference) for name, difference in differences.items()}
     if not compared:
-        what = f"on none of {ties} images can the outputs be compared: the network chooses its queries by ties"
-        raise TaoqError(Fault("export.check_images", what, "give images of what the network was trained for"))
+        what = f"the outputs cannot be compared on any of {ties} images: the network chooses its queries by ties"
+        raise TaoqError(Fault("export.check_images", what, "give images like those that the network was trained on"))
     if ties:
         what = f"{ties} image(s) left out, where the network chooses its queries by a tie"
         log.warning(Notice("export.check_images", what))
@@ -102,15 +102,15 @@ def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quant
     return Proof(images=compared, left_out_for_ties=ties, tolerance=tolerance, outputs=outputs)
 
 
-def differences(
+def output_differences(
     experiment: Experiment, reference: Outputs, outputs: Outputs, *, only_significant: bool
 ) -> dict[str, OutputDifference]:
-    """How far each output is off.
+    """Return the difference of each output.
 
-    Entries without an order are aligned both ways, so that none is forgotten.
+    Entries without an order are aligned in both directions, so that an extra entry on either side counts.
 
     Args:
-        experiment: Says how entries are aligned, and which are significant.
+        experiment: The experiment, which aligns entries and knows the significant ones.
         reference: The expected outputs.
         outputs: The outputs to compare.
         only_significant: Whether only significant entries count.
@@ -125,13 +125,13 @@ def differences(
     )
     for first, second in pairs:
         entries = experiment.significant(first) if only_significant and experiment.significant else ...
-        for name, so_far in result.items():
+        for name, difference in result.items():
             largest = float("inf")
             if first[name].shape == second[name].shape and bool((first[name] - second[name]).isfinite().all()):
-                apart = (first[name] - second[name])[entries].abs()
-                largest = float(apart.max()) if apart.numel() else 0.0
-            larger = max(so_far.largest_difference, largest)
-            result[name] = dataclasses.replace(so_far, largest_difference=larger)
+                distances = (first[name] - second[name])[entries].abs()
+                largest = float(distances.max()) if distances.numel() else 0.0
+            larger = max(difference.largest_difference, largest)
+            result[name] = dataclasses.replace(difference, largest_difference=larger)
     return result
 
 
@@ -145,22 +145,22 @@ def _larger(first: OutputDifference | None, second: OutputDifference) -> OutputD
 
 
 def _check(outputs: Mapping[str, OutputDifference], tolerance: float) -> None:
-    apart = {name: difference for name, difference in outputs.items() if not difference.within(tolerance)}
-    if apart:
+    too_large = {name: difference for name, difference in outputs.items() if not difference.within(tolerance)}
+    if too_large:
         names = "; ".join(
             f"{name} by {difference.largest_difference:.2g}, its largest value is {difference.largest_value:.3g}"
-            for name, difference in apart.items()
+            for name, difference in too_large.items()
         )
         hint = f"the file was not written; export.tolerance is {tolerance:g} of the largest value"
         raise TaoqError(Fault("export.tolerance", f"torch and ONNX differ: {names}", hint))
 
 
 def _images(experiment: Experiment, number: int) -> Iterator[Inputs]:
-    """Batches of real images of the spec, `number` in all; noise if it names none, with a notice."""
+    """Yield batches of `number` images of the spec in all; if the spec names none, warn and yield noise."""
     spec = experiment.spec
-    drawn = dataclasses.replace(spec.quantize.calibration, num_samples=number, batch_size=None)
+    calibration = dataclasses.replace(spec.quantize.calibration, num_samples=number, batch_size=None)
     experiment = experiment.rebind(
-        dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, calibration=drawn))
+        dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, calibration=calibration))
     )
     reasons = []
     for source in (experiment.calibration, experiment.evaluation, experiment.inference):
@@ -169,7 +169,7 @@ def _images(experiment: Experiment, number: int) -> Iterator[Inputs]:
         except NotGiven as error:
             reasons.append(error.faults[0])
             continue
-        except TaoqError as error:  # given, but not there
+        except TaoqError as error:  # The spec names images, but they cannot be read.
             reasons.append(error.faults[0])
             what = f"{error.faults[0].what}; export looks for other images"
             log.warning(Notice(error.faults[0].where, what))
