@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the actions do, as functions of values that return frozen results. Nothing here prints."""
+"""The work of the actions, as functions that take values and return frozen results. Nothing here prints."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metric of models on the evaluation data."""
+"""evaluate: measure the metric of models on the evaluation data."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from taoq.tasks.base import Metric, Writing
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What an evaluation of some models gave.
+    """The evaluation of several models on the same samples.
 
     Attributes:
-        metrics: A computed metric for each model, in their order.
-        figures: Their figures.
-        num_images: Number of samples that each of them saw.
-        seconds: Time for all of them.
+        metrics: Metric of each model, after `compute`, in the order of the models.
+        figures: Figures of each metric, by name.
+        num_images: Number of samples.
+        seconds: Duration of the evaluation of all models.
     """
 
     metrics: tuple[Metric, ...]
@@ -43,10 +43,10 @@ def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "")
     Args:
         experiment: The experiment, for its data and metric.
         models: The models.
-        needed: A figure that must have a value.
+        needed: Name of a figure that must be defined; empty if none must be.
 
     Raises:
-        TaoqError: It has none.
+        TaoqError: If the needed figure is undefined on the evaluation data.
     """
     batches = experiment.evaluation()
     metrics = tuple(experiment.metric() for _ in models)
@@ -64,15 +64,15 @@ def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "")
 
 
 def figure_named(experiment: Experiment, name: str, where: str) -> str:
-    """The figure that a field names; `auto` is the metric's first.
+    """Return the figure that a field names, where `auto` means the first figure of the metric.
 
     Args:
         experiment: The experiment.
         name: Value of the field.
-        where: The field, for messages.
+        where: Name of the field, for messages.
 
     Raises:
-        SpecError: The metric has no such figure, or none that can be compared.
+        SpecError: If the metric has no such figure, or no figure that models can be compared by.
     """
     figures = experiment.metric().figures
     if not figures:
@@ -92,10 +92,10 @@ def evaluate(experiment: Experiment, directory: Path | None = None) -> EvaluateR
 
     Args:
         experiment: The experiment.
-        directory: Gets results.json and what the metric writes; None writes nothing.
+        directory: Folder for results.json and the files of the metric; None writes nothing.
     """
     section = experiment.spec.evaluate
-    experiment.evaluation()  # missing images are reported before a model is opened
+    experiment.evaluation()  # Report missing images before opening a model.
     runtime = open_runtime(experiment, section, "evaluate")
     return evaluate_runtime(experiment, runtime, section.checkpoint, directory)
 
@@ -103,7 +103,7 @@ def evaluate(experiment: Experiment, directory: Path | None = None) -> EvaluateR
 def evaluate_runtime(
     experiment: Experiment, runtime: Runtime, checkpoint: str, directory: Path | None
 ) -> EvaluateResult:
-    """Evaluate a model that is ready to run; see `evaluate`."""
+    """Evaluate a model that is already open; see `evaluate`."""
     measured = measure(experiment, [runtime])
     (metric,), (figures,) = measured.metrics, measured.figures
 
@@ -121,8 +121,8 @@ def evaluate_runtime(
     if directory is None:
         return result({})
     with staged(directory) as stage:
-        found = result(metric.write(stage.path) if isinstance(metric, Writing) else {})
-        stage.write_json("results.json", found.to_json())
+        evaluated = result(metric.write(stage.path) if isinstance(metric, Writing) else {})
+        stage.write_json("results.json", evaluated.to_json())
         stage.write_spec("experiment.yaml", experiment.spec)
         stage.commit()
-    return found
+    return evaluated

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inference: what a model says about images, as files and pictures."""
+"""inference: write the predictions of a model on images, as files and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def infer(experiment: Experiment, directory: Path) -> InferenceResult:
 
     Args:
         experiment: The experiment.
-        directory: Gets the predictions.
+        directory: Folder for the predictions.
     """
     batches = experiment.inference()
     runtime = open_runtime(experiment, experiment.spec.inference, "inference")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open models: the float model of a backend, an artifact, or whatever a `checkpoint` field names."""
+"""Open models: the float model that a backend quantizes, or the model that a `checkpoint` field names."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class OpenedModel:
     """A model that is not on a device yet.
 
     Attributes:
-        model: The model in its format.
+        model: The model, of the type of its format.
         format: Name of the format.
-        path: Its file; None if it has none.
-        quantized: Whether it is quantized.
-        artifact: The artifact that it comes from; None for other files.
+        path: File of the model; None for a float torch model and for a model in memory.
+        quantized: Whether the model is quantized.
+        artifact: Artifact that the model comes from; None for other files.
     """
 
     model: Any
@@ -51,10 +51,10 @@ class OpenedModel:
 
 
 def open_float(experiment: Experiment, backend: Backend[M]) -> M:
-    """The float model of a spec, in the form that its backend quantizes.
+    """Open the float model of a spec, in the form that its backend quantizes.
 
     Raises:
-        TaoqError: It is damaged, or quantized already, or takes other inputs than the data.
+        TaoqError: If the model is damaged, already quantized, or takes inputs that differ from the data's.
     """
     section = experiment.spec.quantize
     model_format: ModelFormat[M] = load_format(backend.capability.format)
@@ -65,7 +65,7 @@ def open_float(experiment: Experiment, backend: Backend[M]) -> M:
     if FORMATS[model_format.name].whole:
         path = Path(section.model_path)
         check_provenance(experiment, model_format.properties(model, section.model_path), path)
-        # what the runtime cannot run, no library can calibrate
+        # A model that the runtime cannot run cannot be calibrated either.
         opened = OpenedModel(model, model_format.name, path, False)
         start(experiment, opened, "cpu", "quantize.device").run(experiment.example())
     return model_format.prepare(model, section.model_path)
@@ -87,16 +87,16 @@ def start(
     options: Options | None = None,
     section: str = "runtime",
 ) -> Runtime:
-    """Make a model ready to run.
+    """Open a runtime for a model.
 
     Args:
         experiment: The experiment, for its inputs and outputs.
         opened: The model.
-        device: As in a spec.
-        where: The field that names the device, for messages.
-        runtime: Value of the field `runtime`.
-        options: Value of the field `runtime_kwargs`.
-        section: The section of these fields, for messages.
+        device: Value of the `device` field: cpu, cuda, cuda:N or trt.
+        where: Field that names the device, for messages.
+        runtime: Value of the `runtime` field.
+        options: Value of the `runtime_kwargs` field.
+        section: Section of these fields, for messages.
     """
     kind = load_runtime(opened.format, runtime, f"{section}.runtime")
     check_options(kind, options or {}, f"{section}.runtime_kwargs")
@@ -104,21 +104,21 @@ def start(
 
 
 def device_for(format_name: str, requested: str, where: str) -> str:
-    """The device of this machine that models of a format run on."""
+    """Resolve a `device` field to the device that models of a format run on."""
     return load_runtime(format_name).device(requested, where)
 
 
 def open_runtime(experiment: Experiment, section: RunSpec, where: str) -> Runtime:
-    """The model of a section that runs one, ready to run.
+    """Open the model of a section and its runtime.
 
     Args:
         experiment: The experiment.
-        section: The section.
+        section: A section with a `checkpoint`, such as `evaluate`.
         where: Name of the section.
 
     Raises:
-        TaoqError: The checkpoint is damaged, or of another task or network, or does not run.
-        SpecError: A field contradicts what the checkpoint is.
+        TaoqError: If the checkpoint is damaged, belongs to another task or network, or does not run.
+        SpecError: If a field contradicts the checkpoint.
     """
     opened = open_checkpoint(experiment, section.checkpoint, where, is_quantized=section.is_quantized)
     device = _device(section, where)
@@ -128,13 +128,17 @@ def open_runtime(experiment: Experiment, section: RunSpec, where: str) -> Runtim
 def open_checkpoint(
     experiment: Experiment, checkpoint: str, where: str, *, is_quantized: bool | None = None
 ) -> OpenedModel:
-    """Open whatever a `checkpoint` field names: an artifact, a float checkpoint, or a file of another format.
+    """Open the model of a `checkpoint` field: an artifact, a float checkpoint, or a file of another format.
 
     Args:
         experiment: The experiment.
-        checkpoint: The path; empty for a network that its task builds without one.
-        where: The section, for messages.
-        is_quantized: What a spec says about it; None says nothing.
+        checkpoint: Path of the model; empty for a network that the task builds without a checkpoint.
+        where: Section of the field, for messages.
+        is_quantized: Value of the `is_quantized` field; None if it is not set.
+
+    Raises:
+        TaoqError: If the checkpoint is damaged, or belongs to another task or network.
+        SpecError: If `is_quantized` contradicts the checkpoint.
     """
     directory = find_artifact(checkpoint)
     if directory is not None:
@@ -157,7 +161,7 @@ def open_checkpoint(
 
 
 def _check_plain_checkpoint(checkpoint: str, where: str, *, is_quantized: bool | None) -> None:
-    """Refuse a torch checkpoint that a spec calls quantized, and a folder that is no artifact."""
+    """Refuse a torch checkpoint that a spec calls quantized, and a folder that is not an artifact."""
     if is_quantized:
         what = f"{checkpoint} is not an artifact: there is no manifest.json beside it that names it"
         if not checkpoint:
@@ -165,16 +169,16 @@ def _check_plain_checkpoint(checkpoint: str, where: str, *, is_quantized: bool |
         hint = f"quantize first, or give the folder of an artifact as {where}.checkpoint"
         raise SpecError(Fault(f"{where}.is_quantized", what, hint))
     folder = Path(checkpoint or "-")
-    if folder.is_dir() and not (folder / "config.json").is_file():  # of Hugging Face
+    if folder.is_dir() and not (folder / "config.json").is_file():  # Hugging Face models have one.
         what = "is a folder without a manifest.json: no artifact, or not all of it"
         raise TaoqError(Fault(checkpoint, what, "quantize again, or give a checkpoint file"))
 
 
 def fitting_artifact(experiment: Experiment, directory: Path) -> Artifact:
-    """Read an artifact that fits an experiment.
+    """Read an artifact and check that it was made for the task and the network of an experiment.
 
     Raises:
-        TaoqError: It is damaged, or of another task, network or taoq.
+        TaoqError: If the artifact is damaged, or was made for another task or network or with an unknown backend.
     """
     artifact = read_artifact(directory)
     manifest = artifact.manifest
@@ -203,14 +207,17 @@ def open_artifact(experiment: Experiment, artifact: Artifact) -> OpenedModel:
     """Rebuild a quantized model from its manifest alone; the experiment's own spec supplies only the data.
 
     Raises:
-        TaoqError: Its payload holds code, or does not load with the libraries of this machine.
+        TaoqError: If the payload contains pickled objects other than tensors, or does not load with the installed
+            libraries.
     """
     manifest = artifact.manifest
     backend = load_backend(manifest.backend)
     stored = experiment.restore(artifact.stored_spec)
-    here = versions((*backend.capability.libraries, *experiment.libraries)) | experiment.plugins
+    installed = versions((*backend.capability.libraries, *experiment.libraries)) | experiment.plugins
     changed = [
-        f"{name} {then}, here {here.get(name)}" for name, then in manifest.versions.items() if here.get(name) != then
+        f"{name} {version}, here {installed.get(name)}"
+        for name, version in manifest.versions.items()
+        if installed.get(name) != version
     ]
     if changed:
         log.info(Notice(str(artifact.directory), f"written with {'; '.join(changed)}"))
@@ -224,7 +231,7 @@ def open_artifact(experiment: Experiment, artifact: Artifact) -> OpenedModel:
             what = f"does not fit this network: {str(error).splitlines()[-1].strip()}"
             raise TaoqError(Fault(str(artifact.payload), what, "give the network that was quantized")) from error
         if not changed:
-            raise  # the libraries are those that wrote it: a bug
+            raise  # The libraries are the ones that wrote the payload, so this is a bug.
         what = f"does not load with these libraries: {first_line(error)}"
         hint = f"install the versions it was written with ({'; '.join(changed)}), or quantize again"
         raise TaoqError(Fault(str(artifact.payload), what, hint)) from error
@@ -232,21 +239,21 @@ def open_artifact(experiment: Experiment, artifact: Artifact) -> OpenedModel:
 
 
 def build_empty(experiment: Experiment) -> nn.Module:
-    """A network for a payload that holds every weight of it."""
+    """Build a network without initializing its weights, for a payload that has all of them."""
     with WithoutInitialisation():
         return experiment.build(None)
 
 
 def check_provenance(experiment: Experiment, properties: JsonMapping | None, path: Path) -> None:
-    """Refuse a file that taoq exported for another task, or for a network that differs from the spec's.
+    """Check that a file which taoq exported belongs to the task and the network of an experiment.
 
     Args:
         experiment: The experiment.
-        properties: What taoq's export wrote into the file; None for any other file.
+        properties: Metadata that `taoq export` wrote into the file; None for any other file.
         path: The file.
 
     Raises:
-        TaoqError: It was exported for another task or network.
+        TaoqError: If the file was exported for another task or network.
     """
     if properties is None:
         return
@@ -258,7 +265,7 @@ def check_provenance(experiment: Experiment, properties: JsonMapping | None, pat
 
 
 def _device(section: RunSpec, where: str) -> str:
-    """The one device of a section: `gpu_ids` says which GPU `cuda` is."""
+    """Return the device of a section, where `gpu_ids` selects the GPU that `cuda` stands for."""
     if section.num_gpus > 1 or len(section.gpu_ids) > 1:
         what = f"num_gpus is {section.num_gpus}, gpu_ids is {section.gpu_ids}: taoq runs on one device"
         raise SpecError(Fault(f"{where}.num_gpus", what, "write num_gpus: 1 and one entry in gpu_ids"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantize, analyze and search begin with: a checked spec, its float model, and the plan for it."""
+"""The first steps of quantize, analyze and search: check the spec, open the float model, resolve the plan."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A `quantize` section of which everything was checked that needs no model.
+    """An experiment whose `quantize` section passed every check that needs no model.
 
     Attributes:
         experiment: The experiment.
-        backend: Its backend.
+        backend: Backend of the section.
     """
 
     experiment: Experiment
@@ -44,11 +44,11 @@ class Prepared(Generic[M]):
 
     Attributes:
         experiment: The experiment.
-        backend: Its backend.
-        format: The format of the backend's models.
-        model: The float model; whoever calibrates consumes it.
-        plan: What is quantized, and how.
-        device: Where quantization runs.
+        backend: Backend of the `quantize` section.
+        format: Format of the backend's models.
+        model: The float model, which calibration consumes.
+        plan: The decision for every layer.
+        device: Device that calibration and quantization run on.
     """
 
     experiment: Experiment
@@ -64,10 +64,10 @@ def check(experiment: Experiment, directory: Path | None) -> Checked:
 
     Args:
         experiment: The experiment.
-        directory: Where the results go; None if they are not kept.
+        directory: Folder of the results; None if they are not kept.
 
     Raises:
-        SpecError: With every fault.
+        SpecError: If the section has faults. Faults of its fields are reported together.
     """
     section = experiment.spec.quantize
     backend = load_backend(section.backend)
@@ -84,8 +84,8 @@ def prepare(checked: Checked) -> Prepared[Any]:
     """Open the float model and decide every layer.
 
     Raises:
-        TaoqError: The model is damaged, or quantized already, or takes other inputs than the data.
-        SpecError: A rule fits nothing, or nothing is left.
+        TaoqError: If the model is damaged, already quantized, or takes inputs that differ from the data's.
+        SpecError: If a rule matches no layer, or no layer is quantized.
     """
     experiment, backend = checked.experiment, checked.backend
     name, section = backend.capability.format, experiment.spec.quantize
@@ -101,10 +101,10 @@ def prepare(checked: Checked) -> Prepared[Any]:
 
 
 def plan_layers(checked: Checked, model: object, section: QuantizeSpec) -> QuantizationPlan:
-    """Decide the layers of a float model by the rules of a section.
+    """Resolve the rules of a section for the layers of a float model, and log the notices.
 
     Raises:
-        SpecError: A rule fits nothing, or nothing is left.
+        SpecError: If a rule matches no layer, or no layer is quantized.
     """
     backend = checked.backend
     notices = check_section(section, backend.capability)
@@ -116,48 +116,51 @@ def plan_layers(checked: Checked, model: object, section: QuantizeSpec) -> Quant
 
 
 def without(plan: QuantizationPlan, left_out: dict[str, str], *, strict: bool) -> QuantizationPlan:
-    """The plan without the layers that the library leaves float, by name with the reason; each rule gets a notice.
+    """Remove the layers that the library leaves float from a plan, and log one notice per rule.
+
+    Args:
+        plan: The plan.
+        left_out: Reason of each layer to remove, by name.
+        strict: Whether a layer that is left float is an error.
 
     Raises:
-        TaoqError: `strict` is set and a layer is left out, or nothing else was quantized.
+        TaoqError: If `strict` is set and a layer is left float, or if no layer is quantized any more.
     """
-    left = leave_out(plan, left_out, strict=strict)
-    for notice in left.notices[len(plan.notices) :]:
+    remaining = leave_out(plan, left_out, strict=strict)
+    for notice in remaining.notices[len(plan.notices) :]:
         log.warning(notice)
-    return left
+    return remaining
 
 
 def _unknown_options(section: QuantizeSpec, backend: AnyBackend, faults: Sequence[Fault]) -> list[Fault]:
-    """Faults of options that a backend neither has nor refuses itself."""
-    name, known = backend.capability.name, list(backend.capability.options)
+    """Return a fault for each option that the backend does not have, unless the backend refused it itself."""
+    name, options = backend.capability.name, list(backend.capability.options)
     refused = {fault.where for fault in faults}
-    options = {f"quantize.backend_kwargs.{key}": key for key in section.backend_kwargs if key not in known}
-    otherwise = f"its options are {', '.join(known)}" if known else "leave it out"
+    unknown = {f"quantize.backend_kwargs.{key}": key for key in section.backend_kwargs if key not in options}
+    hint = f"its options are {', '.join(options)}" if options else "leave it out"
     return [
-        Fault(where, f"backend {name} has no option '{key}'", did_you_mean(key, known, otherwise))
-        for where, key in options.items()
+        Fault(where, f"backend {name} has no option '{key}'", did_you_mean(key, options, hint))
+        for where, key in unknown.items()
         if where not in refused
     ]
 
 
 def _check_source(section: QuantizeSpec, directory: Path | None, backend: AnyBackend) -> None:
-    """Check that the file of `quantize.model_path` is one that the backend quantizes, and that it is not replaced."""
+    """Check that the backend quantizes the file of `quantize.model_path`, and that the artifact does not replace it."""
     where, path = "quantize.model_path", section.model_path
     if path and find_artifact(path):
         raise SpecError(Fault(where, f"{path} is quantized already", "give the float checkpoint it was made from"))
     if section.calibration.cache and Path(section.calibration.cache).is_dir():
         what = f"{section.calibration.cache} is a folder"
         raise SpecError(Fault("quantize.calibration.cache", what, "name a file"))
-    quantizes, given = FORMATS[backend.capability.format], format_of(path)
+    required, actual = FORMATS[backend.capability.format], format_of(path)
     if not path:
-        if quantizes.whole:
-            raise NotGiven(
-                Fault(where, f"missing: backend {section.backend} quantizes {quantizes.noun}", quantizes.make)
-            )
-        return  # the task says whether it can do without
-    if given != quantizes:
-        what = f"{path} is {given.noun}, backend {section.backend} quantizes {quantizes.noun}"
-        hint = f"set quantize.backend to {given.backends}"
-        raise SpecError(Fault(where, what, f"{hint}; {quantizes.make}" if quantizes.make else hint))
+        if required.whole:
+            raise NotGiven(Fault(where, f"missing: backend {section.backend} quantizes {required.noun}", required.make))
+        return  # The task decides whether it can build a network without a checkpoint.
+    if actual != required:
+        what = f"{path} is {actual.noun}, backend {section.backend} quantizes {required.noun}"
+        hint = f"set quantize.backend to {actual.backends}"
+        raise SpecError(Fault(where, what, f"{hint}; {required.make}" if required.make else hint))
     if directory and Path(path).resolve() == (directory / backend.capability.payload).resolve():
         raise SpecError(Fault("quantize.results_dir", f"the artifact would replace {path}", "name another folder"))
