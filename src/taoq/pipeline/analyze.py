@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""analyze: which layers hurt. All are ranked by what they do to the outputs; the true metric confirms the worst."""
+"""analyze: rank the layers by the noise that quantizing them adds to the outputs; check the worst with the metric."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from taoq.status import track
 from taoq.tasks.base import Metric
 
 PAGE = "analysis.html"
-_RESAMPLES = 200  # enough to say on which side of zero an interval is
+_RESAMPLES = 200  # Enough to tell on which side of zero an interval is.
 
 Progress = Callable[[str, Mapping[str, float]], None]
-"""Gets a line for each part of a long job that is done, with its figures."""
+"""Receives a message and figures for each finished part of a long job."""
 
 
 def silent(message: str, figures: Mapping[str, float]) -> None:
@@ -38,17 +38,17 @@ def silent(message: str, figures: Mapping[str, float]) -> None:
 
 
 def ignore(plan: QuantizationPlan) -> None:
-    """Do nothing with it."""
+    """Do nothing with the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements(Generic[M]):
-    """Noise and true metric of parts of a plan, each measured once.
+    """Noise and metric of parts of a plan, each measured only once.
 
     Attributes:
         trials: The calibrated model.
-        findings: Where the numbers are kept.
-        figure: The figure that counts.
+        findings: The numbers that were measured so far.
+        figure: Name of the figure to measure.
     """
 
     trials: Trials[M]
@@ -56,11 +56,11 @@ class Measurements(Generic[M]):
     figure: str
 
     def noise(self, items: Sequence[LayerPlan]) -> float:
-        """Noise power over signal power of the outputs with these layers quantized."""
+        """Return noise power / signal power of the outputs with only these layers quantized."""
         return self.findings.get(Finding("noise", "", digest_of(items)), lambda: self.trials.noise(items))
 
     def noise_of_units(self) -> dict[tuple[str, str], float]:
-        """Noise of each unit alone, by unit and format."""
+        """Return the noise of each unit alone, by name of the unit and format."""
         units = [(unit, dtype) for unit in self.trials.units for dtype in unit.formats]
         return {
             (unit.name, dtype): self.noise(unit.formats[dtype])
@@ -68,21 +68,21 @@ class Measurements(Generic[M]):
         }
 
     def metric(self, items: Sequence[LayerPlan]) -> float:
-        """The figure with these layers quantized."""
+        """Return the figure with only these layers quantized."""
         finding = self._figure_of(items)
         if finding not in self.findings.values:
             self.measure(items)
         return self.findings.values[finding]
 
     def loss_is_certain(self, items: Sequence[LayerPlan]) -> bool:
-        """Whether the 95 % interval of the difference to float is all below zero.
+        """Return whether the whole 95 % interval of the difference to float is below zero.
 
-        Of a metric that gives no intervals, whether there is any loss.
+        For a metric without intervals, return whether there is any loss.
         """
 
         def highest() -> float:
-            found = difference(self.reference, self.measure(items), self.figure, resamples=_RESAMPLES)
-            return found.value if found.high is None else found.high
+            to_float = difference(self.reference, self.measure(items), self.figure, resamples=_RESAMPLES)
+            return to_float.value if to_float.high is None else to_float.high
 
         return self.findings.get(Finding("highest_difference", self.figure, digest_of(items)), highest) < 0
 
@@ -92,7 +92,7 @@ class Measurements(Generic[M]):
         return self.measure(())
 
     def measure(self, items: Sequence[LayerPlan]) -> Metric:
-        """The metric with these layers quantized; its figure is written down."""
+        """Evaluate the model with only these layers quantized, and save the figure in the findings."""
         measured = measure(self.trials.experiment, [self.trials.runtime(items)], self.figure)
         self.findings.get(self._figure_of(items), lambda: measured.figures[0][self.figure])
         return measured.metrics[0]
@@ -114,11 +114,11 @@ def analyze(
 
     Args:
         checked: The experiment.
-        figure: The figure that counts.
-        directory: Gets analysis.json, with what was measured, and analysis.html; None writes nothing.
-        command: The command line, for the report.
-        progress: Gets a line for each part that is done.
-        observe: Gets the plan of the rules as they are written, before the work.
+        figure: Name of the figure to measure.
+        directory: Folder for analysis.json, with all measurements, and analysis.html; None writes nothing.
+        command: Command line, for the report.
+        progress: Called after each part of the work.
+        observe: Called with the plan before the measurements.
     """
     started = time.monotonic()
     section = checked.experiment.spec.analyze
@@ -138,7 +138,7 @@ def analyze(
 
 
 def rank(measurements: Measurements[M], progress: Progress) -> AnalyzeResult:
-    """What each unit does to the outputs, and what the worst of them do to the metric."""
+    """Measure how each unit affects the outputs, and how the worst units affect the metric."""
     trials = measurements.trials
     experiment, backend = trials.experiment, trials.prepared.backend.capability
     noise = measurements.noise_of_units()
@@ -174,7 +174,7 @@ def _ranked_units(
     noise: Mapping[tuple[str, str], float],
     progress: Progress,
 ) -> list[RankedUnit]:
-    """The ranking; the true metric confirms the worst."""
+    """Return a row per unit, with the metric for the first `analyze.confirm` units."""
     confirm = measurements.trials.experiment.spec.analyze.confirm
     rows = []
     for position, unit in enumerate(ranking):
@@ -187,12 +187,12 @@ def _ranked_units(
             sqnr=sqnr(1.0, noise[unit.name, unit.dtype]),
         )
         if position < confirm:
-            all_but = _items([other for other in ranking if other is not unit])
+            remaining = _items([other for other in ranking if other is not unit])
             row = replace(
                 row,
                 metric=measurements.metric(unit.items),
-                sqnr_all_but=sqnr(1.0, measurements.noise(all_but)),
-                metric_all_but=measurements.metric(all_but),
+                sqnr_all_but=sqnr(1.0, measurements.noise(remaining)),
+                metric_all_but=measurements.metric(remaining),
             )
             progress(f"Confirmed {unit.name}.", {measurements.figure: row.metric or 0.0})
         rows.append(row)
@@ -200,11 +200,13 @@ def _ranked_units(
 
 
 def _curve(measurements: Measurements[M], ranking: Sequence[Unit]) -> tuple[tuple[CurvePoint, ...], int, bool]:
-    """The metric without the worst 0, 1, 2, 4, 8, ... units.
+    """Measure the metric without the worst 0, 1, 2, 4, 8, ... units, until the loss is no longer certain.
+
+    A loss is certain if its whole 95 % interval is below zero.
 
     Returns:
-        The points; how many units are best left out; and whether a loss is certain then. They are the fewest whose
-        absence makes the loss uncertain: its 95 % interval contains zero. If none do, those with the best metric.
+        The points; the number of units to leave out; and whether the loss is still certain without them. The number is
+        the first of the series for which the loss is not certain, otherwise the one with the best metric.
     """
     trials = measurements.trials
     counts = [0, *(2**power for power in range(len(ranking).bit_length()) if 2**power < len(ranking))]
@@ -229,11 +231,11 @@ def _curve(measurements: Measurements[M], ranking: Sequence[Unit]) -> tuple[tupl
 
 
 def advice(left_out: int, *, certain: bool) -> str:
-    """What the curve says about the layers to leave out.
+    """Return the advice of the report about the layers to leave out.
 
     Args:
         left_out: Number of units to leave out.
-        certain: Whether a loss is certain without them.
+        certain: Whether the loss is certain without them.
     """
     if not certain:
         return "without them the loss is not certain" if left_out else "no layer has to be left out: no loss is certain"

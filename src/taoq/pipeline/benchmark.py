@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmark: how fast a quantized model is beside its float model, in turns, in the same run."""
+"""benchmark: measure the speed and the memory of a quantized model and of its float model, in turns in the same run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_benchmark(section: BenchmarkSpec) -> None:
     """Check a `benchmark` section before anything is opened.
 
     Raises:
-        SpecError: A field does not fit, or the checkpoint is not quantized.
+        SpecError: If a field is wrong or the checkpoint is not quantized.
     """
     if not section.checkpoint:
         raise SpecError(Fault("benchmark.checkpoint", "missing", _NAME_QUANTIZED))
@@ -59,9 +59,9 @@ def benchmark(experiment: Experiment, directory: Path | None = None, *, command:
     """Measure the checkpoint of the section `benchmark` against its float model.
 
     Args:
-        experiment: The experiment; its section passed `check_benchmark`.
-        directory: Gets results.json; None writes nothing.
-        command: The command line, for the report.
+        experiment: The experiment, whose section `benchmark` passed `check_benchmark`.
+        directory: Folder for results.json; None writes nothing.
+        command: Command line, for the report.
     """
     section = experiment.spec.benchmark
     artifact = find_artifact(section.checkpoint)
@@ -97,13 +97,13 @@ def benchmark(experiment: Experiment, directory: Path | None = None, *, command:
 def benchmark_models(
     models: Mapping[str, Runtime], example: Inputs, section: BenchmarkSpec, *, target: str = ""
 ) -> BenchmarkResult:
-    """Measure models that are ready to run; the names are FLOAT and QUANTIZED.
+    """Measure the latency of models that are already open.
 
     Args:
-        models: The models.
+        models: The models, with the names FLOAT and QUANTIZED.
         example: Inputs of one sample.
-        section: Batch sizes, warm-up runs, measured runs, what to add.
-        target: What the quantized model is for, if that is known.
+        section: The section `benchmark`.
+        target: Purpose of the backend, which the verdict mentions if the quantized model is slower; empty if unknown.
     """
     timed = _with_variants(models, section, example)
     rows: list[Latency] = []
@@ -125,7 +125,7 @@ def benchmark_models(
 
 
 def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
-    """The float model: the one that is named, or the one that the artifact was made from."""
+    """Return the path of the float model: `benchmark.baseline`, or the source of the artifact."""
     if section.baseline:
         if _is_quantized(section.baseline):
             raise SpecError(Fault("benchmark.baseline", f"{section.baseline} is quantized", _NAME_FLOAT))
@@ -140,7 +140,7 @@ def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
 
 
 def _is_quantized(file: str) -> bool:
-    """Whether it is an artifact, or a file that holds a quantized network."""
+    """Return whether a file is an artifact or contains a quantized network."""
     if find_artifact(file):
         return True
     info = format_of(file)
@@ -155,10 +155,10 @@ def _no_network(checkpoint: str | None) -> torch.nn.Module:
 
 
 def _open(experiment: Experiment, files: Mapping[str, str]) -> dict[str, Runtime]:
-    """The float and the quantized model, ready to run.
+    """Open the float and the quantized model.
 
     Raises:
-        SpecError: They are models of different formats.
+        SpecError: If the models have different formats.
     """
     section = experiment.spec.benchmark
     models: dict[str, Runtime] = {}
@@ -174,7 +174,7 @@ def _open(experiment: Experiment, files: Mapping[str, str]) -> dict[str, Runtime
 
 
 def _with_variants(models: Mapping[str, Runtime], section: BenchmarkSpec, example: Inputs) -> dict[str, Runtime]:
-    """The models, compiled ones if the section asks for them, and the float model in float16 if its runtime has it."""
+    """Add compiled models if the section asks for them, and the float model in float16 if the runtime supports it."""
     timed = dict(models)
     if section.compile:
         compiled = {name: model.compiled() for name, model in models.items()}
@@ -190,10 +190,10 @@ def _with_variants(models: Mapping[str, Runtime], section: BenchmarkSpec, exampl
 
 
 def _compiles(name: str, model: Runtime, example: Inputs) -> bool:
-    """Run a compiled model once; a notice says why it is left out if that fails."""
+    """Run a compiled model once, and warn if that fails."""
     try:
         model.run(example)
-    except RuntimeError as error:  # of its tracer or of its compiler
+    except RuntimeError as error:  # Raised by the tracer or by the compiler.
         what = f"torch.compile fails on the {name} model, which is measured without it: {first_line(error)}"
         log.warning(Notice("benchmark.compile", what))
         return False
@@ -201,13 +201,16 @@ def _compiles(name: str, model: Runtime, example: Inputs) -> bool:
 
 
 def _reference(name: str, models: Mapping[str, Runtime]) -> str:
-    """The float model that a model is compared with: the compiled one for a compiled model."""
+    """Return the float model that a model is compared with; for a compiled model, the compiled one if there is one."""
     compiled = f"{FLOAT}{COMPILED}"
     return compiled if name.endswith(COMPILED) and compiled in models else FLOAT
 
 
 def _size(section: BenchmarkSpec, name: str, file: str, manifest: Manifest | None) -> int:
-    """Size in bytes; of a float model as float32, if the artifact knows: a checkpoint may have half of that."""
+    """Return the size of a model in bytes.
+
+    For a float model, prefer the float32 size of the manifest: the checkpoint may have been saved in float16.
+    """
     if manifest and name == QUANTIZED:
         return manifest.size
     if manifest and (not section.baseline or source_is_unchanged({**manifest.source, "path": file})):
@@ -216,16 +219,16 @@ def _size(section: BenchmarkSpec, name: str, file: str, manifest: Manifest | Non
 
 
 def _libraries(section: BenchmarkSpec, manifest: Manifest | None) -> list[str]:
-    """Distributions of the runtime that ran, and of torch, whose threads are counted."""
+    """Return the distributions of the runtime, and torch, whose number of threads is reported."""
     name = manifest.format if manifest else format_of(section.checkpoint).name
     kind = load_runtime(name, section.runtime, "benchmark.runtime")
     return list(dict.fromkeys(["torch", *kind.libraries]))
 
 
 def _peak_memory(experiment: Experiment, file: str, batch: int) -> int | None:
-    """Bytes that opening a model and running it adds to a process of its own; None if that process failed.
+    """Measure how many bytes opening and running a model adds to a new process.
 
-    A network of a Python caller cannot be built in another process: None.
+    Return None if the process died, or if a Python caller supplied the network, which another process cannot build.
     """
     if not experiment.task:
         return None
@@ -251,7 +254,7 @@ def _measure_peak(task: str, spec: TaskSpec, section: BenchmarkSpec, batch: int)
 
 
 def _target(manifest: Manifest | None) -> str:
-    """What an artifact is for."""
+    """Return the purpose of the backend of an artifact, as a clause of the verdict."""
     if manifest is None:
         return ""
     capability = load_backend(manifest.backend).capability
@@ -264,6 +267,6 @@ def _verdict(rows: Sequence[Latency], target: str) -> str:
     for name in dict.fromkeys(row.model for row in quantized):
         speeds = [f"{row.speedup:.2f} at batch {row.batch}" for row in quantized if row.model == name]
         parts.append(("compiled: " if name.endswith(COMPILED) else "") + ", ".join(speeds))
-    words = f"{QUANTIZED} / {FLOAT} in speed: {'; '.join(parts)}"
+    verdict = f"{QUANTIZED} / {FLOAT} in speed: {'; '.join(parts)}"
     slower = min(row.speedup for row in quantized) < 1.0
-    return f"{words}; {target}" if slower and target else words
+    return f"{verdict}; {target}" if slower and target else verdict

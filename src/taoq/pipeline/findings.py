@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured of a calibrated model, kept in a file as it is found: an interrupted run goes on where it was."""
+"""Measurements of a calibrated model, saved to a file one by one so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 
 FILE = "analysis.json"
 EVALUATION = "evaluation"
-"""The part of a key that says what the true metric was measured on, and how."""
+"""Part of a key that identifies the evaluation data and the metric."""
 Kind = Literal["noise", "figure", "highest_difference"]
 
 
 class Finding(NamedTuple):
-    """What a number is about.
+    """Identifies a measured number.
 
     Attributes:
         kind: Noise of the outputs, value of a figure, or upper end of the interval of its difference to float.
-        figure: The figure; empty for noise.
-        layers: Digest of the quantized layers and their formats.
+        figure: Name of the figure; empty for noise.
+        layers: Digest of the quantized layers and their formats, from `digest_of`.
     """
 
     kind: Kind
@@ -39,19 +39,19 @@ class Finding(NamedTuple):
 
 
 def digest_of(items: Iterable[LayerPlan]) -> str:
-    """A choice of layers and formats as a short text: hundreds of names make a long key."""
+    """Return a short digest of layers and their formats, because hundreds of names would make a long key."""
     formats = [str(item.format) for item in items]
     return f"{len(formats)} layers {hashlib.sha256('; '.join(formats).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The numbers found so far.
+    """The measurements so far.
 
     Attributes:
-        path: The file of the finished analysis; one beside it keeps the findings of an unfinished one.
-        key: What they depend on.
-        values: The numbers.
+        path: File of the finished analysis; an unfinished analysis is kept in a file beside it. None keeps nothing.
+        key: Everything that the measurements depend on, by name.
+        values: The measured numbers.
     """
 
     path: Path | None
@@ -59,7 +59,7 @@ class Findings:
     values: dict[Finding, float] = field(default_factory=dict)
 
     def get(self, finding: Finding, measure: Callable[[], float]) -> float:
-        """A number: known, or measured now and written down."""
+        """Return a number, and measure and save it if that has not been done yet."""
         if finding not in self.values:
             self.values[finding] = measure()
             if self.path:
@@ -68,7 +68,7 @@ class Findings:
         return self.values[finding]
 
     def finish(self, results: JsonMapping) -> None:
-        """Write the finished analysis: the findings, and the results made from them."""
+        """Write the file of the finished analysis: the findings, and the results computed from them."""
         if self.path:
             replace_text(self.path, self._text(results))
             _unfinished(self.path).unlink(missing_ok=True)
@@ -81,13 +81,13 @@ def open_findings(path: Path | None, key: Mapping[str, str]) -> Findings:
     """Load the findings of earlier runs, finished or not, whose key matches."""
     findings = Findings(path, key)
     for file in (path, _unfinished(path)) if path else ():
-        kept = _read(file)
-        if kept is None:
+        earlier = _read(file)
+        if earlier is None:
             continue
-        values, differing = _fitting(kept, key)
+        values, differing = _fitting(earlier, key)
         if differing:
-            again = "everything except the ranking" if values else "everything"
-            log.info(Notice(str(file), f"is of another {', '.join(differing)}: {again} is measured again"))
+            remeasured = "everything except the ranking" if values else "everything"
+            log.info(Notice(str(file), f"is of another {', '.join(differing)}: {remeasured} is measured again"))
         if values:
             log.info(Notice(str(file), f"{len(values)} measurements are taken from it"))
         findings.values.update(values)
@@ -95,21 +95,21 @@ def open_findings(path: Path | None, key: Mapping[str, str]) -> Findings:
 
 
 def given_findings(path: Path, key: Mapping[str, str], where: str) -> Mapping[Finding, float]:
-    """The findings of a file that a spec names.
+    """Load the findings of a file that a spec names.
 
     Args:
         path: The file.
-        key: What the findings must be of.
-        where: The field that names it.
+        key: Key that the findings must match.
+        where: Field that names the file, for messages.
 
     Raises:
-        SpecError: There is no such file, it is something else, or of another model.
+        SpecError: If the file is missing, is not an analysis, or belongs to another model.
     """
-    kept = _read(path)
-    if kept is None:
+    analysis = _read(path)
+    if analysis is None:
         hint = "name the analysis.json of taoq <task> analyze, or leave it out"
         raise SpecError(Fault(where, f"{path} is no analysis", hint))
-    values, differing = _fitting(kept, key)
+    values, differing = _fitting(analysis, key)
     if differing and not values:
         hint = "run taoq <task> analyze on this model, or leave it out"
         raise SpecError(Fault(where, f"{path} is of another {', '.join(differing)}", hint))
@@ -121,14 +121,14 @@ def _unfinished(path: Path) -> Path:
 
 
 def _fitting(
-    kept: tuple[Mapping[str, str], Mapping[Finding, float]], key: Mapping[str, str]
+    analysis: tuple[Mapping[str, str], Mapping[Finding, float]], key: Mapping[str, str]
 ) -> tuple[Mapping[Finding, float], list[str]]:
-    """The findings that are valid for a key, and the parts in which the keys differ.
+    """Return the findings that are valid for a key, and the names of the parts in which the keys differ.
 
-    With another evaluation the ranking is the same, the metric is not.
+    The noise does not depend on the evaluation, so it stays valid if only the evaluation differs.
     """
-    before, values = kept
-    differing = [name for name in {**before, **key} if before.get(name) != key.get(name)]
+    other_key, values = analysis
+    differing = [name for name in {**other_key, **key} if other_key.get(name) != key.get(name)]
     if not differing:
         return values, []
     if differing == [EVALUATION]:
@@ -137,7 +137,7 @@ def _fitting(
 
 
 def _to_json(values: Mapping[Finding, float]) -> JsonObject:
-    """Numbers by kind, figure and layers."""
+    """Nest the numbers by kind, figure and layers."""
     nested: JsonObject = {}
     for finding, value in values.items():
         nested.setdefault(finding.kind, {}).setdefault(finding.figure, {})[finding.layers] = value
@@ -145,7 +145,7 @@ def _to_json(values: Mapping[Finding, float]) -> JsonObject:
 
 
 def _read(path: Path) -> tuple[Mapping[str, str], Mapping[Finding, float]] | None:
-    """Key and findings of a file; None if there is none, or it is something else, such as an earlier taoq's."""
+    """Read the key and the findings of a file; None if it is missing or not an analysis of this version's form."""
     kinds: tuple[Kind, ...] = ("noise", "figure", "highest_difference")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

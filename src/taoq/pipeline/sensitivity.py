@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A calibrated model with any of its layers quantized: what analyze and search try."""
+"""Run a calibrated model with any subset of its layers quantized, for analyze and search."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from taoq.runtimes.base import Runtime
 from taoq.tasks.base import Batches, Keyed
 
 _AS_WRITTEN = ""
-"""Key of the plan whose formats are those of the rules."""
+"""Key of the plan that has the formats of the rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What is switched on and off as one: a layer, or a group of layers.
+    """A layer, or a group of layers, that is quantized or left float as a unit.
 
     Attributes:
         name: Name of the layer, or pattern of the group.
-        formats: Its layers with their schemes, by format; only the layers that the backend quantizes in it.
-        macs: Multiply-accumulates of its layers.
-        bytes: Size of their weights as float32.
+        formats: The layers with their schemes, by format name; only the layers that the backend quantizes to it.
+        macs: Multiply-accumulates of the layers, for one sample.
+        bytes: Size of the weights in bytes as float32.
     """
 
     name: str
@@ -60,33 +60,33 @@ class Unit:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of its layers."""
+        """Names of the layers."""
         return tuple(dict.fromkeys(item.layer.name for items in self.formats.values() for item in items))
 
     @property
     def dtype(self) -> str:
-        """Its format where each unit has one, as the rules are written."""
+        """Name of the first format, which is the only one if the formats are those of the rules."""
         return next(iter(self.formats))
 
     @property
     def items(self) -> tuple[LayerPlan, ...]:
-        """Its layers in that format."""
+        """The layers in the format `dtype`."""
         return self.formats[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trials(Generic[M]):
-    """A calibrated model, and everything that is needed to run parts of its plan.
+    """A calibrated model, and everything that is needed to run it with parts of its plan.
 
     Attributes:
-        prepared: The experiment with its backend and the plan of the rules as they are written. Its model is consumed.
-        units: What is switched, in model order.
+        prepared: The experiment with its backend and the plan of the rules. Its model is consumed.
+        units: The units to choose from, in model order.
         ready: The calibrated model.
-        shifts: What is added to the biases of a layer in a format; empty corrects none.
-        sample: Some inputs, in memory.
-        key: What an analysis of it depends on.
-        macs: Multiply-accumulates of every layer of the network, by name.
-        bytes: Size of their weights as float32.
+        shifts: Bias correction by layer and format; empty if biases are not corrected.
+        sample: Batches of inputs that outputs are compared on, kept in memory.
+        key: Everything that an analysis of the model depends on, by name.
+        macs: Multiply-accumulates of every layer of the network for one sample, by layer name.
+        bytes: Size of the weights in bytes as float32, by layer name.
     """
 
     prepared: Prepared[M]
@@ -104,25 +104,25 @@ class Trials(Generic[M]):
         return self.prepared.experiment
 
     def runtime(self, items: Iterable[LayerPlan]) -> Runtime:
-        """The model with these layers quantized, valid until the next call."""
-        chosen = list(items)
-        shifts = {item.layer.name: self.shifts[item.format] for item in chosen if item.format in self.shifts}
-        model = self.ready.with_only(chosen, shifts)
-        opened = OpenedModel(model, self.prepared.format.name, None, bool(chosen))
+        """Open the model with only these layers quantized; the runtime is valid until the next call."""
+        layers = list(items)
+        shifts = {item.layer.name: self.shifts[item.format] for item in layers if item.format in self.shifts}
+        model = self.ready.with_only(layers, shifts)
+        opened = OpenedModel(model, self.prepared.format.name, None, bool(layers))
         return start(self.experiment, opened, self.experiment.spec.quantize.device, "quantize.device")
 
     def outputs(self, items: Iterable[LayerPlan]) -> list[Outputs]:
-        """Outputs on the sample with these layers quantized."""
+        """Return the outputs on the sample with only these layers quantized, batch by batch."""
         model = self.runtime(items)
         return [model.run(inputs) for inputs in self.sample]
 
     @functools.cached_property
     def reference(self) -> Sequence[Outputs]:
-        """Outputs of the float model on the sample."""
+        """Outputs of the float model on the sample, batch by batch."""
         return self.outputs(())
 
     def noise(self, items: Iterable[LayerPlan]) -> float:
-        """Noise power over signal power of the outputs with these layers quantized, the mean over the outputs."""
+        """Return noise power / signal power with only these layers quantized, averaged over the outputs."""
         signals: dict[str, float] = {}
         noises: dict[str, float] = {}
         for before, after in zip(self.reference, self.outputs(items), strict=True):
@@ -131,8 +131,8 @@ class Trials(Generic[M]):
             for name, values in before.items():
                 clean = values[entries].double()
                 signals[name] = signals.get(name, 0.0) + float(clean.square().sum())
-                lost = aligned[name][entries].double() - clean
-                noises[name] = noises.get(name, 0.0) + float(lost.square().sum())
+                error = aligned[name][entries].double() - clean
+                noises[name] = noises.get(name, 0.0) + float(error.square().sum())
         ratios = [noises[name] / signals[name] for name in signals if signals[name]]
         mean = sum(ratios) / len(ratios) if ratios else 0.0
         return mean if math.isfinite(mean) else math.inf
@@ -141,17 +141,17 @@ class Trials(Generic[M]):
 def calibrate(
     checked: Checked, *, num_samples: int, groups: Sequence[str] = (), dtypes: Sequence[str] = ()
 ) -> Trials[Any]:
-    """Open the float model of a spec and calibrate it once, for all layers that its rules name.
+    """Open the float model of a spec and calibrate it once, for all layers that its rules match.
 
     Args:
         checked: The experiment.
         num_samples: Number of samples that outputs are compared on; they are kept in memory.
-        groups: Patterns of layers that belong together, from `analyze.groups`.
-        dtypes: Formats to choose from; empty takes those of the rules.
+        groups: Patterns of layers that form one unit, from `analyze.groups`.
+        dtypes: Names of the formats to choose from; empty takes the formats of the rules.
 
     Raises:
-        TaoqError: What quantizing raises.
-        SpecError: A group fits no layer.
+        TaoqError: If the model cannot be opened or quantized.
+        SpecError: If a group matches no layer that is quantized.
     """
     experiment, backend = checked.experiment, checked.backend
     section = experiment.spec.quantize
@@ -170,8 +170,8 @@ def calibrate(
     plans = {dtype: without(plan, dict(ready.left_out(plan)), strict=section.strict) for dtype, plan in plans.items()}
     plan = plans.get(_AS_WRITTEN, prepared.plan)
     evaluated = experiment.evaluation()
-    seen = batches or evaluated  # weight-only quantization has no calibration images
-    key = calibration_key(prepared, seen, source) | {
+    sampled = batches or evaluated  # Weight-only quantization has no calibration images.
+    key = calibration_key(prepared, sampled, source) | {
         "device": prepared.device,
         "num_samples": str(num_samples),
         "bias correction": str(section.bias_correction),
@@ -183,7 +183,7 @@ def calibrate(
         units=_units(plans, groups, macs),
         ready=ready,
         shifts=_all_shifts(prepared, ready, plans, batches) if section.bias_correction else {},
-        sample=list(Feed(seen, "reading the sample", num_samples)),
+        sample=list(Feed(sampled, "reading the sample", num_samples)),
         key=key,
         macs=macs,
         bytes={item.layer.name: _weight_bytes(item.layer) for item in plan.layers},
@@ -191,7 +191,7 @@ def calibrate(
 
 
 def in_dtype(section: QuantizeSpec, dtype: str) -> QuantizeSpec:
-    """A section whose rules quantize to another format."""
+    """Return a copy of a section whose rules quantize to another format."""
 
     def tensor(spec: TensorSpec | None) -> TensorSpec | None:
         return spec if spec is None or spec.dtype == NATIVE else dataclasses.replace(spec, dtype=dtype)
@@ -209,7 +209,7 @@ def _plan_in_dtype(checked: Checked, model: object, section: QuantizeSpec, dtype
 
 
 def _significant_entries(experiment: Experiment, outputs: Outputs) -> Tensor | slice:
-    """Where the float network found something; what it says about the rest has no meaning."""
+    """Return the entries that `Experiment.significant` selects; all entries if it selects none."""
     entries = experiment.significant(outputs) if experiment.significant else None
     return slice(None) if entries is None or not bool(entries.any()) else entries
 
@@ -217,7 +217,7 @@ def _significant_entries(experiment: Experiment, outputs: Outputs) -> Tensor | s
 def _all_shifts(
     prepared: Prepared[M], ready: Calibrated[M], plans: Mapping[str, QuantizationPlan], batches: Batches | None
 ) -> dict[LayerFormat, Values]:
-    """What corrects the biases of the layers of each plan, by layer and format."""
+    """Measure the bias corrections of the layers of each plan, by layer and format."""
     reference = reopen_float(prepared.experiment, prepared.backend)
     shifts: dict[LayerFormat, Values] = {}
     for plan in plans.values():
@@ -227,39 +227,39 @@ def _all_shifts(
     return shifts
 
 
-def _evaluation_key(experiment: Experiment, evaluated: Batches) -> str:
-    """What the true metric depends on; a new key each time if the data or the metric does not say."""
+def _evaluation_key(experiment: Experiment, batches: Batches) -> str:
+    """Return a digest of the evaluation data and the metric, or a unique key if one of them has no key."""
     metric = experiment.metric()
-    if not evaluated.key or not isinstance(metric, Keyed):
+    if not batches.key or not isinstance(metric, Keyed):
         return str(uuid.uuid4())
-    return digest([evaluated.key, metric.key])
+    return digest([batches.key, metric.key])
 
 
 def _weight_bytes(layer: Layer) -> int:
-    """Size of a layer's weight as float32."""
+    """Return the size of a layer's weight in bytes as float32."""
     return 4 * math.prod(layer.weight_shape) if layer.weight_shape else 0
 
 
 def _units(plans: Mapping[str, QuantizationPlan], groups: Sequence[str], macs: Mapping[str, int]) -> tuple[Unit, ...]:
-    """The quantized layers of all plans as units: groups where a pattern names them, else one unit per layer."""
+    """Divide the quantized layers of all plans into units: the groups, and one unit for each other layer."""
     units: dict[str, dict[str, list[LayerPlan]]] = {}
-    fitting: set[str] = set()
+    matching: set[str] = set()
     for dtype, plan in plans.items():
         for item in plan.quantized:
             group = next((pattern for pattern in groups if matches(pattern, item.layer)), None)
             if group:
-                fitting.add(group)
+                matching.add(group)
             schemes = [scheme for scheme in (item.weights, item.activations) if scheme]
             label = dtype or "/".join(dict.fromkeys(scheme.dtype.name for scheme in schemes))
             units.setdefault(group or item.layer.name, {}).setdefault(label, []).append(item)
     faults = [
         Fault(f"analyze.groups[{index}]", f"'{pattern}' matches no layer that is quantized", "see the plan: --dry-run")
         for index, pattern in enumerate(groups)
-        if pattern not in fitting
+        if pattern not in matching
     ]
     if faults:
         raise SpecError(*faults)
-    # a group whose layers have several formats, as the rules are written, is one unit all the same
+    # With the formats of the rules, a group whose layers have several formats is a unit with the one format "mixed".
     as_written = _AS_WRITTEN in plans
     return tuple(_unit(name, formats, macs, mixed=as_written and len(formats) > 1) for name, formats in units.items())
 

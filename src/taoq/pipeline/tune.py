@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantize as much as an accuracy budget allows: calibrate once, measure plans, write the artifact of the best."""
+"""Quantize as much as an accuracy budget allows: calibrate once, measure plans, write the artifact of the best plan."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ log = logging.getLogger(__name__)
 
 _WHERE = "quantize.accuracy"
 _ARTIFACTS = 3
-"""Plans of a search that become artifacts, until one is within the budget."""
+"""Greatest number of plans that become artifacts before the search gives up."""
 Formats = tuple[LayerFormat, ...]
-"""A plan as a value: its layers and their formats."""
+"""A plan as a hashable value: its layers and their formats."""
 
 
 def ignore(searched: SearchResult) -> None:
-    """Do nothing with it."""
+    """Do nothing with the result of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuner(Generic[M]):
-    """A calibrated model and what its plans are measured with.
+    """A calibrated model with the measurements of its plans.
 
     Attributes:
         checked: The experiment.
         budget: The section `quantize.accuracy`.
         trials: The calibrated model.
-        measurements: Noise and true metric of its plans.
-        noise: Noise of each unit alone, by unit and format.
+        measurements: Noise and metric of plans.
+        noise: Noise of each unit alone, by name of the unit and format.
     """
 
     checked: Checked
@@ -58,43 +58,43 @@ class Tuner(Generic[M]):
 
     @property
     def units(self) -> Mapping[str, Unit]:
-        """What is switched, by name."""
+        """The units to choose from, by name."""
         return {unit.name: unit for unit in self.trials.units}
 
     def items(self, choice: Choice) -> list[LayerPlan]:
-        """The layers of a choice, in model order."""
+        """Return the layers of a choice, in model order."""
         return [item for unit in self.trials.units if unit.name in choice for item in unit.formats[choice[unit.name]]]
 
     def formats(self, choice: Choice) -> Formats:
-        """The layers of a choice with their formats."""
+        """Return the layers of a choice with their formats, as a hashable value."""
         return tuple(item.format for item in self.items(choice))
 
 
 def tune(
     checked: Checked, directory: Path, *, command: str = "", observe: Callable[[SearchResult], None] = ignore
 ) -> QuantizeResult:
-    """Search the plan that quantizes most within the budget, and write its artifact.
+    """Search for the plan that quantizes the most within the budget, and write its artifact.
 
-    The artifact has the last word: it may lose more than the trial of its plan, where both do not compute the same (a
-    float16 graph is tried in float32). Then its loss replaces the trial's, and the search goes on. Nothing is written
-    before an artifact is within the budget.
+    The loss of the artifact decides. It may exceed the loss in the trial of the plan if the two compute differently: a
+    float16 graph, for example, is tried in float32. The loss of the artifact then replaces that of the trial, and the
+    search continues. Only an artifact that is within the budget is written.
 
     Args:
-        checked: The experiment; its rules name what may be quantized.
-        directory: Gets analysis.json, and the artifact.
-        command: The command line, for the report.
-        observe: Gets what each search gave, before an artifact is made.
+        checked: The experiment, whose rules name the layers that may be quantized.
+        directory: Folder for analysis.json and the artifact.
+        command: Command line, for the report.
+        observe: Called with the result of each search, before the artifact is made.
 
     Raises:
-        RequirementNotMet: No plan was found whose artifact is within the budget.
-        SpecError: A field of `quantize.accuracy` does not fit.
+        RequirementNotMet: If no artifact is within the budget.
+        SpecError: If a field of `quantize.accuracy` is wrong.
     """
     tuner = start_search(checked, directory)
-    lost: dict[Formats, float] = {}
+    losses: dict[Formats, float] = {}
     tried: tuple[Formats, ...] = ()
     accuracy: AccuracyCheck | None = None
     for _ in range(_ARTIFACTS):
-        trials, tried = run_search(tuner, lost, tried)
+        trials, tried = run_search(tuner, losses, tried)
         tuner.measurements.findings.finish({})
         chosen = best(trials)
         searched = search_result(tuner, trials, chosen)
@@ -107,17 +107,17 @@ def tune(
         assert accuracy is not None
         if accuracy.met:
             return result
-        lost[tuner.formats(chosen.choice)] = accuracy.drop
+        losses[tuner.formats(chosen.choice)] = accuracy.drop
         log.info("the artifact loses more than the trial of its plan did: searching on")
     assert accuracy is not None
-    raise RequirementNotMet(accuracy.fault("nothing was written: accept more, or give other formats"))
+    raise RequirementNotMet(accuracy.fault("nothing was written: raise max_drop, or give other formats"))
 
 
 def start_search(checked: Checked, directory: Path) -> Tuner[Any]:
-    """Calibrate once for every plan of a search, and rank its units.
+    """Calibrate once for all plans of a search, and measure the noise of each unit.
 
     Raises:
-        SpecError: A field of `quantize.accuracy` does not fit.
+        SpecError: If a field of `quantize.accuracy` is wrong.
     """
     experiment = checked.experiment
     budget, section = experiment.spec.quantize.accuracy, experiment.spec.analyze
@@ -139,17 +139,17 @@ def start_search(checked: Checked, directory: Path) -> Tuner[Any]:
 
 
 def run_search(
-    tuner: Tuner[M], lost: Mapping[Formats, float], tried: tuple[Formats, ...]
+    tuner: Tuner[M], losses: Mapping[Formats, float], tried: tuple[Formats, ...]
 ) -> tuple[tuple[Trial, ...], tuple[Formats, ...]]:
     """Measure the choices that a search proposes.
 
     Args:
-        tuner: What they are measured with.
-        lost: What artifacts lose: it counts, not what the trials of their plans lost.
-        tried: Plans that earlier searches evaluated; `max_evaluations` bounds the plans of all.
+        tuner: The calibrated model with its measurements.
+        losses: Losses of artifacts, by plan; they take precedence over the losses in trials.
+        tried: Plans that earlier searches evaluated; `max_evaluations` limits the plans of all searches together.
 
     Returns:
-        The trials, and all plans that were evaluated so far.
+        The trials of this search, and the plans that all searches evaluated.
     """
     budget, measurements = tuner.budget, tuner.measurements
     before = measurements.metric(())
@@ -159,7 +159,7 @@ def run_search(
         Candidate(unit=name, dtype=dtype, amount=_amount(tuner.units[name], budget.maximize), noise=noise)
         for (name, dtype), noise in tuner.noise.items()
     ]
-    proposals = search(candidates, max_drop=budget.max_drop, total=_whole(tuner))
+    proposals = search(candidates, max_drop=budget.max_drop, total=_total_amount(tuner))
     drop: float | None = None
     while True:
         try:
@@ -172,12 +172,12 @@ def run_search(
                 drop = None
                 continue
             tried = (*tried, formats)
-        drop = lost[formats] if formats in lost else before - measurements.metric(tuner.items(choice))
+        drop = losses[formats] if formats in losses else before - measurements.metric(tuner.items(choice))
         log.info("tried %d of %d layers or groups: %s falls by %.4f", len(choice), len(tuner.units), figure, drop)
 
 
 def search_result(tuner: Tuner[M], trials: tuple[Trial, ...], chosen: Trial | None) -> SearchResult:
-    """What the report says about a search; `chosen` is None if nothing is within the budget."""
+    """Summarize a search for the report; `chosen` is None if no plan is within the budget."""
     before, budget = tuner.measurements.metric(()), tuner.budget
     return SearchResult(
         maximize=budget.maximize,
@@ -200,7 +200,7 @@ def search_result(tuner: Tuner[M], trials: tuple[Trial, ...], chosen: Trial | No
 
 
 def tuned_spec(tuner: Tuner[M], choice: Choice) -> TaskSpec:
-    """The spec with a rule for each layer whose format is not that of its rule, and skip names for those left out."""
+    """Return the spec of a choice: it adds a rule for each layer whose format changes, and skips those left float."""
     spec = tuner.checked.experiment.spec
     section = spec.quantize
     by_rule = {item.layer.name: item for item in tuner.trials.prepared.plan.quantized}
@@ -223,7 +223,7 @@ def tuned_spec(tuner: Tuner[M], choice: Choice) -> TaskSpec:
 
 
 def _rule(section: QuantizeSpec, item: LayerPlan) -> LayerSpec:
-    """The rule that decides a layer, for that layer alone, with the formats that were chosen."""
+    """Copy the rule that decides a layer, for that layer alone and with the formats of the choice."""
     assert item.rule is not None
     rule = section.layers[item.rule.index]
     weights, activations = (
@@ -237,7 +237,7 @@ def _amount(unit: Unit, maximize: str) -> int:
     return unit.macs if maximize == "macs" else unit.bytes
 
 
-def _whole(tuner: Tuner[M]) -> int:
+def _total_amount(tuner: Tuner[M]) -> int:
     amounts = tuner.trials.macs if tuner.budget.maximize == "macs" else tuner.trials.bytes
     return sum(amounts.values())
 
@@ -248,7 +248,7 @@ def _check_dtypes(budget: AccuracySpec, backend: AnyBackend) -> None:
         Fault(
             f"{_WHERE}.dtypes[{index}]",
             f"backend {backend.capability.name} has no {dtype} weights",
-            did_you_mean(dtype, names, "choose of " + ", ".join(names)),
+            did_you_mean(dtype, names, "choose from " + ", ".join(names)),
         )
         for index, dtype in enumerate(budget.dtypes)
         if dtype not in names
@@ -265,5 +265,5 @@ def _nothing_fits(tuner: Tuner[M], trials: tuple[Trial, ...]) -> Fault:
         f"no plan of {len(trials)} keeps {figure} within {tuner.budget.max_drop:g} of {before:.4f};"
         f" the best found loses {nearest.drop:.4f} with {quantized} quantized"
     )
-    hint = "accept more, raise quantize.accuracy.max_evaluations, or give other formats in quantize.accuracy.dtypes"
+    hint = "raise max_drop or quantize.accuracy.max_evaluations, or give other formats in quantize.accuracy.dtypes"
     return Fault(f"{_WHERE}.max_drop", what, hint)
