@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write scenes of real handwritten digits on real photographs, with their boxes as COCO json."""
+"""Write scenes of real handwritten digits on real photographs, with their boxes as COCO JSON."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 SEED = 0
-SIDE = 160  # pixels; a multiple of the detector's largest stride, 32
-SMALLEST, LARGEST = 24, 72  # the longer side of a digit
-MOST = 5  # digits in a scene
-DIGITS = {"train": 1000, "calibration": 200, "val": 597}  # source digits of each split
-SCENES = {"calibration": 200, "val": 300}  # train.py makes its own scenes as it goes
+SIDE = 160  # Width and height of a scene, pixels; a multiple of the largest stride of the detector, 32.
+SMALLEST, LARGEST = 24, 72  # Longer side of a digit, pixels.
+MAX_DIGITS = 5  # Digits in a scene.
+DIGITS = {"train": 1000, "calibration": 200, "val": 597}  # Source digits of each split.
+SCENES = {"calibration": 200, "val": 300}  # train.py makes its own scenes.
 JPEG_QUALITY = 95
 
-MAX_VALUE = 16.0  # the source pixels are counts from 0 to 16
-MARGIN = 2  # source pixels around a digit, so that a turned stroke is not cut off
-ENLARGED = 120  # pixels of the padded source image before it is cut out: above LARGEST, so that it only shrinks
-MAX_TURN = 10.0  # degrees
-STROKE = 40  # of 255: a mask value that is part of the digit
-MAX_OVERLAP = 0.05  # of the smaller of two boxes
-MIN_CONTRAST = 90.0  # of 255, between the stroke and what is behind it
-CROP = (100, 400)  # pixels of a photograph that fill a scene
+MAX_VALUE = 16.0  # Largest value of a source pixel.
+MARGIN = 2  # Source pixels around a digit, so that rotation does not cut off strokes.
+ENLARGED = 120  # Size of an enlarged, padded source image, pixels. Above LARGEST, so that digits are only downscaled.
+MAX_TURN = 10.0  # Degrees.
+STROKE = 40  # Smallest mask value of 255 that belongs to a stroke.
+MAX_OVERLAP = 0.05  # Fraction of the smaller of two boxes.
+MIN_CONTRAST = 90.0  # Of 255, between a stroke and its background.
+CROP = (100, 400)  # Size of the part of a photograph that is scaled to a scene, pixels.
 
 
 @dataclass(frozen=True)
 class Box:
-    """A digit in a scene, in pixels."""
+    """Bounding box and class of a digit in a scene; pixels."""
 
     label: int
     x: int
@@ -47,7 +47,7 @@ class Box:
     height: int
 
     def overlap(self, other: Box) -> float:
-        """The shared area, as a part of the smaller box."""
+        """Return the area of the intersection, as a fraction of the smaller box."""
         width = min(self.x + self.width, other.x + other.width) - max(self.x, other.x)
         height = min(self.y + self.height, other.y + other.height) - max(self.y, other.y)
         smaller = min(self.width * self.height, other.width * other.height)
@@ -56,7 +56,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Source:
-    """What scenes are made of: the masks of one split's digits, their labels, the photographs."""
+    """Material of the scenes: masks and labels of the digits of a split, and photographs."""
 
     masks: list[Image.Image]
     labels: list[int]
@@ -64,10 +64,9 @@ class Source:
 
 
 def split_digits() -> dict[str, list[int]]:
-    """Cut the source digits into disjoint splits.
+    """Divide the source digits into disjoint splits.
 
-    By a hash and not by a random generator: the committed checkpoint was trained on this very split,
-    so it must not move with a version of a library.
+    A hash gives the same split with every version of the libraries. The committed checkpoint was trained on this split.
     """
     count = sum(DIGITS.values())
     order = sorted(range(count), key=lambda index: hashlib.sha256(f"{SEED}:{index}".encode()).hexdigest())
@@ -78,15 +77,15 @@ def split_digits() -> dict[str, list[int]]:
 
 
 def load_source(split: str) -> Source:
-    """The digits of a split, enlarged smoothly and with clear edges."""
+    """Load the digits of a split, enlarged and with sharp edges, and the photographs."""
     digits = load_digits()
     masks = []
     members = split_digits()[split]
     for index in members:
         pixels = np.pad(digits.images[index] * (255.0 / MAX_VALUE), MARGIN).astype(np.float32)
         large = np.asarray(Image.fromarray(pixels).resize((ENLARGED, ENLARGED), Image.Resampling.BICUBIC))
-        # Eight pixels enlarged to seventy are a blur. A steep ramp around the middle grey is the edge of a stroke,
-        # and makes its box well defined.
+        # Eight pixels enlarged to seventy are blurred. A steep ramp around the middle gray sharpens the edges of the
+        # strokes, so that their boxes are well defined.
         mask = np.clip((large - 90.0) * (255.0 / 80.0), 0, 255)
         masks.append(Image.fromarray(np.rint(mask).astype(np.uint8)))
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
@@ -94,23 +93,23 @@ def load_source(split: str) -> Source:
 
 
 class Chance:
-    """Random numbers from `random.Random.random` alone, the one method whose values Python promises to keep."""
+    """Random numbers from `random.Random.random` only: Python guarantees the same sequence in all versions."""
 
     def __init__(self, name: str) -> None:
         digest = hashlib.sha256(f"{SEED}:{name}".encode()).digest()
         self._random = random.Random(int.from_bytes(digest[:8], "big"))
 
     def uniform(self, low: float, high: float) -> float:
-        """A number from low up to high."""
+        """Return a number from `low` to `high`."""
         return low + (high - low) * self._random.random()
 
     def integer(self, low: int, high: int) -> int:
-        """A whole number from low up to high, both included."""
+        """Return an integer from `low` to `high`, inclusive."""
         return low + int((high - low + 1) * self._random.random())
 
 
 def background(source: Source, chance: Chance) -> NDArray[np.float32]:
-    """A random square of a photograph, perhaps mirrored, brighter or darker."""
+    """Return a random square of a photograph, possibly mirrored, with random brightness."""
     photograph = source.photographs[chance.integer(0, len(source.photographs) - 1)]
     side = chance.integer(*CROP)
     left, top = chance.integer(0, photograph.width - side), chance.integer(0, photograph.height - side)
@@ -122,7 +121,7 @@ def background(source: Source, chance: Chance) -> NDArray[np.float32]:
 
 
 def digit_mask(mask: Image.Image, longer: int, turn: float) -> NDArray[np.float32]:
-    """A digit's mask in 0..1, turned, cut to its strokes and scaled to the length of its longer side."""
+    """Rotate a mask, crop it to the strokes and scale its longer side to `longer` pixels. Values are 0..1."""
     turned = mask.rotate(turn, Image.Resampling.BILINEAR)
     box = turned.point([0] * STROKE + [255] * (256 - STROKE)).getbbox()
     if box is None:
@@ -134,7 +133,7 @@ def digit_mask(mask: Image.Image, longer: int, turn: float) -> NDArray[np.float3
 
 
 def stroke_color(behind: NDArray[np.float32], chance: Chance) -> NDArray[np.float32]:
-    """A tinted bright or dark color that stands out from the pixels behind the digit."""
+    """Return a tinted bright or dark color that contrasts with the pixels behind the digit."""
     tint = [chance.uniform(0, 80) for _ in range(3)]
     color = np.array(tint, dtype=np.float32)
     bright = 255 - color
@@ -147,9 +146,9 @@ class Scene:
     """One to five digits on a photograph.
 
     Attributes:
-        pixels: Height, width, RGB.
-        boxes: Where the digits are.
-        classes: Height, width: of a pixel in a stroke 1 + its digit, 0 behind them.
+        pixels: RGB image [H, W, 3].
+        boxes: Boxes of the digits.
+        classes: Class of each pixel [H, W]: 0 for the background, 1 + digit for a stroke.
     """
 
     pixels: NDArray[np.uint8]
@@ -158,15 +157,15 @@ class Scene:
 
 
 def make_scene(source: Source, chance: Chance) -> Scene:
-    """A scene by chance."""
+    """Make a random scene."""
     pixels = background(source, chance)
     classes = np.zeros((SIDE, SIDE), np.uint8)
     boxes: list[Box] = []
-    for _ in range(chance.integer(1, MOST)):
+    for _ in range(chance.integer(1, MAX_DIGITS)):
         index = chance.integer(0, len(source.masks) - 1)
         mask = digit_mask(source.masks[index], chance.integer(SMALLEST, LARGEST), chance.uniform(-MAX_TURN, MAX_TURN))
         height, width = mask.shape
-        for _ in range(20):  # a digit for which there is no room is left out
+        for _ in range(20):  # Digits without enough space are left out.
             x, y = chance.integer(0, SIDE - width), chance.integer(0, SIDE - height)
             box = Box(source.labels[index], x, y, width, height)
             if all(box.overlap(other) <= MAX_OVERLAP for other in boxes):
@@ -182,7 +181,7 @@ def make_scene(source: Source, chance: Chance) -> Scene:
 
 
 def write_split(folder: Path, split: str, scenes: int) -> int:
-    """Write the images and the COCO json of a split; the number of its boxes."""
+    """Write the images and the COCO JSON of a split. Return the number of boxes."""
     source = load_source(split)
     (folder / split).mkdir()
     images: list[dict[str, Any]] = []
@@ -204,7 +203,7 @@ def write_split(folder: Path, split: str, scenes: int) -> int:
 
 
 def is_complete(out: Path) -> bool:
-    """Whether `out` holds the images and the json of every split."""
+    """Return whether `out` has the images and the JSON of every split."""
     return all(
         (out / f"{split}.json").is_file() and len(list((out / split).glob("*.jpg"))) == scenes
         for split, scenes in SCENES.items()
@@ -212,7 +211,7 @@ def is_complete(out: Path) -> bool:
 
 
 def main() -> int:
-    """Build the folder, unless it is there."""
+    """Write the data set, unless it is already complete."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out",
@@ -226,16 +225,16 @@ def main() -> int:
         print(f"{out}: already complete, {sum(SCENES.values())} scenes")
         return 0
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        # Not ours to delete: it may hold something else than a broken copy of this data.
+        # Do not delete it: it may hold data of the user.
         print(f"{out}: exists but is not the complete data set; remove it first", file=sys.stderr)
         return 1
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Work beside the target, so that the rename stays on one file system and a run that is cut
-    # short leaves no half-written data set. The subfolder has the usual permissions, which the
-    # temporary folder has not.
-    with tempfile.TemporaryDirectory(prefix=".make_data-", dir=out.parent) as scratch:
-        folder = Path(scratch) / "data"
+    # Write to a temporary folder and rename it, so that an interrupted run leaves no incomplete data set. It is next to
+    # the target, on the same file system. The subfolder is needed for its default permissions; the temporary folder is
+    # accessible only to its owner.
+    with tempfile.TemporaryDirectory(prefix=".make_data-", dir=out.parent) as temporary:
+        folder = Path(temporary) / "data"
         folder.mkdir()
         counts = {split: write_split(folder, split, scenes) for split, scenes in SCENES.items()}
         if out.exists():

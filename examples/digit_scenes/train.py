@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small RT-DETR on digit scenes and save it as float16 safetensors.
 
-A DETR learns slowly from nothing: each digit teaches one query only. So training has two stages. In the first, every
-position of the encoder near a digit learns to name and box it, as in a one-stage detector, and the decoder is left
-out. The second trains the whole network with its own loss, which then starts from proposals that are already good.
+A DETR without pretraining learns slowly, because each digit is matched to only one query. Therefore training has two
+stages. The first trains backbone and encoder like a one-stage detector: each encoder position near a digit predicts its
+class and box. The second trains the whole network with its own loss, starting from good proposals.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ CLASSES = tuple(str(digit) for digit in range(10))
 BATCH_SIZE = {"proposals": 16, "detector": 8}
 LEARNING_RATE = {"proposals": 1.5e-3, "detector": 6e-4}
 WEIGHT_DECAY = 1e-3
-WARMUP = 300  # iterations
+WARMUP = 300  # Iterations.
 MAX_GRADIENT = 5.0
-AVERAGING = 0.999  # decay of the averaged weights, which are the ones that are saved
-CANDIDATES = 8  # positions that learn a digit in the first stage
+AVERAGING = 0.999  # Decay of the averaged weights, which are saved.
+CANDIDATES = 8  # Positions per digit in the loss of the first stage.
 Labels = list[dict[str, Tensor]]
+"""Classes and boxes (center, size, relative to the image) of each image."""
 
 
 def make_config() -> RTDetrConfig:
-    """RT-DETR, narrowed until it has under four million parameters."""
+    """Return the config of a narrow RT-DETR with less than four million parameters."""
     width = 96
     sizes = [32, 64, 128, 256]
     backbone = RTDetrResNetConfig(
@@ -59,7 +60,7 @@ def make_config() -> RTDetrConfig:
     )
     return RTDetrConfig(
         backbone_config=backbone,
-        freeze_backbone_batch_norms=False,  # there are no pre-trained statistics to keep
+        freeze_backbone_batch_norms=False,  # There are no pretrained statistics to keep.
         encoder_in_channels=sizes[1:],
         encoder_hidden_dim=width,
         encoder_ffn_dim=256,
@@ -70,7 +71,7 @@ def make_config() -> RTDetrConfig:
         decoder_attention_heads=6,
         decoder_layers=3,
         num_queries=30,
-        # Few, because the loss compares all denoising boxes of a batch with each other to use the diagonal.
+        # Few, because the loss compares all denoising boxes of a batch pairwise, and uses only the diagonal.
         num_denoising=20,
         id2label=dict(enumerate(CLASSES)),
         label2id={name: index for index, name in enumerate(CLASSES)},
@@ -78,9 +79,9 @@ def make_config() -> RTDetrConfig:
 
 
 def use_bfloat16(module: nn.Module) -> None:
-    """Let a module compute in bfloat16 while it trains, with its tensors returned in float32.
+    """Let a module compute in bfloat16 during training, and return its outputs in float32.
 
-    For backbone and encoder only: a box in bfloat16 is off by up to half a pixel.
+    Only for backbone and encoder: in bfloat16, boxes would be off by up to half a pixel.
     """
     forward = module.forward
 
@@ -102,7 +103,7 @@ def use_bfloat16(module: nn.Module) -> None:
 
 
 def make_batch(source: Source, stage: str, iteration: int) -> tuple[Tensor, Labels]:
-    """New scenes, the same ones whenever this iteration of this stage is run."""
+    """Make a batch of new scenes. The same stage and iteration give the same scenes."""
     images, labels = [], []
     for number in range(BATCH_SIZE[stage]):
         scene = make_scene(source, Chance(f"train:{stage}:{iteration}:{number}"))
@@ -112,12 +113,12 @@ def make_batch(source: Source, stage: str, iteration: int) -> tuple[Tensor, Labe
             "boxes": box_convert(corners / SIDE, "xywh", "cxcywh"),
         })  # fmt: skip
         images.append(torch.from_numpy(scene.pixels))
-    batch = torch.stack(images).permute(0, 3, 1, 2)  # of images with channels last, which is faster here
+    batch = torch.stack(images).permute(0, 3, 1, 2)  # Channels last in memory, which is faster here.
     return batch.float() / 255, labels
 
 
 def proposals(network: RTDetrForObjectDetection, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Class logits and boxes (center, size) of every position of the encoder: the model's forward without decoder."""
+    """Return class logits and boxes (center, size) of all encoder positions: the forward pass without the decoder."""
     core = network.model
     features = core.backbone(pixels, torch.ones(pixels.shape[0], *pixels.shape[2:]))
     projected = [core.encoder_input_proj[level](feature) for level, (feature, _) in enumerate(features)]
@@ -129,12 +130,12 @@ def proposals(network: RTDetrForObjectDetection, pixels: Tensor) -> tuple[Tensor
 
 
 def proposal_loss(logits: Tensor, boxes: Tensor, labels: Labels) -> Tensor:
-    """Teach each digit to the positions in it that already know it best, judged by score and overlap together.
+    """Return the loss of the proposals, with the task-aligned assignment of TOOD (arXiv:2108.07755).
 
-    The assignment of TOOD (arXiv:2108.07755): many positions for each digit, chosen anew at every iteration.
+    Each digit is assigned to the positions inside of it that predict it best, by score and overlap together.
     """
     targets = torch.zeros_like(logits)
-    weights, found, wanted, guesses, classes = [], [], [], [], []
+    weights, predicted_boxes, target_boxes, class_logits, classes = [], [], [], [], []
     corners = box_convert(boxes, "cxcywh", "xyxy")
     with torch.no_grad():
         scores = logits.sigmoid()
@@ -147,38 +148,40 @@ def proposal_loss(logits: Tensor, boxes: Tensor, labels: Labels) -> Tensor:
             metric = scores[index][:, label["class_labels"]].T.sqrt() * overlap**4 * inside
             best = metric.topk(CANDIDATES, dim=1)
             chosen = torch.zeros_like(metric).scatter_(1, best.indices, 1.0) * (metric > 0)
-            owner = (overlap * chosen).argmax(0)  # a position between two digits learns the one it covers more
+            owner = (overlap * chosen).argmax(
+                0
+            )  # A position inside two digits is assigned to the one it overlaps more.
             positions = chosen.any(0).nonzero()[:, 0]
             owners = owner[positions]
-            # The best position of a digit aims at its overlap, the others at less.
-            top = (overlap * chosen).amax(1) / metric.amax(1).clamp(min=1e-9)
-            aim = (metric[owners, positions] * top[owners]).clamp(max=1)
-            targets[index, positions, label["class_labels"][owners]] = aim
-        weights.append(aim)
-        found.append(corners[index, positions])
-        wanted.append(real[owners])
-        guesses.append(logits[index, positions])
+            # The target score of the best position is its overlap; all other positions get less.
+            scale = (overlap * chosen).amax(1) / metric.amax(1).clamp(min=1e-9)
+            target = (metric[owners, positions] * scale[owners]).clamp(max=1)
+            targets[index, positions, label["class_labels"][owners]] = target
+        weights.append(target)
+        predicted_boxes.append(corners[index, positions])
+        target_boxes.append(real[owners])
+        class_logits.append(logits[index, positions])
         classes.append(label["class_labels"][owners])
-    weight, here, there = torch.cat(weights), torch.cat(found), torch.cat(wanted)
+    weight, predicted, target_box = torch.cat(weights), torch.cat(predicted_boxes), torch.cat(target_boxes)
     total = weight.sum().clamp(min=1)
     focus = torch.where(targets > 0, targets, 0.75 * scores**2)
-    named = functional.binary_cross_entropy_with_logits(logits, targets, focus, reduction="sum")
-    shape = 2 * generalized_box_iou_loss(here, there) + 5 * (here - there).abs().sum(1)
-    # The scores above learn where a digit is long before which one it is: this compares the classes directly.
-    told_apart = functional.cross_entropy(torch.cat(guesses), torch.cat(classes))
-    return (named + (weight * shape).sum()) / total + told_apart
+    score_loss = functional.binary_cross_entropy_with_logits(logits, targets, focus, reduction="sum")
+    box_loss = 2 * generalized_box_iou_loss(predicted, target_box) + 5 * (predicted - target_box).abs().sum(1)
+    # With the score loss alone, the network finds digits long before it can classify them.
+    class_loss = functional.cross_entropy(torch.cat(class_logits), torch.cat(classes))
+    return (score_loss + (weight * box_loss).sum()) / total + class_loss
 
 
 def make_optimizer(network: nn.Module, stage: str) -> torch.optim.AdamW:
-    """AdamW; norms and biases only lose from being pulled towards zero."""
+    """Return AdamW, with no weight decay for norms and biases."""
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    free = [parameter for parameter in network.parameters() if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]
+    not_decayed = [parameter for parameter in network.parameters() if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": not_decayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE[stage], fused=True)
 
 
 def learning_rate(stage: str, iteration: int, iterations: int) -> float:
-    """A linear warm-up and a cosine decay to nothing, or to a fifth where another stage follows."""
+    """Return the learning rate: a linear warm-up, then a cosine decay to 0, or to a fifth in the first stage."""
     if iteration < WARMUP:
         return LEARNING_RATE[stage] * (iteration + 1) / WARMUP
     floor = 0.2 if stage == "proposals" else 0.0
@@ -188,7 +191,7 @@ def learning_rate(stage: str, iteration: int, iterations: int) -> float:
 
 @torch.no_grad()
 def average(averaged: dict[str, Tensor], network: nn.Module, iteration: int) -> None:
-    """Move the averaged weights a step towards the network's; faster at first, when they are far off."""
+    """Update the moving average of the weights. The decay is smaller at first, when the weights change fast."""
     decay = min(AVERAGING, (1 + iteration) / (20 + iteration))
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -198,13 +201,13 @@ def average(averaged: dict[str, Tensor], network: nn.Module, iteration: int) -> 
 
 
 def batches(count: int, size: int) -> Iterator[range]:
-    """Consecutive numbers below count."""
+    """Yield consecutive ranges of at most `size` numbers below `count`."""
     return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
 @torch.inference_mode()
 def evaluate(state: dict[str, Tensor], config: RTDetrConfig, data: Path) -> tuple[float, float]:
-    """AP and AP50 on the val scenes, of weights as they are in the file: float16, loaded in float32."""
+    """Return AP and AP50 on the val scenes, for float16 weights loaded as float32."""
     network = RTDetrForObjectDetection(config)
     network.load_state_dict(state)
     network.eval()
@@ -246,7 +249,7 @@ def to_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written."""
+    """Write a temporary file and rename it, so that `path` is always complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -257,7 +260,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 class Training:
-    """The network, its averaged weights, and where the training stands; all of it in one file to resume from."""
+    """State of the training: network, averaged weights, optimizer and progress, stored in a file to resume from."""
 
     def __init__(self, out: Path, resume_file: Path, data: Path) -> None:
         self.out = out
@@ -265,7 +268,7 @@ class Training:
         self.data = data
         self.config = make_config()
         self.network = RTDetrForObjectDetection(self.config)
-        self.network.set_attn_implementation("eager")  # its gradient is faster than the fused one's at this size
+        self.network.set_attn_implementation("eager")  # Its backward pass is faster at this size.
         self.network.to(memory_format=torch.channels_last)
         use_bfloat16(self.network.model.backbone)
         use_bfloat16(self.network.model.encoder)
@@ -276,7 +279,7 @@ class Training:
         self.optimizer = make_optimizer(self.network, self.stage)
 
     def save(self) -> None:
-        """Write everything that resuming needs."""
+        """Write the state to the resume file."""
         buffer = io.BytesIO()
         torch.save(
             {
@@ -292,7 +295,7 @@ class Training:
         replace(self.resume_file, buffer.getvalue())
 
     def resume(self) -> None:
-        """Go on from the file."""
+        """Restore the state from the resume file."""
         saved = torch.load(self.resume_file, weights_only=True)
         self.network.load_state_dict(saved["network"])
         self.averaged = saved["averaged"]
@@ -301,7 +304,7 @@ class Training:
         self.optimizer.load_state_dict(saved["optimizer"])
 
     def export(self) -> str:
-        """Score the averaged weights and write them with their config, as Hugging Face does; what the score is."""
+        """Evaluate the averaged weights and write them as a Hugging Face checkpoint. Return the scores as text."""
         state = to_half(self.averaged)
         precision, precision50 = evaluate(state, self.config, self.data)
         metadata = {
@@ -318,22 +321,22 @@ class Training:
         return f"AP {precision:.4f} AP50 {precision50:.4f}"
 
     def loss(self, source: Source) -> Tensor:
-        """The stage's loss on new scenes."""
+        """Return the loss of the current stage on new scenes."""
         pixels, labels = make_batch(source, self.stage, self.iteration)
-        torch.manual_seed(1_000_000 * (self.stage == "detector") + self.iteration)  # for the denoising queries
+        torch.manual_seed(1_000_000 * (self.stage == "detector") + self.iteration)  # For the denoising queries.
         if self.stage == "proposals":
             return proposal_loss(*proposals(self.network, pixels), labels)
         loss: Tensor = self.network(pixel_values=pixels, labels=labels).loss
         return loss
 
     def run(self, source: Source, stage: str, iterations: int, every: int) -> None:
-        """Train a stage to its end; save, and in the second stage score, every so many iterations."""
+        """Train a stage to its end. Save the state every `every` iterations, and evaluate in the second stage."""
         if self.stage != stage:
             self.stage, self.iteration = stage, 0
             self.optimizer = make_optimizer(self.network, stage)
         self.network.train()
         total = 0.0
-        began = time.perf_counter()
+        started = time.perf_counter()
         while self.iteration < iterations:
             rate = learning_rate(stage, self.iteration, iterations)
             for group in self.optimizer.param_groups:
@@ -347,33 +350,33 @@ class Training:
             self.iteration += 1
             total += loss.item()
             if self.iteration % 100 == 0:
-                seconds = self.seconds + time.perf_counter() - began
+                seconds = self.seconds + time.perf_counter() - started
                 print(f"{stage} {self.iteration}/{iterations}: loss {total / 100:.3f}, {seconds:.0f} s", flush=True)
                 total = 0.0
             if self.iteration % every == 0 or self.iteration == iterations:
-                self.seconds += time.perf_counter() - began
+                self.seconds += time.perf_counter() - started
                 self.save()
                 if stage == "detector":
                     print(f"{stage} {self.iteration}/{iterations}: {self.export()}", flush=True)
-                began = time.perf_counter()  # scoring is no part of the training time
+                started = time.perf_counter()  # Training time excludes evaluation.
 
 
 def main() -> int:
-    """Train, saving and scoring as it goes."""
+    """Train both stages, with regular saving and evaluation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--proposals", type=int, default=2200, help="iterations of the first stage (default 2200)")
     parser.add_argument("--iterations", type=int, default=4000, help="iterations of the second stage (default 4000)")
-    parser.add_argument("--every", type=int, default=500, help="save after so many iterations (default 500)")
-    parser.add_argument("--data", type=Path, default=HERE / "data", help="what make_data.py wrote")
+    parser.add_argument("--every", type=int, default=500, help="iterations between saves (default 500)")
+    parser.add_argument("--data", type=Path, default=HERE / "data", help="folder that make_data.py wrote")
     parser.add_argument("--out", type=Path, default=HERE / "checkpoints" / "rtdetr_small")
     parser.add_argument("--resume-file", type=Path, default=HERE / "training" / "state.pt")
-    parser.add_argument("--resume", action="store_true", help="go on from the resume file")
+    parser.add_argument("--resume", action="store_true", help="continue from the resume file")
     arguments = parser.parse_args()
     if not (arguments.data / "val.json").is_file():
         parser.error(f"no {arguments.data}: run make_data.py first")
 
     torch.manual_seed(SEED)
-    # With one thread the sums are always taken in the same order, however many cores there are.
+    # With one thread, sums do not depend on the number of cores.
     torch.set_num_threads(1)
     training = Training(arguments.out, arguments.resume_file, arguments.data)
     if arguments.resume:
