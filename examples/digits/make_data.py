@@ -16,29 +16,29 @@ from sklearn.datasets import load_digits
 SPLITS = {"train": 1000, "calibration": 200, "val": 597}
 SEED = 0
 SIDE = 32
-MAX_VALUE = 16.0  # the source pixels are counts from 0 to 16
+MAX_VALUE = 16.0  # Largest value of a source pixel.
 
 
 def rank(index: int) -> str:
-    """A pseudo-random sort key for an image.
+    """Return a pseudo-random sort key for an image.
 
-    A hash and not a random generator: the committed checkpoints were trained on this very split,
-    so it must not move with a version of NumPy, scikit-learn or Python.
+    A hash gives the same split with every version of NumPy, scikit-learn and Python. The committed checkpoints were
+    trained on this split.
     """
     return hashlib.sha256(f"{SEED}:{index}".encode()).hexdigest()
 
 
 def split_indices(labels: np.ndarray) -> dict[str, list[int]]:
-    """Cut the image indices into disjoint splits, each with about the same mix of classes.
+    """Divide the image indices into disjoint splits with about the same class distribution.
 
-    Every image gets its relative position within its own class. Sorting all images by that position
-    interleaves the classes evenly, so each consecutive stretch of the list is stratified.
+    Images are sorted by their relative position within their class. This interleaves the classes evenly, so consecutive
+    parts of the list are stratified.
     """
     positions: list[tuple[float, str, int]] = []
     for label in np.unique(labels):
         members = sorted(np.flatnonzero(labels == label).tolist(), key=rank)
-        for place, index in enumerate(members):
-            positions.append(((place + 0.5) / len(members), rank(index), index))
+        for position, index in enumerate(members):
+            positions.append(((position + 0.5) / len(members), rank(index), index))
     if len(positions) != sum(SPLITS.values()):
         raise ValueError(f"expected {sum(SPLITS.values())} images, found {len(positions)}")
     order = [index for _, _, index in sorted(positions)]
@@ -50,8 +50,8 @@ def split_indices(labels: np.ndarray) -> dict[str, list[int]]:
     return splits
 
 
-def plan(labels: np.ndarray) -> dict[str, int]:
-    """Map every image's path below the output folder to its index in the source."""
+def image_paths(labels: np.ndarray) -> dict[str, int]:
+    """Map the path of each image, relative to the output folder, to its index in the source."""
     return {
         f"{name}/{labels[index]}/{index:04d}.png": index
         for name, indices in split_indices(labels).items()
@@ -60,13 +60,13 @@ def plan(labels: np.ndarray) -> dict[str, int]:
 
 
 def is_complete(out: Path, paths: set[str]) -> bool:
-    """Whether `out` holds the class list and exactly the planned images."""
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
-    return found == paths and (out / "classes.txt").is_file()
+    """Return whether `out` has the class list and exactly these images."""
+    images = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    return images == paths and (out / "classes.txt").is_file()
 
 
 def write(folder: Path, images: np.ndarray, labels: np.ndarray, files: dict[str, int]) -> None:
-    """Write the images and the class list into `folder`."""
+    """Write the images and the class list to a folder."""
     for path, index in files.items():
         pixels = np.rint(images[index] * (255.0 / MAX_VALUE)).astype(np.uint8)
         target = folder / path
@@ -78,7 +78,7 @@ def write(folder: Path, images: np.ndarray, labels: np.ndarray, files: dict[str,
 
 
 def main() -> int:
-    """Build the folder, unless it is there."""
+    """Write the data set, unless it is already complete."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out",
@@ -90,21 +90,21 @@ def main() -> int:
 
     digits = load_digits()
     labels = digits.target
-    files = plan(labels)
+    files = image_paths(labels)
     if out.is_dir() and is_complete(out, set(files)):
         print(f"{out}: already complete, {len(files)} images")
         return 0
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        # Not ours to delete: it may hold something else than a broken copy of this data.
+        # Do not delete it: it may hold data of the user.
         print(f"{out}: exists but is not the complete data set; remove it first", file=sys.stderr)
         return 1
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Work beside the target, so that the rename stays on one file system and a run that is cut
-    # short leaves no half-written data set. The subfolder has the usual permissions, which the
-    # temporary folder has not.
-    with tempfile.TemporaryDirectory(prefix=".make_data-", dir=out.parent) as scratch:
-        folder = Path(scratch) / "data"
+    # Write to a temporary folder and rename it, so that an interrupted run leaves no incomplete data set. It is next to
+    # the target, on the same file system. The subfolder is needed for its default permissions; the temporary folder is
+    # accessible only to its owner.
+    with tempfile.TemporaryDirectory(prefix=".make_data-", dir=out.parent) as temporary:
+        folder = Path(temporary) / "data"
         folder.mkdir()
         write(folder, digits.images, labels, files)
         if out.exists():

@@ -17,25 +17,27 @@ from torch.nn import functional
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from taoq.spec import load_spec, read_spec
+from taoq.spec.load import load_spec
+from taoq.spec.source import read_spec
 from taoq.tasks.classification.model import build_model
 from taoq.tasks.classification.spec import UNUSED, ClassificationSpec
 
 SEED = 0
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
-WARMUP = 0.1  # of all steps
+WARMUP = 0.1  # Fraction of all steps.
 LABEL_SMOOTHING = 0.1
-MAX_SHIFT = 0.1  # of the image's side
+MAX_SHIFT = 0.1  # Fraction of the image size.
 MAX_TURN = math.radians(12)
 MAX_SCALE = 0.1
 
 
 def load_images(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Read a whole image folder as pixels in 0..1, labels and class names.
+    """Load an image folder.
 
-    Not normalised yet: training moves the images about first, and what it shifts in at the edges
-    has to be black, the background of the digits.
+    Returns:
+        Pixels in 0..1, labels and class names. The pixels are not normalized: the augmentation of training comes first
+        and fills the borders with zeros, which must be black like the background of the digits.
     """
     resize = transforms.Resize((side, side), transforms.InterpolationMode.BILINEAR)
     images = ImageFolder(str(folder), transforms.Compose([resize, transforms.ToTensor()]))
@@ -44,17 +46,17 @@ def load_images(folder: Path, side: int) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def jitter(pixels: Tensor) -> Tensor:
-    """Shift, turn and scale each image a little."""
+    """Randomly shift, rotate and scale each image."""
     count = len(pixels)
 
     def uniform(limit: float) -> Tensor:
         return (torch.rand(count) * 2 - 1) * limit
 
     turn, scale = uniform(MAX_TURN), 1 + uniform(MAX_SCALE)
-    # grid_sample's coordinates run from -1 to 1, so that the side of an image is 2.
-    across, down = uniform(2 * MAX_SHIFT), uniform(2 * MAX_SHIFT)
+    # grid_sample uses coordinates from -1 to 1, so the image size is 2.
+    shift_x, shift_y = uniform(2 * MAX_SHIFT), uniform(2 * MAX_SHIFT)
     cos, sin = scale * turn.cos(), scale * turn.sin()
-    matrix = torch.stack([cos, -sin, across, sin, cos, down], dim=1).view(count, 2, 3)
+    matrix = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(count, 2, 3)
     grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
     return functional.grid_sample(pixels, grid, mode="bilinear", align_corners=False)
 
@@ -68,18 +70,18 @@ def train(
     batch_size: int,
 ) -> None:
     """Train in place with AdamW, a linear warm-up and a cosine decay to zero."""
-    # Norms, biases and position embeddings only lose from being pulled towards zero.
+    # No weight decay for norms, biases and embeddings, as usual.
     decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        keep = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token"))
-        (free if keep else decayed).append(parameter)
+        exempt = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token"))
+        (not_decayed if exempt else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": WEIGHT_DECAY},
-        {"params": free, "weight_decay": 0.0},
+        {"params": not_decayed, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
-    steps_per_epoch = len(pixels) // batch_size  # a small last batch would upset batch norm
+    steps_per_epoch = len(pixels) // batch_size  # Drop a smaller last batch: its batch-norm statistics would be noisy.
     steps = epochs * steps_per_epoch
     warmup = max(1, round(WARMUP * steps))
 
@@ -107,7 +109,7 @@ def train(
 
 @torch.inference_mode()
 def top1(network: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int) -> float:
-    """The share of inputs whose highest score is their label's."""
+    """Return the top-1 accuracy, 0..1."""
     network.eval()
     outputs = torch.cat([network(batch) for batch in torch.split(inputs, batch_size)])
     return (outputs.argmax(dim=1) == labels).double().mean().item()
@@ -125,11 +127,11 @@ def to_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(state: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> None:
-    """Write a state dict so that `out` is never seen half-written."""
+    """Write a state dict to a temporary file and rename it, so that `out` is always complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        # Not save_file, which makes a file that only its owner can read.
+        # Not save_file: its files are readable only by their owner.
         temporary.write_bytes(to_safetensors(state, metadata))
         temporary.replace(out)
     finally:
@@ -137,9 +139,9 @@ def save(state: dict[str, Tensor], out: Path, metadata: dict[str, str]) -> None:
 
 
 def main() -> int:
-    """Train, save, score what was saved."""
+    """Train the network, evaluate it as it will be saved, and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("spec", type=Path, metavar="SPEC", help="the yaml file of the network")
+    parser.add_argument("spec", type=Path, metavar="SPEC", help="YAML file of the network")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--out", type=Path, help="default: the spec's quantize.model_path")
     arguments = parser.parse_args()
@@ -156,7 +158,7 @@ def main() -> int:
             parser.error(f"no {folder}: run make_data.py first, and this from the repository root")
 
     torch.manual_seed(SEED)
-    # With one thread the sums are always taken in the same order, however many cores there are.
+    # With one thread, sums do not depend on the number of cores.
     torch.set_num_threads(1)
     augmentation = dataset.augmentation
     normalize = transforms.Normalize(augmentation.mean, augmentation.std)
@@ -168,7 +170,7 @@ def main() -> int:
     train(network, pixels, labels, normalize, arguments.epochs, batch_size)
     print(f"trained in {time.perf_counter() - start:.0f} s")
 
-    # The score is that of the file: rounded to float16, then loaded in float32.
+    # Evaluate the weights as in the file: rounded to float16, then loaded as float32.
     state = to_half(network.state_dict())
     network = build_model(spec, None)
     network.load_state_dict(state)
