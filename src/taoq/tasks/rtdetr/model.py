@@ -243,13 +243,12 @@ def _load(model: nn.Module, checkpoint: str) -> bool:
         )
         raise TaoqError(Fault(checkpoint, what, "give the checkpoint of an RT-DETR"))
     named = nn.ModuleDict({"model": model})
-    own = named.state_dict()
     original = is_original(state)
     unused: list[str] = []
     if original:
         state = without_prefix(state, "decoder.dec_score_head.0.weight")
         state = _without_batch_counts(state, "backbone.")
-        state, unused = from_original(state, own)
+        state, unused = from_original(state, named.state_dict())
     else:
         state = from_hub(without_prefix(state, "model.encoder_input_proj.0.0.weight"))
         state = _without_batch_counts(state, "model.backbone.")
@@ -283,14 +282,14 @@ def _check_config(folder: Path, config: Any) -> None:
     except (OSError, ValueError):
         what = "is missing or not readable: not a Hugging Face folder"
         raise TaoqError(Fault(str(path), what, "give the folder with config.json and model.safetensors")) from None
-    kind = stored.get("model_type") if isinstance(stored, dict) else None
+    model_type = stored.get("model_type") if isinstance(stored, dict) else None
     backbone = stored.get("backbone_config") if isinstance(stored, dict) else None
-    if kind not in ("rt_detr", "rt_detr_v2"):
-        what = f"its model_type is {kind}, not rt_detr or rt_detr_v2"
+    if model_type not in ("rt_detr", "rt_detr_v2"):
+        what = f"its model_type is {model_type}, not rt_detr or rt_detr_v2"
         raise TaoqError(Fault(str(path), what, "give the folder of an RT-DETR"))
-    if kind != config.model_type:
-        name = kind.replace("rt_detr", "rtdetr")
-        raise SpecError(Fault("model.architecture", f"{path} has {kind}", f"write model.architecture: {name}"))
+    if model_type != config.model_type:
+        name = model_type.replace("rt_detr", "rtdetr")
+        raise SpecError(Fault("model.architecture", f"{path} has {model_type}", f"write model.architecture: {name}"))
     if not isinstance(backbone, dict) or backbone.get("model_type") != "rt_detr_resnet":
         what = "its backbone is not transformers' rt_detr_resnet"
         raise TaoqError(Fault(str(path), what, f"backbones that work are {', '.join(_BACKBONES)}"))

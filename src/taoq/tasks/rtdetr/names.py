@@ -114,12 +114,12 @@ def is_original(state: Mapping[str, Tensor]) -> bool:
     return any(name.endswith("decoder.dec_score_head.0.weight") for name in state)
 
 
-def from_original(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def from_original(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Rename the tensors of an original checkpoint.
 
     Args:
         state: The checkpoint, with original names without a prefix.
-        own: The state dict of the network.
+        network: The state dict of the network.
 
     Returns:
         The renamed tensors, with those that the network does not have under their original names; and the names of
@@ -127,7 +127,7 @@ def from_original(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tup
     """
     left = dict.fromkeys(state)
     renamed: dict[str, Tensor] = {}
-    for name in own:
+    for name in network:
         original = original_name(name)
         # In nn.MultiheadAttention, the packed projection is not a layer but two parameters.
         original = re.sub(r"\.in_proj\.(weight|bias)$", r".in_proj_\1", original)

@@ -139,7 +139,7 @@ class DetectionPredictions:
         return stem
 
     def _relative(self, path: Path) -> Path:
-        """Return the path of an image relative to its folder; if there are several folders, behind their index."""
+        """Return the path of an image relative to its folder, prefixed with its index if there are several folders."""
         folders = self._spec.dataset.infer_data_sources.image_dir
         number = next(index for index, folder in enumerate(folders) if path.is_relative_to(folder))
         relative = path.relative_to(folders[number])
