@@ -26,7 +26,7 @@ NO_SHIFTS: Shifts = MappingProxyType({})
 
 
 class Calibrated(Protocol[M_co]):
-    """A calibrated float model. Any subset of the plan's layers can be quantized without calibrating again."""
+    """A calibrated float model, in which subsets of the plan's layers are quantized without calibrating again."""
 
     def left_out(self, plan: QuantizationPlan) -> Mapping[str, str]:
         """Return the planned layers that the library leaves float, with the reason, by layer name."""
