@@ -221,7 +221,7 @@ def _named(result: object) -> Mapping[str, Tensor]:
         names = ["output"] if len(values) == 1 else [f"output_{index}" for index in range(len(values))]
         tensors = dict(zip(names, values, strict=True))
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        what = f"its forward returns {type(result).__name__}, which is not a tensor, a tuple of tensors or a mapping of them"
+        what = f"its forward returns {type(result).__name__}, not a tensor, a tuple of tensors or a mapping of them"
         raise TaoqError(Fault("model", what, "wrap it in a module that returns the tensors that count"))
     return tensors
 
