@@ -174,6 +174,6 @@ def test_an_analysis_of_an_earlier_taoq_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as error:
         given_findings(file, key, "quantize.accuracy.analysis")
     assert str(error.value) == (
-        f"quantize.accuracy.analysis: {file} is no analysis\n"
+        f"quantize.accuracy.analysis: {file} is not an analysis\n"
         "hint: name the analysis.json of taoq <task> analyze, or leave it out"
     )

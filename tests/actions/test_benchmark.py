@@ -155,7 +155,7 @@ def test_a_float_model_that_is_gone_is_refused(taoq: Taoq, digits_words: Words, 
     assert (code, err.splitlines()[-2:]) == (
         2,
         [
-            f"benchmark.baseline: missing: {source} is not there as it was",
+            f"benchmark.baseline: missing: {source} is missing or has changed",
             "hint: name the float checkpoint or ONNX file",
         ],
     )

@@ -153,7 +153,7 @@ def test_folders_of_a_sweep_one_in_the_other_and_options_without_effect(
     assert [model["model"] for model in models[1:]] == ["lr=0.1", "lr=0.1/inner"]
 
 
-NO_ARTIFACT = "is no artifact\nhint: name a folder that taoq <task> quantize wrote\n"
+NO_ARTIFACT = "is not an artifact\nhint: name a folder that taoq <task> quantize wrote\n"
 BAD_SIZES = "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]\n"
 BAD_ARGUMENTS = {
     "nothing": (
@@ -195,7 +195,7 @@ def test_a_float_model_that_changed_is_refused(compare: Taoq, pair: tuple[Path, 
     (pair[1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     code, _, err = compare(*map(str, pair))
     message = (
-        f"{pair[1]}: the float model that it was made from, {manifest['source']['path']}, is not there as it was\n"
+        f"{pair[1]}: the float model that it was made from, {manifest['source']['path']}, is missing or has changed\n"
         "hint: compare in the folder in which it was quantized, with that file in place\n"
     )
     assert (code, err[-len(message) :]) == (1, message)

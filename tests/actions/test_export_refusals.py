@@ -105,8 +105,8 @@ def test_is_quantized_must_not_contradict_the_checkpoint(taoq: Taoq, export_netw
     assert (code, err) == (
         2,
         "override export.is_quantized=true: export.is_quantized: is true, but"
-        f" {CHECKPOINTS['resnet_18']} is no artifact\n"
-        "hint: leave the field out: the artifact knows\n",
+        f" {CHECKPOINTS['resnet_18']} is not an artifact\n"
+        "hint: leave the field out: it is read from the artifact\n",
     )
     assert taoq(*export_network("resnet_18", "export.is_quantized=false", "export.check_images=1"))[0] == 0
 

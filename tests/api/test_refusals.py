@@ -64,7 +64,7 @@ def test_a_model(data: Data, refused: Refused, onnx_file: Path, tmp_path: Path) 
         "hint: choose modelopt.onnx (GPUs) or onnxruntime (CPUs)"
     )
     assert refused(lambda: taoq.benchmark(onnx_file, torch.nn.ReLU(), data.calibration)) == (
-        "baseline: one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization\n"
+        "baseline: one is a torch model and the other an ONNX file: their speeds say nothing about quantization\n"
         "hint: give a float model of the same kind"
     )
 
@@ -125,7 +125,7 @@ def test_an_artifact(network: TwoInputs, data: Data, quantized: taoq.QuantizeRes
         f"{folder}: is the artifact of a torch backend, which does not contain its network\n"
         "hint: give what taoq.load(folder, model) returns"
     )
-    assert refused(lambda: taoq.load("nowhere")) == "nowhere: is no artifact\nhint: name a folder that taoq wrote"
+    assert refused(lambda: taoq.load("nowhere")) == "nowhere: is not an artifact\nhint: name a folder that taoq wrote"
     assert refused(lambda: taoq.load(folder, torch.nn.Linear(2, 2))) == (
         f"{quantized.payload}: does not fit this Linear, which has no layer stem, image_head, number_head\n"
         "hint: give the network that was quantized"

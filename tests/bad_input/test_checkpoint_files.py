@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_artifact_is_refused(work: Path, refused: Refused) -
     )
     assert refused("evaluate", "evaluate.checkpoint=data") == (
         1,
-        "data: is a folder without a manifest.json: no artifact, or not all of it\n"
+        "data: is a folder without a manifest.json: it is not an artifact, or not a complete one\n"
         "hint: quantize again, or give a checkpoint file\n",
     )
 

@@ -95,7 +95,7 @@ def change_payload() -> None:
         ),
         pytest.param(
             lambda: Path("results/quantize/manifest.json").unlink(),
-            "results/quantize: is a folder without a manifest.json: no artifact, or not all of it\n"
+            "results/quantize: is a folder without a manifest.json: it is not an artifact, or not a complete one\n"
             "hint: quantize again, or give a checkpoint file\n",
             id="manifest missing",
         ),
@@ -151,7 +151,7 @@ def test_a_payload_without_its_manifest_is_refused(
             ["evaluate.is_quantized=false"],
             "override evaluate.is_quantized=false: evaluate.is_quantized: is false, but results/quantize is a quantized"
             " artifact\n"
-            "hint: leave the field out: the artifact knows\n",
+            "hint: leave the field out: it is read from the artifact\n",
             id="is_quantized",
         ),
     ],

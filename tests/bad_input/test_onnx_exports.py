@@ -140,8 +140,8 @@ SCENES = Path(__file__).parents[2] / "examples" / "digit_scenes"
         pytest.param(
             ["export.is_quantized=true"],
             2,
-            "override export.is_quantized=true: export.is_quantized: is true, but weights.safetensors is no artifact\n"
-            "hint: leave the field out: the artifact knows\n",
+            "override export.is_quantized=true: export.is_quantized: is true, but weights.safetensors is not an artifact\n"
+            "hint: leave the field out: it is read from the artifact\n",
             id="not quantized",
         ),
         pytest.param(

@@ -179,7 +179,7 @@ def test_an_earlier_artifact_stays_when_a_later_run_is_refused(
         ),
         pytest.param(
             lambda path: path.with_name(MANIFEST).unlink(),
-            "results/quantize: is a folder without a manifest.json: no artifact, or not all of it\n"
+            "results/quantize: is a folder without a manifest.json: it is not an artifact, or not a complete one\n"
             "hint: quantize again, or give a checkpoint file\n",
             id="without a manifest",
         ),

@@ -245,5 +245,5 @@ def test_a_run_of_an_artifact_that_is_called_float_is_refused(onnx_artifact: Pat
     assert refused("inference", override, f"inference.checkpoint={onnx_artifact}") == (
         2,
         f"override {override}: inference.is_quantized: is false, but {onnx_artifact} is a quantized artifact\n"
-        "hint: leave the field out: the artifact knows\n",
+        "hint: leave the field out: it is read from the artifact\n",
     )

@@ -352,8 +352,7 @@ def test_what_lacks_a_method_of_a_backend_is_refused(use_backend: Callable[[Any]
     with pytest.raises(TaoqError) as error:
         check(experiment_of(), None)
     assert str(error.value) == (
-        "quantize.backend: backend fake has not all of a backend's methods\n"
-        "hint: see taoq.quantization.backends.base.Backend"
+        "quantize.backend: backend fake lacks methods of a backend\nhint: see taoq.quantization.backends.base.Backend"
     )
 
 

@@ -170,6 +170,6 @@ def test_a_broken_package_stops_nothing_else(run: Callable[..., subprocess.Compl
     ]
     process = run("rtdetr", "quantize", "--options", "half")
     assert process.stderr.splitlines()[-2:] == [
-        "quantize.backend: backend half (acme 1.2) has not all of a backend's methods",
+        "quantize.backend: backend half (acme 1.2) lacks methods of a backend",
         "hint: see taoq.quantization.backends.base.Backend",
     ]

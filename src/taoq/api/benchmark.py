@@ -52,7 +52,7 @@ def benchmark(
         QUANTIZED: (quantized, *open_model(quantized, calibration=data)),
     }
     if len({entry.format for _, _, entry in opened.values()}) > 1:
-        what = "one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization"
+        what = "one is a torch model and the other an ONNX file: their speeds say nothing about quantization"
         raise SpecError(Fault("baseline", what, "give a float model of the same kind"))
     with preserve_state(baseline), preserve_state(quantized):
         runtimes = {

@@ -63,7 +63,7 @@ def artifact_folder(folder: str | Path) -> Path:
     """
     directory = find_artifact(str(folder))
     if directory is None:
-        raise TaoqError(Fault(str(folder), "is no artifact", "name a folder that taoq wrote"))
+        raise TaoqError(Fault(str(folder), "is not an artifact", "name a folder that taoq wrote"))
     return directory
 
 

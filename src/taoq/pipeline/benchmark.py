@@ -131,10 +131,10 @@ def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
             raise SpecError(Fault("benchmark.baseline", f"{section.baseline} is quantized", _NAME_FLOAT))
         return section.baseline
     if manifest is None:
-        what = f"missing: {section.checkpoint} is no artifact that names what it was made from"
+        what = f"missing: {section.checkpoint} is not an artifact that names its float model"
         raise SpecError(Fault("benchmark.baseline", what, _NAME_FLOAT))
     if not source_is_unchanged(manifest.source):
-        what = f"missing: {manifest.source['path'] or 'what the artifact was made from'} is not there as it was"
+        what = f"missing: {manifest.source['path'] or 'the float model'} is missing or has changed"
         raise SpecError(Fault("benchmark.baseline", what, _NAME_FLOAT))
     return manifest.source["path"]
 
@@ -168,7 +168,7 @@ def _open(experiment: Experiment, files: Mapping[str, str]) -> dict[str, Runtime
             experiment, dataclasses.replace(section, checkpoint=file, is_quantized=flag), "benchmark"
         )
     if len({type(model) for model in models.values()}) > 1:
-        what = "one of both is a torch model and the other an ONNX file: their speeds say nothing of quantization"
+        what = "one is a torch model and the other an ONNX file: their speeds say nothing about quantization"
         raise SpecError(Fault("benchmark.baseline", what, "name a float model of the same kind"))
     return models
 

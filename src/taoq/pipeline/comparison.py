@@ -73,7 +73,7 @@ def task_and_spec(artifacts: Sequence[str], spec: str | None) -> tuple[str, str]
         spec: Path of the spec; None for the spec of the first artifact.
 
     Raises:
-        SpecError: If there is no artifact.
+        SpecError: If there is not an artifact.
         TaoqError: If the first artifact is damaged, or if its spec is missing.
     """
     if not artifacts:
@@ -117,7 +117,7 @@ def read_artifacts(experiment: Experiment, artifacts: Sequence[str]) -> Comparis
 def _folder(name: str) -> Path:
     directory = find_artifact(name)
     if directory is None:
-        raise TaoqError(Fault(name, "is no artifact", "name a folder that taoq <task> quantize wrote"))
+        raise TaoqError(Fault(name, "is not an artifact", "name a folder that taoq <task> quantize wrote"))
     return directory
 
 
@@ -133,7 +133,7 @@ def _read(experiment: Experiment, paths: Sequence[str]) -> dict[str, Artifact]:
         artifact = artifacts[path] = fitting_artifact(experiment, directory)
         source = artifact.manifest.source
         if not _source_exists(experiment, source):
-            what = f"the float model that it was made from, {source['path']}, is not there as it was"
+            what = f"the float model that it was made from, {source['path']}, is missing or has changed"
             hint = "compare in the folder in which it was quantized, with that file in place"
             if not source["path"]:
                 what, hint = "was made from another network", "give the network, with its weights, that was quantized"

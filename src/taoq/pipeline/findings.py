@@ -108,7 +108,7 @@ def given_findings(path: Path, key: Mapping[str, str], where: str) -> Mapping[Fi
     analysis = _read(path)
     if analysis is None:
         hint = "name the analysis.json of taoq <task> analyze, or leave it out"
-        raise SpecError(Fault(where, f"{path} is no analysis", hint))
+        raise SpecError(Fault(where, f"{path} is not an analysis", hint))
     values, differing = _fitting(analysis, key)
     if differing and not values:
         hint = "run taoq <task> analyze on this model, or leave it out"

@@ -28,7 +28,7 @@ from taoq.tasks.sections import RunSpec
 
 log = logging.getLogger(__name__)
 
-_LEAVE_OUT = "leave the field out: the artifact knows"
+_LEAVE_OUT = "leave the field out: it is read from the artifact"
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _check_plain_checkpoint(checkpoint: str, where: str, *, is_quantized: bool |
         raise SpecError(Fault(f"{where}.is_quantized", what, hint))
     folder = Path(checkpoint or "-")
     if folder.is_dir() and not (folder / "config.json").is_file():  # Hugging Face models have one.
-        what = "is a folder without a manifest.json: no artifact, or not all of it"
+        what = "is a folder without a manifest.json: it is not an artifact, or not a complete one"
         raise TaoqError(Fault(checkpoint, what, "quantize again, or give a checkpoint file"))
 
 

@@ -45,7 +45,7 @@ def find_runtime(name: str, where: str) -> RuntimeKind:
     """
     runtime = RUNTIMES.load(name, where)
     if not isinstance(runtime, RuntimeKind):
-        what = f"runtime {name}{RUNTIMES.rows()[name].origin} has not all of a runtime's methods"
+        what = f"runtime {name}{RUNTIMES.rows()[name].origin} lacks methods of a runtime"
         raise TaoqError(Fault(where, what, "see taoq.runtimes.base.RuntimeKind"))
     return runtime
 

@@ -27,8 +27,6 @@ from taoq.runtimes.base import RuntimeKind, torch_device
 
 log = logging.getLogger(__name__)
 
-onnxruntime.set_default_logger_severity(4)  # Errors that it prints are also raised.
-
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _TENSORRT = "TensorrtExecutionProvider"

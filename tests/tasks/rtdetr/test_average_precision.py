@@ -235,7 +235,7 @@ def test_images_of_another_size_than_in_the_json_are_named(tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING, "taoq"):
         metric.compute()
     assert caplog.messages == [
-        f"{tmp_path / 'val.json'}: 1 image(s) are of another size than it says, first b.png:"
+        f"{tmp_path / 'val.json'}: 1 image(s) have another size than it says, first b.png:"
         " are its boxes for these files?"
     ]
 

@@ -19,8 +19,8 @@ from taoq.tasks.rtdetr.data import (
     calibration_batches,
     class_names,
     evaluation_batches,
-    evaluation_source,
     inference_batches,
+    read_annotations,
 )
 from taoq.tasks.rtdetr.metric import CocoMetric
 
@@ -43,7 +43,7 @@ def test_outputs_mean_categories(tmp_path: Path, ids: list[int], classes: int, e
     write_three_images(tmp_path, categories={id_: f"class_{id_}" for id_ in ids})
     for remap in (False, classes == 80):
         spec = detector_spec(tmp_path, classes=classes, dataset={"remap_mscoco_category": remap})
-        _, coco = evaluation_source(spec)
+        coco = read_annotations(spec)
         assert coco.category_ids == expected
         assert [name for name in coco.names if name.startswith("class_")] == [f"class_{id_}" for id_ in ids]
 
@@ -82,7 +82,7 @@ def test_classes_that_do_not_fit_the_json_are_refused(
 
 def test_a_spec_without_annotations_is_refused(three_images: Path) -> None:
     with pytest.raises(TaoqError) as error:
-        evaluation_source(detector_spec(three_images, dataset={"test_data_sources": {}}))
+        read_annotations(detector_spec(three_images, dataset={"test_data_sources": {}}))
     assert str(error.value) == (
         "dataset.test_data_sources.json_file: missing: evaluate needs annotated images\n"
         "hint: name a COCO json, and the folder of its images in image_dir"
@@ -95,7 +95,7 @@ def test_annotations_are_completed_and_degenerate_ones_left_out(
     boxes = [[1, 2, 30, 20], [5, 5, 0, 9], [5, 5, 9, -1], [90, 50, 30, 30]]
     write_three_images(tmp_path, annotations=[{"image_id": 10, "category_id": 1, "bbox": box} for box in boxes])
     with caplog.at_level(logging.WARNING, "taoq"):
-        _, coco = evaluation_source(detector_spec(tmp_path))
+        coco = read_annotations(detector_spec(tmp_path))
     assert [(entry["bbox"], entry["area"], entry["iscrowd"]) for entry in coco.data["annotations"]] == [
         (boxes[0], 600, 0),
         (boxes[3], 900, 0),  # reaches over the edge, which is usual

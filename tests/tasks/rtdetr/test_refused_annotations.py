@@ -120,10 +120,10 @@ BOX_IN_PIXELS = "correct the json: a bbox is [x, y, width, height] in pixels"
 @pytest.mark.parametrize(
     ("values", "fault", "hint"),
     [
-        ({"category_id": 77}, "its category_id 77 is no category", CORRECT),
-        ({"category_id": {"name": "3"}}, "its category_id {'name': '3'} is no category", CORRECT),
-        ({"image_id": 77}, "its image_id 77 is no image", CORRECT),
-        ({"image_id": [1]}, "its image_id [1] is no image", CORRECT),
+        ({"category_id": 77}, "its category_id 77 is not in categories", CORRECT),
+        ({"category_id": {"name": "3"}}, "its category_id {'name': '3'} is not in categories", CORRECT),
+        ({"image_id": 77}, "its image_id 77 is not in images", CORRECT),
+        ({"image_id": [1]}, "its image_id [1] is not in images", CORRECT),
         ({"bbox": None}, "its bbox is not [x, y, width, height]", CORRECT),
         ({"bbox": [1, 2, 3]}, "its bbox is not [x, y, width, height]", CORRECT),
         ({"bbox": ["1", "2", "3", "4"]}, "its bbox is not [x, y, width, height]", CORRECT),

@@ -161,7 +161,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(refusal: Refusal) -> None:
     assert refusal("evaluate", "evaluate.checkpoint=data") == (
         1,
         [
-            "data: is a folder without a manifest.json: no artifact, or not all of it",
+            "data: is a folder without a manifest.json: it is not an artifact, or not a complete one",
             "hint: quantize again, or give a checkpoint file",
         ],
     )

@@ -26,14 +26,14 @@ def fault(override: str, text: str, hint: str) -> list[str]:
         pytest.param(
             "evaluate",
             "model.eval_idx=3",
-            "model.eval_idx: 3 is no layer of 3",
+            "model.eval_idx: 3 is not a layer of 3",
             "write -1 for the last layer",
             id="a decoder layer after the last",
         ),
         pytest.param(
             "evaluate",
             "model.eval_idx=-4",
-            "model.eval_idx: -4 is no layer of 3",
+            "model.eval_idx: -4 is not a layer of 3",
             "write -1 for the last layer",
             id="a decoder layer before the first",
         ),
@@ -103,7 +103,7 @@ def test_all_faults_are_listed(refusal: Refusal) -> None:
     assert refusal("quantize", "model.eval_idx=3", "model.depth_mult=2") == (
         2,
         [
-            *fault("model.eval_idx=3", "model.eval_idx: 3 is no layer of 3", "write -1 for the last layer"),
+            *fault("model.eval_idx=3", "model.eval_idx: 3 is not a layer of 3", "write -1 for the last layer"),
             *fault(
                 "model.depth_mult=2",
                 "model.depth_mult: 2: transformers' fusion blocks have three RepVGG blocks, which is depth_mult 1",

@@ -18,6 +18,6 @@ def load_backend(name: str) -> AnyBackend:
     """
     backend = BACKENDS.load(name, "quantize.backend")
     if not isinstance(backend, Backend):
-        what = f"backend {name}{BACKENDS.rows()[name].origin} has not all of a backend's methods"
+        what = f"backend {name}{BACKENDS.rows()[name].origin} lacks methods of a backend"
         raise TaoqError(Fault("quantize.backend", what, "see taoq.quantization.backends.base.Backend"))
     return backend

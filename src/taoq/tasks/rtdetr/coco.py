@@ -58,9 +58,9 @@ def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
     for number, annotation in enumerate(data["annotations"]):
         name = f"{path}: annotation {annotation.get('id', number)}"
         if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
-            raise TaoqError(Fault(name, f"its image_id {annotation['image_id']} is no image", "correct the json"))
+            raise TaoqError(Fault(name, f"its image_id {annotation['image_id']} is not in images", "correct the json"))
         if not isinstance(annotation["category_id"], int) or annotation["category_id"] not in categories:
-            what = f"its category_id {annotation['category_id']} is no category"
+            what = f"its category_id {annotation['category_id']} is not in categories"
             raise TaoqError(Fault(name, what, "correct the json"))
         box = annotation["bbox"]
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):

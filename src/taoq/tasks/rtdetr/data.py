@@ -18,7 +18,7 @@ from taoq.network import Inputs
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
 from taoq.tasks.rtdetr.coco import Coco, image_paths, read_coco, read_images
 from taoq.tasks.rtdetr.model import input_size
-from taoq.tasks.rtdetr.spec import RtdetrSpec
+from taoq.tasks.rtdetr.spec import CocoSpec, RtdetrSpec
 from taoq.tasks.sections import batch_size
 
 log = logging.getLogger(__name__)
@@ -40,27 +40,28 @@ class Targets:
     sizes: Tensor
 
 
-def evaluation_source(spec: RtdetrSpec) -> tuple[str, Coco]:
-    """Read the annotations of `evaluate`.
-
-    Returns:
-        The section of the spec that names them, `dataset.test_data_sources` or `dataset.val_data_sources`, and the
-        annotations.
+def read_annotations(spec: RtdetrSpec) -> Coco:
+    """Read the annotations of `evaluate`: those of test_data_sources, or of val_data_sources if only that is given.
 
     Raises:
         SpecError: If the spec names no annotations.
         TaoqError: If they are missing or damaged, or do not fit dataset.num_classes.
     """
-    test, val = spec.dataset.test_data_sources, spec.dataset.val_data_sources
-    section = "test_data_sources" if test.json_file or test.image_dir or not val.json_file else "val_data_sources"
-    source = getattr(spec.dataset, section)
-    where = f"dataset.{section}"
+    where, source = _evaluation_source(spec)
     if not source.json_file:
         what = "missing: evaluate needs annotated images"
         raise NotGiven(Fault(f"{where}.json_file", what, "name a COCO json, and the folder of its images in image_dir"))
-    if section == "val_data_sources":
+    if source is spec.dataset.val_data_sources:
         log.info(Notice("dataset.test_data_sources", "is not given: evaluating dataset.val_data_sources"))
-    return where, read_coco(source.json_file, f"{where}.json_file", spec)
+    return read_coco(source.json_file, f"{where}.json_file", spec)
+
+
+def _evaluation_source(spec: RtdetrSpec) -> tuple[str, CocoSpec]:
+    """Return the section of the spec that `evaluate` uses, with its path."""
+    test, val = spec.dataset.test_data_sources, spec.dataset.val_data_sources
+    if test.json_file or test.image_dir or not val.json_file:
+        return "dataset.test_data_sources", test
+    return "dataset.val_data_sources", val
 
 
 def example_inputs(spec: RtdetrSpec) -> Inputs:
@@ -98,11 +99,11 @@ def evaluation_batches(spec: RtdetrSpec) -> ImageBatches:
         SpecError: If the spec does not name both annotations and images.
         TaoqError: If the annotations are damaged or do not fit dataset.num_classes, or if an image file is missing.
     """
-    where, coco = evaluation_source(spec)
-    image_dir = getattr(spec.dataset, where.removeprefix("dataset.")).image_dir
-    if not image_dir:
+    coco = read_annotations(spec)
+    where, source = _evaluation_source(spec)
+    if not source.image_dir:
         raise NotGiven(Fault(f"{where}.image_dir", "missing: where are the images?", "name the folder of the images"))
-    paths = image_paths(coco.data, image_folder(image_dir, f"{where}.image_dir"), coco.path)
+    paths = image_paths(coco.data, image_folder(source.image_dir, f"{where}.image_dir"), coco.path)
     ids = [image["id"] for image in coco.data["images"]]
     return _batches(spec, paths, ids, batch_size(spec.evaluate, spec.dataset.batch_size))
 
@@ -135,7 +136,7 @@ def class_names(spec: RtdetrSpec) -> tuple[str, ...]:
     where = "dataset.infer_data_sources.classmap"
     if not classmap:
         if spec.dataset.test_data_sources.json_file or spec.dataset.val_data_sources.json_file:
-            return evaluation_source(spec)[1].names
+            return read_annotations(spec).names
         log.warning(Notice(where, "nothing names the classes, they are numbered"))
         return tuple(str(number) for number in range(num_classes))
     try:

@@ -21,7 +21,7 @@ from taoq.errors import Fault, Notice, SpecError
 from taoq.files import digest
 from taoq.network import Outputs
 from taoq.plain import JsonMapping, JsonObject
-from taoq.tasks.rtdetr.data import Targets, evaluation_source
+from taoq.tasks.rtdetr.data import Targets, read_annotations
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.predict import Detections, detections
 from taoq.tasks.rtdetr.spec import RtdetrSpec
@@ -49,7 +49,7 @@ class CocoMetric:
     """
 
     def __init__(self, spec: RtdetrSpec) -> None:
-        _, self._coco = evaluation_source(spec)
+        self._coco = read_annotations(spec)
         self._spec = spec
         category_ids = set(self._coco.category_ids) - {-1}
         eval_ids = spec.dataset.eval_class_ids
@@ -107,7 +107,7 @@ class CocoMetric:
         """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has."""
         if self._wrong_sizes:
             count, first = len(self._wrong_sizes), self._wrong_sizes[0]
-            what = f"{count} image(s) are of another size than it says, first {first}: are its boxes for these files?"
+            what = f"{count} image(s) have another size than it says, first {first}: are its boxes for these files?"
             log.warning(Notice(str(self._coco.path), what))
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
         self._rows = [rows]

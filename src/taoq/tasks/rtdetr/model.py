@@ -137,7 +137,7 @@ def check_spec(spec: RtdetrSpec) -> None:
         what = f"{model.num_select} is more than {model.num_queries} queries x {spec.dataset.num_classes} classes"
         faults.append(Fault("model.num_select", what, f"write at most {most}"))
     if not -model.dec_layers <= model.eval_idx < model.dec_layers:
-        what = f"{model.eval_idx} is no layer of {model.dec_layers}"
+        what = f"{model.eval_idx} is not a layer of {model.dec_layers}"
         faults.append(Fault("model.eval_idx", what, "write -1 for the last layer"))
     if model.depth_mult != 1:
         what = f"{model.depth_mult}: transformers' fusion blocks have three RepVGG blocks, which is depth_mult 1"

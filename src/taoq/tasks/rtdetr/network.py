@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RT-DETR for one input size, ready to be quantized and exported, on the layers of transformers' RT-DETR.
 
-What depends on the input size alone is a constant here: position embeddings and anchors, float32 and finite. What
-inference does not use is left out: denoising, the heads of all decoder layers but the last that counts.
+Position embeddings and anchors depend only on the input size, so they are constants here, float32 and finite. The parts
+that only training uses are left out: denoising, and the heads of all decoder layers except the last one in use.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import (
 )
 
 _FAR = 32.0
-"""Anchors too close to the border, in logits: sigmoid(32) is 1. The original has inf there, transformers finfo.max,
-and either would spoil the range of whatever is calibrated behind it."""
-_MARGIN = 1e-2  # such anchors are nearer than this to the border, as a part of the image
-_SMALLEST = 0.05  # side of an anchor of the finest feature map, as a part of the image
-_EPSILON = 1e-5  # of the inverse sigmoid
+"""Logit of anchors too close to the border; sigmoid(32) is 1. The original code has inf there and transformers
+finfo.max, either of which would ruin the calibrated ranges of the layers that follow."""
+_MARGIN = 1e-2
+"""Anchors nearer than this to the border are invalid; a fraction of the image's side."""
+_SMALLEST = 0.05
+"""Side of the anchors of the finest feature map; a fraction of the image's side."""
+_EPSILON = 1e-5
+"""Least probability in the inverse sigmoid."""
 _NORMS = (nn.BatchNorm2d, RTDetrFrozenBatchNorm2d, RTDetrV2FrozenBatchNorm2d)
 
 
 class Detector(nn.Module):
-    """pixel_values [N, 3, height, width] in 0..1 to pred_logits [N, queries, classes] and pred_boxes [N, queries, 4].
+    """RT-DETR: pixel_values [N, 3, height, width] to pred_logits [N, queries, classes] and pred_boxes [N, queries, 4].
 
-    Boxes are center x, center y, width, height, as parts of the input's width and height.
+    Pixels are in 0..1. Boxes are center x, center y, width and height, as fractions of the input's width and height.
     """
 
     anchors: Tensor
@@ -42,15 +45,14 @@ class Detector(nn.Module):
     def __init__(
         self, model: nn.Module, size: tuple[int, int], strides: Sequence[int], num_layers: int, *, columns_first: bool
     ) -> None:
-        """Take over the layers of a transformers model.
+        """Use the layers of a transformers model. The model is modified.
 
         Args:
             model: `RTDetrForObjectDetection.model`, with its heads, or that of RT-DETRv2.
-            size: Height and width of the input, pixels, multiples of every stride.
-            strides: Of the feature maps.
-            num_layers: Decoder layers that count.
-            columns_first: The order of the position embeddings is the original code's, which differs where the
-                input is not square.
+            size: Height and width of the input in pixels, multiples of every stride.
+            strides: Strides of the feature maps in pixels, the finest first.
+            num_layers: Number of decoder layers to use.
+            columns_first: Whether to order the position embeddings as the original code does; see `position_embedding`.
         """
         super().__init__()
         self.model = model
@@ -61,7 +63,7 @@ class Detector(nn.Module):
         decoder.layers = decoder.layers[:num_layers]
         decoder.bbox_embed = decoder.bbox_embed[:num_layers]
         last = str(num_layers - 1)
-        decoder.class_embed = nn.ModuleDict({last: decoder.class_embed[num_layers - 1]})  # its name stays
+        decoder.class_embed = nn.ModuleDict({last: decoder.class_embed[num_layers - 1]})  # keeps its name
         if hasattr(parts, "denoising_class_embed"):
             del parts.denoising_class_embed
         shapes = [(size[0] // stride, size[1] // stride) for stride in strides]
@@ -82,7 +84,7 @@ class Detector(nn.Module):
         self.register_buffer("level_start_index", torch.tensor(starts), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass; RT-DETR's forward (transformers, `RTDetrModel.forward`) without what training needs."""
+        """Detect objects: `RTDetrModel.forward` of transformers without the parts for training."""
         parts = cast(Any, self.model)
         features = parts.backbone.model(pixel_values).feature_maps
         projected = [project(feature) for project, feature in zip(parts.encoder_input_proj, features, strict=True)]
@@ -90,7 +92,7 @@ class Detector(nn.Module):
         sources = [project(encoded[min(level, len(encoded) - 1)]) for level, project in
                    enumerate(parts.decoder_input_proj)]  # fmt: skip
         memory = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], 1)
-        # the positions that score best become the queries
+        # The positions with the best scores become the queries.
         proposals = parts.enc_output(memory * self.valid)
         scores = parts.enc_score_head(proposals).amax(-1)
         best = torch.topk(scores, self.num_queries, dim=1).indices.unsqueeze(-1)
@@ -117,7 +119,7 @@ class Detector(nn.Module):
 
 
 class _Constant(nn.Module):
-    """Gives a constant whatever it is called with; kept in the state dict, as its order depends on the checkpoint."""
+    """Returns a constant. It is a buffer of the state dict because its order depends on the checkpoint."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -128,14 +130,14 @@ class _Constant(nn.Module):
 
 
 def position_embedding(shape: tuple[int, int], channels: int, temperature: float, *, columns_first: bool) -> Tensor:
-    """Sine and cosine of row and column at frequencies from 1 to 1 / temperature; [1, height * width, channels].
+    """Return the sine and cosine of row and column at several frequencies, [1, height * width, channels].
 
     Args:
         shape: Height and width of the feature map.
         channels: A multiple of 4.
-        temperature: The slowest frequency is its inverse.
-        columns_first: The positions in the order of the original code, which goes down the columns while the features
-            go along the rows. In a square map that only swaps what row and column mean.
+        temperature: The frequencies are spaced from 1 towards 1 / temperature (arXiv:1706.03762, section 3.5).
+        columns_first: Whether to list the positions column by column, as the original code does although its features
+            are listed row by row. In a square map this only exchanges the meaning of row and column.
     """
     frequencies = temperature ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
     height, width = shape
@@ -146,10 +148,14 @@ def position_embedding(shape: tuple[int, int], channels: int, temperature: float
 
 
 def make_anchors(shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """One anchor for each position of each feature map.
+    """Make one anchor for each position of each feature map.
+
+    Args:
+        shapes: Height and width of each feature map, the finest first.
 
     Returns:
-        Boxes in logits, center and size, [1, positions, 4]; 1.0 where an anchor is valid, else 0.0, [1, positions, 1].
+        Logits of the boxes (center x, center y, width, height), [1, positions, 4]; and whether each anchor is valid,
+        1.0 or 0.0, [1, positions, 1].
     """
     anchors = []
     for level, (height, width) in enumerate(shapes):
@@ -162,9 +168,9 @@ def make_anchors(shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 
 
 def fuse(model: nn.Module) -> None:
-    """Fold batch norms into the convolution in front of them, and both branches of RepVGG blocks into one; in place.
+    """Fold batch norms into the preceding convolutions, and the two branches of RepVGG blocks into one, in place.
 
-    Outputs stay the same up to rounding (RepVGG: arXiv:2101.03697, section 3.3).
+    The outputs stay the same up to rounding (RepVGG: arXiv:2101.03697, section 3.3).
     """
     for module in list(model.modules()):
         children = list(module.named_children())
@@ -179,7 +185,7 @@ def fuse(model: nn.Module) -> None:
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    epsilon = getattr(norm, "eps", 1e-5)  # the frozen one has it in its forward
+    epsilon = getattr(norm, "eps", 1e-5)  # The frozen batch norm has it as a constant in its forward.
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, epsilon, norm.weight, norm.bias
     )
@@ -187,7 +193,7 @@ def _fold(conv: nn.Conv2d, norm: Any) -> None:
 
 
 def _one_branch(block: Any) -> nn.Module:
-    """A RepVGG block whose norms are folded, as one convolution; the original's deploy form calls it `conv` too."""
+    """Return a RepVGG block with folded norms as one convolution, named `conv` as in the original's deploy form."""
     wide, narrow = block.conv1.conv, block.conv2.conv
     wide.weight = nn.Parameter((wide.weight + functional.pad(narrow.weight, [1, 1, 1, 1])).detach())
     wide.bias = nn.Parameter((wide.bias + narrow.bias).detach())

@@ -15,8 +15,6 @@ from taoq.quantization.formats.checks import NO_IMAGES, NON_FINITE_HINT
 from taoq.quantization.formats.onnx.inputs import Arrays, GraphInput, arrays_of, filled, fixed_batch, pieces
 from taoq.quantization.ranges import Ranges
 
-onnxruntime.set_default_logger_severity(4)  # onnxruntime raises every error that it logs.
-
 ENTROPY_BINS = 512
 """Bins of the histogram of entropy calibration. onnxruntime's default of 128 bins equals the number of quantization
 steps, which leaves only the full range to choose."""
