@@ -258,7 +258,8 @@ def _help_options(action: str, name: str) -> str:
         place, options = f"{action}.runtime_kwargs", find_runtime(name, "--options").options
     if not options:
         return f"{name} has no options"
-    return f"options of {name}, in {place}:\n" + "\n".join(f"  {key:<26} {text}" for key, text in options.items())
+    width = max(map(len, options))
+    return f"options of {name}, in {place}:\n" + "\n".join(f"  {key:<{width}}  {text}" for key, text in options.items())
 
 
 def _help_table(table: Table) -> str:

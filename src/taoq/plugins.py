@@ -123,7 +123,7 @@ def _rows(table: Table) -> Mapping[str, Row]:
         )
         if row.name in rows:
             owner = rows[row.name].distribution or "taoq"
-            what = f"that of {row.distribution} is ignored, because {owner} has one of the same name"
+            what = f"of the package {row.distribution} is ignored: {owner} has a {table.kind} of this name"
             log.warning(Notice(f"{table.kind} {row.name}", what))
             continue
         rows[row.name] = row

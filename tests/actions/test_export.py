@@ -26,7 +26,7 @@ from support.exported import (
     shape_of,
 )
 from taoq.files import sha256
-from taoq.pipeline.proof import differences
+from taoq.pipeline.proof import output_differences
 from taoq.quantization.formats.onnx.file import read_graph
 
 every_network = pytest.mark.parametrize("network", SIZES)
@@ -66,7 +66,7 @@ def test_the_file_computes_what_torch_computes(float_file: FloatFile, network: s
     outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     reference = dict(zip(experiment.outputs, outputs, strict=True))
     results = {name: torch.from_numpy(value) for name, value in run_onnxruntime(file, images).items()}
-    for difference in differences(experiment, reference, results, only_significant=False).values():
+    for difference in output_differences(experiment, reference, results, only_significant=False).values():
         assert difference.largest_difference < 1e-4 * max(difference.largest_value, 1)
 
 

@@ -101,10 +101,10 @@ def test_help_names_each_package(run: Callable[..., subprocess.CompletedProcess[
         assert line in lines
     assert (process.returncode, process.stderr) == (
         0,
-        "warning: task rtdetr: that of broken is ignored, because taoq has one of the same name\n",
+        "warning: task rtdetr: of the package broken is ignored: taoq has a task of this name\n",
     )
     options = run("classification_pyt", "quantize", "--options", "acme").stdout
-    assert options == "options of acme, in quantize.backend_kwargs:\n  flavour                    How it tastes\n"
+    assert options == "options of acme, in quantize.backend_kwargs:\n  flavour  How it tastes\n"
 
 
 def test_specs_take_them_with_their_options(

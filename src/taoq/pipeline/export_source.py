@@ -50,7 +50,7 @@ def open_source(experiment: Experiment, section: ExportSpec) -> ExportSource:
     directory = find_artifact(section.checkpoint)
     if section.is_quantized is not None and section.is_quantized != (directory is not None):
         what = f"is {str(section.is_quantized).lower()}, but {section.checkpoint} is"
-        what += " a quantized artifact" if directory else " no artifact"
+        what += " a quantized artifact" if directory else " not an artifact"
         raise SpecError(Fault("export.is_quantized", what, "leave the field out: it is read from the artifact"))
     if directory is None:
         return float_source(experiment.build(section.checkpoint))

@@ -45,8 +45,32 @@ with library_output():
     from modelopt.torch.quantization.config import MaxCalibConfig, SmoothQuantCalibConfig
     from modelopt.torch.quantization.nn import QuantModuleRegistry
 
-_ENTROPY_OPTIONS = ("stride", "start_bin")
+_CONFIGS: Mapping[str, type[pydantic.BaseModel]] = {
+    "minmax": MaxCalibConfig,
+    "max": MaxCalibConfig,
+    "smoothquant": SmoothQuantCalibConfig,
+}
+"""ModelOpt's config of each algorithm except entropy, which has none."""
+_ENTROPY_OPTIONS = {
+    "stride": "entropy: distance between the ranges to try, in bins",
+    "start_bin": "entropy: smallest range to try, in bins",
+}
 """Arguments of `HistogramCalibrator.compute_amax` that a spec may set."""
+
+
+def _options() -> dict[str, str]:
+    """Return the fields of ModelOpt's configs with their algorithms and titles, and the options of entropy."""
+    options: dict[str, str] = {}
+    for config in _CONFIGS.values():
+        for key in _config_fields(config):
+            algorithms = ", ".join(name for name, other in _CONFIGS.items() if key in other.model_fields)
+            title = config.model_fields[key].title or ""
+            options[key] = f"{algorithms}: {title.rstrip('.')}"
+    return options | _ENTROPY_OPTIONS
+
+
+def _config_fields(config: type[pydantic.BaseModel]) -> list[str]:
+    return [key for key in config.model_fields if key != "method"]  # quantize.algorithm is the method.
 
 
 class ModelOptTorchBackend:
@@ -69,12 +93,7 @@ class ModelOptTorchBackend:
         layer_types=tuple(sorted(kind.__name__ for kind in TYPES)),
         devices=("cuda", "cpu"),
         realised={FP8_E5M2: FP8_E4M3FN},  # ModelOpt refuses E5M2 with static scales; TensorRT has only E4M3.
-        options={
-            "distributed_sync": "algorithms minmax, max and smoothquant: whether processes synchronize their ranges",
-            "stride": "algorithm entropy: distance between the ranges to try, in bins",
-            "start_bin": "algorithm entropy: smallest range to try, in bins",
-            "alpha": "algorithm smoothquant: share of the input outliers that moves into the weights, 0..1",
-        },
+        options=_options(),
         target="accuracy studies in torch (quantization is simulated, it brings no speed) and smaller files",
     )
 
@@ -82,8 +101,8 @@ class ModelOptTorchBackend:
         """Check `backend_kwargs` against ModelOpt's config of the algorithm, or its entropy calibrator's arguments."""
         if section.algorithm == "entropy":
             return _check_entropy_options(section.backend_kwargs)
-        config = SmoothQuantCalibConfig if section.algorithm == "smoothquant" else MaxCalibConfig
-        allowed = [key for key in config.model_fields if key != "method"]
+        config = _CONFIGS[section.algorithm]
+        allowed = _config_fields(config)
         faults = []
         for key, value in section.backend_kwargs.items():
             where = f"quantize.backend_kwargs.{key}"

@@ -168,7 +168,7 @@ class Graph:
             self.readers.setdefault(read, []).append(node)
 
     def close(self) -> None:
-        """Insert the added nodes: each right after the node that computes its first input that is no initializer.
+        """Insert the added nodes: each right after the node that computes its first input that is not an initializer.
 
         Nodes that read only initializers go first.
         """
