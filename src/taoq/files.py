@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,10 @@ _WITH_EXTERNAL_WEIGHTS = (".onnx",)
 """Suffixes of files that may keep their weights in a second file."""
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a write that name no file: no space, over quota, file too large, read-only."""
+
+
 def weights_beside(file: Path) -> Path:
     """Return the path at which ModelOpt and onnxruntime store the external weights of an ONNX file."""
     return file.with_name(f"{file.name}_data")
@@ -25,8 +30,10 @@ def parts(checkpoint: Path) -> list[Path]:
     """Return all files of a checkpoint: the file and its external weights; for a folder the files in it, sorted."""
     if checkpoint.is_dir():
         return sorted(file for file in checkpoint.iterdir() if file.is_file())
-    beside = weights_beside(checkpoint)
-    return [checkpoint, beside] if checkpoint.suffix in _WITH_EXTERNAL_WEIGHTS and beside.is_file() else [checkpoint]
+    if checkpoint.suffix not in _WITH_EXTERNAL_WEIGHTS:
+        return [checkpoint]
+    beside = (weights_beside(checkpoint), checkpoint.with_name(f"{checkpoint.name}.data"))  # torch's exporter: .data
+    return [checkpoint, *(file for file in beside if file.is_file())]
 
 
 def total_size(checkpoint: Path) -> int:
@@ -37,7 +44,7 @@ def total_size(checkpoint: Path) -> int:
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, or for a folder that of the listing of its files with their SHA-256.
 
-    An ONNX file with external weights is digested like a folder of two files.
+    An ONNX file with external weights is digested like a folder of its files.
     """
     files = parts(path)
     if files == [path]:
@@ -56,6 +63,11 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
+def partial_of(path: Path) -> Path:
+    """Return the temporary file of `replacing`."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write to a temporary file and rename it over `path` on success.
@@ -68,7 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the file cannot be written; `path` is unchanged.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
@@ -90,6 +102,12 @@ def replace_text(path: Path, text: str) -> None:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TaoqError(cannot_write(path, error)) from error
+
+
+def failed_to_write(error: OSError, path: Path) -> bool:
+    """Return whether an error comes from writing a file or folder, rather than from other files that were read."""
+    names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return error.errno in _OF_THE_DISK or any(name.is_relative_to(path) or path.is_relative_to(name) for name in names)
 
 
 def cannot_write(path: Path, error: OSError) -> Fault:

@@ -53,7 +53,7 @@ def test_inputs_and_targets(item: Any, signature: Signature, inputs: dict[str, T
 def test_arrays_are_tensors() -> None:
     inputs, targets = split((np.ones((2, 3), np.float32), np.arange(2)), ONE, "calibration")
     assert torch.equal(inputs["pixel_values"], torch.ones(2, 3))
-    assert isinstance(targets, np.ndarray)
+    assert torch.equal(targets, torch.arange(2))
 
 
 class Stream(IterableDataset[Tensor]):
@@ -70,8 +70,9 @@ class Stream(IterableDataset[Tensor]):
         (DataLoader(TensorDataset(torch.ones(10, 3)), batch_size=4, sampler=range(6)), 6),
         (DataLoader(Stream(), batch_size=4), 10),
         (DataLoader([A, B[:1]], batch_size=None), 3),
+        (DataLoader([A, B[:1]], batch_size=1, collate_fn=lambda items: items[0]), 3),
     ],
-    ids=["list", "data set", "drop_last", "sampler", "stream", "batches"],
+    ids=["list", "data set", "drop_last", "sampler", "stream", "batches", "collate_fn"],
 )
 def test_samples_are_counted(loader: Any, samples: int) -> None:
     batches = open_loader(loader, ONE, "calibration", labelled=False)

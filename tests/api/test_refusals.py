@@ -89,8 +89,9 @@ def test_data(network: TwoInputs, data: Data, refused: Refused) -> None:
         " repeated\nhint: give a loader with shuffle=False and without random augmentation"
     )
     assert quantize([images]) == f"calibration: a batch has no 'numbers', which the network takes\n{a_list}"
-    assert quantize([{"image": images}]) == (
-        f"calibration: a batch has no 'numbers', which the network takes\n{a_list}"
+    assert quantize([{"image": images, "label": numbers}]) == (
+        "calibration: a batch has no 'numbers', which the network takes: its keys are image, label\n"
+        "hint: name the inputs of the network as it does: image, numbers"
     )
     assert quantize([("a cat", numbers)]) == (
         f"calibration: 'image' of a batch is str, not a tensor of samples\n{a_list}"
@@ -162,11 +163,30 @@ def test_the_command_line_does_not_open_what_the_api_made(
 
 
 def test_options(network: TwoInputs, data: Data, refused: Refused, tmp_path: Path) -> None:
-    assert refused(lambda: taoq.benchmark(network, network, data.calibration, runs=0, batchsizes=[1])) == (
-        "benchmark.runs: 0 is less than 1\n"
-        "hint: the field is: Measured runs of each model\n"
-        "benchmark.batchsizes: unknown field in section 'benchmark'\n"
-        "hint: did you mean 'batch_sizes' or 'batch_size'?"
+    def benchmark(**options: object) -> str:
+        return refused(lambda: taoq.benchmark(network, network, data.calibration, **options))
+
+    assert benchmark(runs=0) == "benchmark.runs: 0 is less than 1\nhint: the field is: Measured runs of each model"
+    assert benchmark(batchsizes=[1], checkpoint="a.pth") == (
+        "batchsizes: taoq.benchmark has no such option\nhint: did you mean 'batch_sizes'?\n"
+        "checkpoint: taoq.benchmark has no such option\n"
+        "hint: its options are batch_sizes, warmup, runs, compile, min_speedup"
+    )
+    assert benchmark(batch_sizes=[]) == (
+        "benchmark.batch_sizes: empty, not above 0, or has a size twice\nhint: write for example [1, 8]"
+    )
+    for device in ("gpu", "cuda:x", torch.device("meta")):
+        assert benchmark(device=device) == (
+            f"device: '{device}' is not a device\nhint: write cuda, cuda:N or cpu; trt for ONNX files"
+        )
+    with pytest.raises(taoq.RequirementNotMet, match=r"^min_speedup: quantized is .* times as fast as float32, 99 is"):
+        taoq.benchmark(network, network, data.calibration, device="cpu", runs=1, min_speedup=99.0)
+    assert refused(lambda: taoq.export(network, tmp_path / "a.onnx", data.calibration, input_height=640)) == (
+        "input_height: taoq.export has no such option\n"
+        "hint: its options are opset_version, batch_size, check_images, tolerance, dequantize, overwrite, verbose"
+    )
+    assert refused(lambda: taoq.compare("results/a", data.evaluation, accuracy())) == (
+        "artifacts: is one path, results/a\nhint: give a list of folders"
     )
     file = tmp_path / "network.pt"
     assert refused(lambda: taoq.export(network, file, data.calibration)) == (

@@ -125,21 +125,21 @@ def test_a_metric_that_cannot_be_resampled_has_a_difference_without_an_interval(
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "verdict", "interval", "certainly_negative"),
+    ("value", "low", "high", "verdict", "interval", "highest"),
     [
-        (-0.05, -0.08, -0.02, "worse", "-0.0800 .. -0.0200", True),
-        (-0.05, -0.12, 0.02, "not distinguishable", "-0.1200 .. +0.0200", False),
-        (0.05, 0.02, 0.08, "better", "+0.0200 .. +0.0800", False),
-        (0.0, 0.0, 0.0, "not distinguishable", "+0.0000 .. +0.0000", False),
-        (-0.05, None, None, "", "", True),
-        (0.05, None, None, "", "", False),
+        (-0.05, -0.08, -0.02, "worse", "-0.0800 .. -0.0200", -0.02),
+        (-0.05, -0.12, 0.02, "not distinguishable", "-0.1200 .. +0.0200", 0.02),
+        (0.05, 0.02, 0.08, "better", "+0.0200 .. +0.0800", 0.08),
+        (0.0, 0.0, 0.0, "not distinguishable", "+0.0000 .. +0.0000", 0.0),
+        (-0.05, None, None, "", "", -0.05),
+        (0.05, None, None, "", "", 0.05),
     ],
 )
 def test_a_verdict_is_what_the_interval_allows(
-    value: float, low: float | None, high: float | None, verdict: str, interval: str, certainly_negative: bool
+    value: float, low: float | None, high: float | None, verdict: str, interval: str, highest: float
 ) -> None:
     result = Difference(figure="val_acc_1", value=value, low=low, high=high, resamples=10)
-    assert (result.verdict, result.interval, result.certainly_negative) == (verdict, interval, certainly_negative)
+    assert (result.verdict, result.interval, result.highest) == (verdict, interval, highest)
 
 
 def detector(folder: Path, annotated: list[int], shift: float) -> CocoMetric:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taoq.api.config import calibration_samples, section_of, spec_of, with_evaluation
+from taoq.api.config import calibration_samples, check_options, section_of, spec_of, with_evaluation
 from taoq.api.models import check_model
 from taoq.pipeline.analyze import analyze as analyze_checked
 from taoq.pipeline.evaluate import figure_named
@@ -56,6 +56,7 @@ def analyze(
         >>> analysis = taoq.analyze(network, config, calibration=images, evaluation=labelled_images, metric=metric)
         >>> config["skip_names"] = list(analysis.skip_names)
     """
+    check_options(options, "analyze", ("num_samples", "groups", "confirm", "metric"))
     spec = spec_of(quantize=section_of(config), analyze=options)
     check_model(model, spec)
     experiment = supply(

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from taoq.api.config import device_of, spec_of
+import torch
+
+from taoq.api.config import check_options, device_of, spec_of
 from taoq.api.models import name_of, open_model
-from taoq.errors import Fault, SpecError
+from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.files import total_size
-from taoq.pipeline.benchmark import benchmark_models
+from taoq.pipeline.benchmark import MIXED_FORMATS, benchmark_models
 from taoq.pipeline.models import OpenedModel, start
 from taoq.pipeline.results.benchmark import FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel
 from taoq.pipeline.supplied import Loader, Model, preserve_state
+from taoq.pipeline.timing import check_batch_sizes
 from taoq.quantization.formats import load_format
 
 
@@ -21,7 +24,7 @@ def benchmark(
     baseline: Model,
     data: Loader,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     **options: object,
 ) -> BenchmarkResult:
     """Measure the latency of a quantized model and of its float model, alternating between the two.
@@ -31,7 +34,7 @@ def benchmark(
         baseline: Float model of the same kind: both are networks, or both are ONNX files.
         data: Iterable of batches, from which only the shapes and dtypes of the inputs are taken.
         device: `cpu`, `cuda`, `cuda:N`, or `trt` (TensorRT) for ONNX files. None selects the GPU if there is one.
-        options: Fields of the `benchmark` section of a spec: batch_sizes, warmup, runs, compile.
+        options: Fields of the `benchmark` section of a spec: batch_sizes, warmup, runs, compile, min_speedup.
 
     Returns:
         One row of latencies per model and batch size. `slowest` is the smallest speed-up.
@@ -39,6 +42,7 @@ def benchmark(
     Raises:
         SpecError: If an option is invalid, or if the models are of different kinds.
         TaoqError: If a model does not run.
+        RequirementNotMet: If the speed-up is below `min_speedup`; `error.result` holds the result.
 
     Example:
         >>> import taoq
@@ -46,14 +50,15 @@ def benchmark(
         >>> result = taoq.benchmark(quantized, network, images, device="cpu", batch_sizes=[1, 8], runs=10)
         >>> print(result.verdict)
     """
+    check_options(options, "benchmark", ("batch_sizes", "warmup", "runs", "compile", "min_speedup"))
     section = spec_of(benchmark=options).benchmark
+    check_batch_sizes(section.batch_sizes)
     opened = {
-        FLOAT: (baseline, *open_model(baseline, calibration=data)),
-        QUANTIZED: (quantized, *open_model(quantized, calibration=data)),
+        FLOAT: (baseline, *open_model(baseline, calibration=data, data_name="data")),
+        QUANTIZED: (quantized, *open_model(quantized, calibration=data, data_name="data")),
     }
     if len({entry.format for _, _, entry in opened.values()}) > 1:
-        what = "one is a torch model and the other an ONNX file: their speeds say nothing about quantization"
-        raise SpecError(Fault("baseline", what, "give a float model of the same kind"))
+        raise SpecError(Fault("baseline", MIXED_FORMATS, "give a float model of the same kind"))
     with preserve_state(baseline), preserve_state(quantized):
         runtimes = {
             name: start(experiment, entry, device_of(device), "device")
@@ -66,7 +71,10 @@ def benchmark(
         )
         for name, (model, _, entry) in opened.items()
     )
-    return dataclasses.replace(result, models=models)
+    result = dataclasses.replace(result, models=models)
+    if result.fault:
+        raise RequirementNotMet(dataclasses.replace(result.fault, where="min_speedup"), result=result)
+    return result
 
 
 def _size(opened: OpenedModel) -> int:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from taoq.api.config import device_of, spec_of
+from taoq.api.config import check_options, device_of, spec_of
 from taoq.api.models import artifact_folder
 from taoq.errors import Fault, SpecError
 from taoq.pipeline.artifacts import read_artifact
@@ -26,7 +27,7 @@ def compare(
     metric: AnyMetric,
     *,
     model: nn.Module | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     results_dir: str | Path | None = None,
     **options: object,
 ) -> CompareResult:
@@ -58,13 +59,18 @@ def compare(
         >>> result = taoq.compare(["results/int8", "results/fp8"], labelled_images, metric, model=network)
         >>> sizes = {row.model: row.size for row in result.models}
     """
+    check_options(options, "compare", ("batch_sizes", "warmup", "runs"))
+    if isinstance(artifacts, str | Path):
+        raise SpecError(Fault("artifacts", f"is one path, {artifacts}", "give a list of folders"))
     if not artifacts:
         raise SpecError(Fault("artifacts", "no artifact is given", "name the folders of artifacts"))
     spec = spec_of(benchmark={"device": device_of(device), **options})
-    first = read_artifact(artifact_folder(artifacts[0]))
-    if model is None and not FORMATS[first.manifest.format].whole:
-        what = "was made from a network of your own, which it does not contain"
-        raise SpecError(Fault(str(artifacts[0]), what, "give that network as model=..."))
-    experiment = supply(first.payload if model is None else model, spec, evaluation=evaluation, metric=metric)
+    opened = [read_artifact(artifact_folder(path)) for path in artifacts]
+    if model is None:
+        for path, artifact in zip(artifacts, opened, strict=True):
+            if not FORMATS[artifact.manifest.format].whole:
+                what = "was made from a network of your own, which it does not contain"
+                raise SpecError(Fault(str(path), what, "give that network as model=..."))
+    experiment = supply(opened[0].payload if model is None else model, spec, evaluation=evaluation, metric=metric)
     comparison = read_artifacts(experiment, [str(path) for path in artifacts])
     return compare_artifacts(comparison, Path(results_dir) if results_dir else None)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from taoq.errors import Fault, SpecError
+from taoq.errors import Fault, SpecError, did_you_mean
 from taoq.pipeline.supplied import Loader
 from taoq.plain import JsonMapping, JsonObject
 from taoq.quantization.backends import load_backend
+from taoq.quantization.spec import DEVICE_PATTERN
 from taoq.spec.load import load_spec
 from taoq.spec.source import source_of
 from taoq.tasks.sections import UNUSED, TaskSpec
@@ -36,6 +38,9 @@ def section_of(config: JsonMapping) -> JsonObject:
             for name in ("batch_size", "seed")
             if name in calibration
         ]
+        if calibration.get("cache"):
+            what = "has no effect: it is not known what the data of a loader depends on"
+            faults.append(Fault("quantize.calibration.cache", what, "leave it out"))
     if faults:
         raise SpecError(*faults)
     return dict(config)
@@ -72,6 +77,35 @@ def with_evaluation(spec: TaskSpec, evaluation: Loader | None) -> TaskSpec:
     return dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, evaluate=evaluate))
 
 
-def device_of(device: str | None) -> str:
-    """Return `device`; if it is None, the GPU if there is one, else the CPU."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(device: str | torch.device | None) -> str:
+    """Return `device` as a spec writes it; if it is None, the GPU if there is one, else the CPU.
+
+    Raises:
+        SpecError: If it is not a device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(DEVICE_PATTERN, str(device)):
+        raise SpecError(Fault("device", f"'{device}' is not a device", "write cuda, cuda:N or cpu; trt for ONNX files"))
+    return str(device)
+
+
+def check_options(options: JsonMapping, function: str, names: Sequence[str]) -> None:
+    """Check the keyword arguments that a function passes to a section of the spec.
+
+    Args:
+        options: The arguments.
+        function: Name of the function, for messages.
+        names: Names of the fields that have an effect.
+
+    Raises:
+        SpecError: If there is any other; lists all.
+    """
+    hint = f"its options are {', '.join(names)}"
+    faults = [
+        Fault(name, f"taoq.{function} has no such option", did_you_mean(name, names, hint))
+        for name in options
+        if name not in names
+    ]
+    if faults:
+        raise SpecError(*faults)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from taoq.api.config import device_of
 from taoq.api.models import name_of, open_model
 from taoq.pipeline.evaluate import evaluate_runtime
@@ -19,7 +21,7 @@ def evaluate(
     evaluation: Loader,
     metric: AnyMetric,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     results_dir: str | Path | None = None,
 ) -> EvaluateResult:
     """Evaluate a float or quantized model.

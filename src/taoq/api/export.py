@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from taoq.api.config import spec_of
+from taoq.api.config import check_options, device_of, spec_of
 from taoq.api.load import load
 from taoq.api.models import artifact_folder
 from taoq.pipeline.artifacts import read_artifact
@@ -17,6 +18,7 @@ from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.results.quantize import QuantizeResult
 from taoq.pipeline.supplied import Loader, supply
 from taoq.quantization.formats import load_format
+from taoq.runtimes.base import torch_device
 
 
 def export(
@@ -25,7 +27,7 @@ def export(
     data: Loader,
     *,
     artifact: str | Path | QuantizeResult | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     **options: object,
 ) -> ExportResult:
     """Export a network as an ONNX file, and verify on data that both compute the same outputs.
@@ -53,10 +55,12 @@ def export(
         >>> result = taoq.export(network, "float.onnx", images)
         >>> result = taoq.export(network, "int8.onnx", images, artifact="results/int8")
     """
+    names = ("opset_version", "batch_size", "check_images", "tolerance", "dequantize", "overwrite", "verbose")
+    check_options(options, "export", names)
     target = Path(onnx_file)
     spec = spec_of(export=options)
     check_target(spec.export, target)
-    experiment = supply(model, spec, calibration=data)
+    experiment = supply(model, spec, calibration=data, data_name="data")
     float_model = experiment.build(None)
     origin = {"path": "", "sha256": load_format("torch").digest(float_model)}
     refuse_replacement(spec.export, target, origin["sha256"])
@@ -68,4 +72,4 @@ def export(
         else:
             quantized, backend = load(artifact, model), read_artifact(artifact_folder(artifact)).manifest.backend
         source = quantized_source(quantized, backend, float_model, dequantize=spec.export.dequantize)
-    return write_export(experiment, source, origin, target, device)
+    return write_export(experiment, source, origin, target, torch_device(device_of(device), "device"))

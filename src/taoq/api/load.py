@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from taoq.api.config import device_of
@@ -20,7 +21,9 @@ from taoq.tasks import load_task
 from taoq.tasks.sections import TaskSpec
 
 
-def load(folder: str | Path, model: nn.Module | None = None, *, device: str | None = None) -> nn.Module | Runtime:
+def load(
+    folder: str | Path, model: nn.Module | None = None, *, device: str | torch.device | None = None
+) -> nn.Module | Runtime:
     """Load the quantized model of an artifact, after verifying the artifact's checksum.
 
     Args:
@@ -51,7 +54,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, device: str | No
         task = load_task(manifest.task)
         experiment = bind(task, artifact.stored_spec.load(task.spec))
     elif info.whole:
-        experiment = supply(directory / manifest.payload, TaskSpec())
+        experiment = supply(directory / manifest.payload, TaskSpec(), open_size=1)
     elif model is None:
         what = "was made from a network of your own, which it does not contain"
         raise SpecError(Fault(str(folder), what, "give that network: taoq.load(folder, model)"))
@@ -82,6 +85,8 @@ def _check_shapes(model: nn.Module, loaded: nn.Module, artifact: Artifact) -> No
     This must be checked here: a library may load weights of any shape without an error.
     """
     for row in artifact.manifest.plan:
+        if not (row["weights"] or row["activations"]):  # Layers that stay float may have no weight of this name.
+            continue
         name = row["layer"]
         shape, stored = (list(network.get_parameter(f"{name}.weight").shape) for network in (model, loaded))
         if shape != stored:

@@ -39,7 +39,7 @@ def open_model(model: Model, **data: Any) -> tuple[Experiment, OpenedModel]:
         model: A network, the path of an ONNX file, or the folder of an artifact of an ONNX backend.
         data: Loaders and metric; see `supply`.
     """
-    directory = None if isinstance(model, nn.Module) else find_artifact(str(model))
+    directory = find_artifact(str(model)) if isinstance(model, str | Path) else None
     if directory is not None:
         manifest = read_artifact(directory).manifest
         if not FORMATS[manifest.format].whole:

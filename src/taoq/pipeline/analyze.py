@@ -37,8 +37,8 @@ def silent(message: str, figures: Mapping[str, float]) -> None:
     """Report no progress."""
 
 
-def ignore(plan: QuantizationPlan) -> None:
-    """Do nothing with the plan."""
+def ignore(value: object) -> None:
+    """Do nothing with a value that is observed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,7 @@ class Measurements(Generic[M]):
         """
 
         def highest() -> float:
-            to_float = difference(self.reference, self.measure(items), self.figure, resamples=_RESAMPLES)
-            return to_float.value if to_float.high is None else to_float.high
+            return difference(self.reference, self.measure(items), self.figure, resamples=_RESAMPLES).highest
 
         return self.findings.get(Finding("highest_difference", self.figure, digest_of(items)), highest) < 0
 

@@ -32,6 +32,7 @@ from taoq.tasks.sections import BenchmarkSpec, TaskSpec
 
 log = logging.getLogger(__name__)
 
+MIXED_FORMATS = "one is a torch model and the other an ONNX file: their speeds say nothing about quantization"
 _NAME_QUANTIZED = "name an artifact, or a quantized ONNX file"
 _NAME_FLOAT = "name the float checkpoint or ONNX file"
 
@@ -168,8 +169,7 @@ def _open(experiment: Experiment, files: Mapping[str, str]) -> dict[str, Runtime
             experiment, dataclasses.replace(section, checkpoint=file, is_quantized=flag), "benchmark"
         )
     if len({type(model) for model in models.values()}) > 1:
-        what = "one is a torch model and the other an ONNX file: their speeds say nothing about quantization"
-        raise SpecError(Fault("benchmark.baseline", what, "name a float model of the same kind"))
+        raise SpecError(Fault("benchmark.baseline", MIXED_FORMATS, "name a float model of the same kind"))
     return models
 
 
@@ -193,7 +193,7 @@ def _compiles(name: str, model: Runtime, example: Inputs) -> bool:
     """Run a compiled model once, and warn if that fails."""
     try:
         model.run(example)
-    except RuntimeError as error:  # Raised by the tracer or by the compiler.
+    except Exception as error:  # noqa: BLE001 (the compiler runs the code of the network)
         what = f"torch.compile fails on the {name} model, which is measured without it: {first_line(error)}"
         log.warning(Notice("benchmark.compile", what))
         return False

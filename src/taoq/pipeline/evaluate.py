@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "")
         needed: Name of a figure that must be defined; empty if none must be.
 
     Raises:
-        TaoqError: If the needed figure is undefined on the evaluation data.
+        TaoqError: If the needed figure is undefined or NaN on the evaluation data.
     """
     batches = experiment.evaluation()
     metrics = tuple(experiment.metric() for _ in models)
@@ -60,6 +61,9 @@ def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "")
     if needed and not all(needed in values for values in figures):
         what = f"{needed} has no value: nothing in these {count} image(s) defines it"
         raise TaoqError(Fault("the evaluation data", what, "evaluate on images with something to find"))
+    if needed and any(math.isnan(values[needed]) for values in figures):
+        what = f"{needed} is not a number (NaN) on these {count} image(s)"
+        raise TaoqError(Fault("the evaluation data", what, "look for samples on which the metric divides by zero"))
     return Measured(metrics=metrics, figures=figures, num_images=count, seconds=seconds)
 
 

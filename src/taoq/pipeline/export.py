@@ -143,9 +143,13 @@ def write_export(
         command: Command line, for the report.
 
     Raises:
+        SpecError: If the task has no configuration for DeepStream, which the section asks for.
         TaoqError: If the network cannot be exported, or if the outputs differ; the file is then not written.
     """
     section = experiment.spec.export
+    if section.serialize_nvdsinfer and experiment.deepstream is None:
+        what = f"{experiment.task or 'this network'} has no configuration for DeepStream"
+        raise SpecError(Fault("export.serialize_nvdsinfer", what, "leave it out"))
     graph = _trace(experiment, section, source, device)
     properties = {
         "taoq": taoq.__version__,
@@ -154,7 +158,7 @@ def write_export(
         "spec": spec_to_dict(experiment.spec),
     }
     write_properties(graph, properties)
-    with staged(target.parent) as stage:
+    with staged(target.parent, target.name) as stage:
         file = stage.path / target.name
         write_graph(graph, file)
         onnx.checker.check_model(str(file), full_check=True)
@@ -232,22 +236,18 @@ def _check_runs(network: nn.Module, inputs: Mapping[str, torch.Tensor], section:
     try:
         with torch.inference_mode():
             call(network, inputs)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        where = "export.input_height" if section.input_height or section.input_width else "export.checkpoint"
+    except Exception as error:  # The network's code may raise anything.
         shapes = ", ".join(format_shape(tensor.shape) for tensor in inputs.values())
         what = f"the network does not run on inputs of {shapes}: {first_line(error)}"
-        raise TaoqError(Fault(where, what, "leave input_height and input_width out")) from error
+        where, hint = "export.checkpoint", "check the input size in the spec"
+        if section.input_height or section.input_width:
+            where, hint = "export.input_height", "leave input_height and input_width out"
+        raise TaoqError(Fault(where, what, hint)) from error
 
 
 def _write_deepstream(experiment: Experiment, target: Path, stage: Stage) -> None:
-    """Write nvdsinfer_config.yaml and labels.txt for the Gst-nvinfer plugin of DeepStream.
-
-    Raises:
-        SpecError: If the task has no configuration for DeepStream.
-    """
-    if experiment.deepstream is None:
-        what = f"{experiment.task or 'this network'} has no configuration for DeepStream"
-        raise SpecError(Fault("export.serialize_nvdsinfer", what, "leave it out"))
+    """Write nvdsinfer_config.yaml and labels.txt for the Gst-nvinfer plugin of DeepStream."""
+    assert experiment.deepstream is not None, "write_export checks it"
     deepstream = experiment.deepstream()
     (images,) = experiment.example().values()
     properties = {

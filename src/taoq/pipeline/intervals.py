@@ -34,9 +34,9 @@ class Difference:
     resamples: int
 
     @property
-    def certainly_negative(self) -> bool:
-        """Whether the whole interval is below zero; without an interval, whether the value is."""
-        return (self.value if self.high is None else self.high) < 0
+    def highest(self) -> float:
+        """Upper end of the interval; without an interval, the value."""
+        return self.value if self.high is None else self.high
 
     @property
     def verdict(self) -> str:
@@ -77,7 +77,7 @@ def difference(reference: Metric, metric: Metric, figure: str, *, resamples: int
     """
     if not (isinstance(reference, Resampling) and isinstance(metric, Resampling)):
         return _without_interval(reference, metric, figure)
-    if not metric.num_samples and figure in metric.compute():
+    if not (reference.num_samples and metric.num_samples) and figure in metric.compute():
         return _without_interval(reference, metric, figure)
     count = metric.num_samples
     if reference.num_samples != count:

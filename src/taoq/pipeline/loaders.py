@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from taoq.errors import Fault, Notice, SpecError, TaoqError
 from taoq.network import Inputs, batch_size, first_samples
@@ -127,15 +127,18 @@ def split(item: object, signature: Signature, where: str) -> tuple[Inputs, Targe
         named = {signature.names[0]: item}
     missing = [name for name in signature.names[: signature.required] if name not in named]
     if missing or not named:
-        what = f"a batch has no '{(missing or signature.names)[0]}', which the network takes"
-        raise TaoqError(Fault(where, what, _YIELD))
+        what, hint = f"a batch has no '{(missing or signature.names)[0]}', which the network takes", _YIELD
+        if isinstance(item, Mapping):
+            what += f": its keys are {', '.join(map(str, item))}"
+            hint = f"name the inputs of the network as it does: {', '.join(signature.names)}"
+        raise TaoqError(Fault(where, what, hint))
     inputs = {name: _tensor(value, name, where) for name, value in named.items()}
     if len({len(tensor) for tensor in inputs.values()}) > 1:
         sizes = ", ".join(f"{name} {len(tensor)}" for name, tensor in inputs.items())
         raise TaoqError(Fault(where, f"the inputs of a batch have different numbers of samples: {sizes}", _YIELD))
     if isinstance(item, Mapping) and len(rest) > 1:
-        return inputs, {key: value for key, value in item.items() if key not in inputs}
-    return inputs, None if not rest else rest[0] if len(rest) == 1 else tuple(rest)
+        return inputs, _on_the_cpu({key: value for key, value in item.items() if key not in inputs})
+    return inputs, None if not rest else _on_the_cpu(rest[0] if len(rest) == 1 else tuple(rest))
 
 
 def _by_name(item: Mapping[str, object], signature: Signature) -> dict[str, object]:
@@ -162,11 +165,24 @@ def _by_position(
 
 
 def _tensor(value: object, name: str, where: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
+    """Return an input as a tensor on the CPU; floating-point inputs as float32, the type of the networks."""
+    value = _on_the_cpu(value)
     if not isinstance(value, Tensor) or not value.ndim or not len(value):
         kind = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TaoqError(Fault(where, f"'{name}' of a batch is {kind}, not a tensor of samples", _YIELD))
+    return value.float() if value.is_floating_point() else value
+
+
+def _on_the_cpu(value: Targets) -> Targets:
+    """Return a copy of a value with arrays as tensors, and all tensors on the CPU, like the outputs of the models."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value)
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_the_cpu(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_on_the_cpu, value))
     return value
 
 
@@ -176,7 +192,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 def _count_samples(loader: Iterable[object], signature: Signature, where: str) -> int:
     """Count the samples, without reading them if the loader knows their number."""
-    if isinstance(loader, DataLoader) and loader.batch_size is not None:
+    if isinstance(loader, DataLoader) and loader.batch_size is not None and loader.collate_fn is default_collate:
         try:
             count = len(loader.sampler)  # type: ignore[arg-type]
         except TypeError:  # An iterable data set has no length.

@@ -120,8 +120,8 @@ def open_runtime(experiment: Experiment, section: RunSpec, where: str) -> Runtim
         TaoqError: If the checkpoint is damaged, belongs to another task or network, or does not run.
         SpecError: If a field contradicts the checkpoint.
     """
-    opened = open_checkpoint(experiment, section.checkpoint, where, is_quantized=section.is_quantized)
     device = _device(section, where)
+    opened = open_checkpoint(experiment, section.checkpoint, where, is_quantized=section.is_quantized)
     return start(experiment, opened, device, f"{where}.device", section.runtime, section.runtime_kwargs, where)
 
 

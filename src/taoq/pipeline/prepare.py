@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -115,7 +115,7 @@ def plan_layers(checked: Checked, model: object, section: QuantizeSpec) -> Quant
     return plan
 
 
-def without(plan: QuantizationPlan, left_out: dict[str, str], *, strict: bool) -> QuantizationPlan:
+def without(plan: QuantizationPlan, left_out: Mapping[str, str], *, strict: bool) -> QuantizationPlan:
     """Remove the layers that the library leaves float from a plan, and log one notice per rule.
 
     Args:

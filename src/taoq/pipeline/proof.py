@@ -93,10 +93,10 @@ def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quant
             differences = output_differences(experiment, expected, graph.run(inputs), only_significant=quantized)
             outputs = {name: _larger(outputs.get(name), difference) for name, difference in differences.items()}
     if not compared:
-        what = f"the outputs cannot be compared on any of {ties} images: the network chooses its queries by ties"
+        what = f"the outputs cannot be compared on any of {ties} images: the network decides by ties"
         raise TaoqError(Fault("export.check_images", what, "give images like those that the network was trained on"))
     if ties:
-        what = f"{ties} image(s) left out, where the network chooses its queries by a tie"
+        what = f"{ties} image(s) left out, where the network decides by a tie"
         log.warning(Notice("export.check_images", what))
     _check(outputs, tolerance)
     return Proof(images=compared, left_out_for_ties=ties, tolerance=tolerance, outputs=outputs)

@@ -111,7 +111,7 @@ def _quantize(prepared: Prepared[M]) -> _Quantized[M]:
     calibrated = backend.calibrate(
         prepared.model, prepared.plan, Feed(batches), section.backend_kwargs, device=prepared.device, cache=cache
     )
-    plan = without(prepared.plan, dict(calibrated.left_out(prepared.plan)), strict=section.strict)
+    plan = without(prepared.plan, calibrated.left_out(prepared.plan), strict=section.strict)
     seconds = time.monotonic() - started
     # Without bias correction, load the float model after quantization, to have only one float model in memory.
     reference = reopen_float(experiment, backend) if section.bias_correction else None
@@ -146,7 +146,9 @@ def _check_runs(prepared: Prepared[M], model: M, payload: Path) -> None:
     opened = OpenedModel(saved, info.name, payload if info.whole else None, True)
     try:
         start(experiment, opened, "cpu", "quantize.device").run(experiment.example())
-    except (RuntimeError, TypeError) as error:
+    except TaoqError:
+        raise
+    except Exception as error:  # The network's code may raise anything.
         # A network may use the weight of a layer without calling the layer, which only a forward pass reveals.
         what = f"the quantized network does not run: {first_line(error)}"
         hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"

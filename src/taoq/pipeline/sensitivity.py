@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Generic
 
 from torch import Tensor
 
-from taoq.errors import Fault, SpecError
+from taoq.errors import Fault, Notice, SpecError
 from taoq.files import digest
 from taoq.network import Inputs, Outputs
 from taoq.pipeline.calibration import (
@@ -37,6 +38,8 @@ from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.quantization.types import Layer, LayerFormat, LayerPlan, QuantizationPlan
 from taoq.runtimes.base import Runtime
 from taoq.tasks.base import Batches, Keyed
+
+log = logging.getLogger(__name__)
 
 _AS_WRITTEN = ""
 """Key of the plan that has the formats of the rules."""
@@ -155,10 +158,12 @@ def calibrate(
     """
     experiment, backend = checked.experiment, checked.backend
     section = experiment.spec.quantize
+    evaluated = experiment.evaluation()  # Report missing images before the work.
     prepared = prepare(checked)
     plans = {_AS_WRITTEN: prepared.plan}
     if dtypes:
         plans = {dtype: _plan_in_dtype(checked, prepared.model, section, dtype) for dtype in dtypes}
+    _check_groups(plans, groups)
     source = source_digest(prepared)
     macs = prepared.format.macs(prepared.model, experiment.example())
     batches = calibration_batches(prepared)
@@ -167,9 +172,9 @@ def calibrate(
     ready = backend.calibrate(
         prepared.model, first, Feed(batches), section.backend_kwargs, device=prepared.device, cache=cache
     )
-    plans = {dtype: without(plan, dict(ready.left_out(plan)), strict=section.strict) for dtype, plan in plans.items()}
+    plans = _reduced(plans, ready, strict=section.strict)
+    _check_groups(plans, groups)
     plan = plans.get(_AS_WRITTEN, prepared.plan)
-    evaluated = experiment.evaluation()
     sampled = batches or evaluated  # Weight-only quantization has no calibration images.
     key = calibration_key(prepared, sampled, source) | {
         "device": prepared.device,
@@ -208,6 +213,33 @@ def _plan_in_dtype(checked: Checked, model: object, section: QuantizeSpec, dtype
     return plan_layers(checked, model, changed)
 
 
+def _check_groups(plans: Mapping[str, QuantizationPlan], groups: Sequence[str]) -> None:
+    """Raise SpecError if a group matches no layer that is quantized, or only layers of earlier groups."""
+    layers = {item.layer.name: item.layer for plan in plans.values() for item in plan.quantized}.values()
+    used = {next((pattern for pattern in groups if matches(pattern, layer)), None) for layer in layers}
+    faults = [
+        Fault(f"analyze.groups[{index}]", f"'{pattern}' matches no layer that is quantized", "see the plan: --dry-run")
+        for index, pattern in enumerate(groups)
+        if pattern not in used
+    ]
+    if faults:
+        raise SpecError(*faults)
+
+
+def _reduced(
+    plans: Mapping[str, QuantizationPlan], ready: Calibrated[M], *, strict: bool
+) -> dict[str, QuantizationPlan]:
+    """Remove the layers that the library leaves float; a plan without any other is dropped if another plan remains."""
+    left_out = {dtype: ready.left_out(plan) for dtype, plan in plans.items()}
+    empty = [name for name, plan in plans.items() if all(item.layer.name in left_out[name] for item in plan.quantized)]
+    if len(empty) == len(plans):
+        empty = []  # `without` reports why.
+    for dtype in empty:
+        log.warning(Notice("quantize.accuracy.dtypes", f"{dtype} is not tried: the backend leaves every layer float"))
+    kept = {dtype: plan for dtype, plan in plans.items() if dtype not in empty}
+    return {dtype: without(plan, left_out[dtype], strict=strict) for dtype, plan in kept.items()}
+
+
 def _significant_entries(experiment: Experiment, outputs: Outputs) -> Tensor | slice:
     """Return the entries that `Experiment.significant` selects; all entries if it selects none."""
     entries = experiment.significant(outputs) if experiment.significant else None
@@ -243,22 +275,12 @@ def _weight_bytes(layer: Layer) -> int:
 def _units(plans: Mapping[str, QuantizationPlan], groups: Sequence[str], macs: Mapping[str, int]) -> tuple[Unit, ...]:
     """Divide the quantized layers of all plans into units: the groups, and one unit for each other layer."""
     units: dict[str, dict[str, list[LayerPlan]]] = {}
-    matching: set[str] = set()
     for dtype, plan in plans.items():
         for item in plan.quantized:
             group = next((pattern for pattern in groups if matches(pattern, item.layer)), None)
-            if group:
-                matching.add(group)
             schemes = [scheme for scheme in (item.weights, item.activations) if scheme]
             label = dtype or "/".join(dict.fromkeys(scheme.dtype.name for scheme in schemes))
             units.setdefault(group or item.layer.name, {}).setdefault(label, []).append(item)
-    faults = [
-        Fault(f"analyze.groups[{index}]", f"'{pattern}' matches no layer that is quantized", "see the plan: --dry-run")
-        for index, pattern in enumerate(groups)
-        if pattern not in matching
-    ]
-    if faults:
-        raise SpecError(*faults)
     # With the formats of the rules, a group whose layers have several formats is a unit with the one format "mixed".
     as_written = _AS_WRITTEN in plans
     return tuple(_unit(name, formats, macs, mixed=as_written and len(formats) > 1) for name, formats in units.items())

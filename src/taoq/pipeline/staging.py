@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from taoq.errors import Fault, SpecError, TaoqError
-from taoq.files import cannot_write, weights_beside
+from taoq.files import cannot_write, failed_to_write, weights_beside
 from taoq.pipeline.artifacts import MANIFEST
 from taoq.quantization.formats import FORMATS
 from taoq.spec.load import spec_to_dict
@@ -67,10 +67,16 @@ class Stage:
         is always complete.
 
         Raises:
-            TaoqError: If a file would replace something that taoq did not write.
+            TaoqError: If a file would replace something that taoq did not write, or cannot be moved.
         """
         names = sorted((path.name for path in self.path.iterdir()), key=lambda name: name == MANIFEST)
         _check_kinds(self.path, self.directory, names)
+        try:
+            self._move(names)
+        except OSError as error:
+            raise TaoqError(cannot_write(self.directory, error)) from error
+
+    def _move(self, names: list[str]) -> None:
         if MANIFEST in names:
             (self.directory / MANIFEST).unlink(missing_ok=True)
         for name in names:
@@ -84,18 +90,24 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(directory: Path) -> Iterator[Stage]:
+def staged(directory: Path, name: str = "") -> Iterator[Stage]:
     """Open a staging folder for `directory`, which stays unchanged unless the caller calls `commit`.
+
+    Args:
+        directory: Folder of the results.
+        name: Name of the result, if several results may be written into the folder at the same time.
 
     Raises:
         TaoqError: If the disk is full or the folder cannot be written.
     """
-    path = directory / ".partial"
+    path = directory / f".partial{name and '-'}{name}"
     try:
         shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed
         path.mkdir(parents=True)
         yield Stage(path, directory)
     except OSError as error:
+        if not failed_to_write(error, path):  # The body also reads data.
+            raise
         raise TaoqError(cannot_write(directory, error)) from error
     finally:
         shutil.rmtree(path, ignore_errors=True)

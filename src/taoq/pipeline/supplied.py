@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taoq.errors import Fault, NotGiven, SpecError, TaoqError, first_line
+from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError, first_line
 from taoq.network import Inputs, OutputSpec, first_samples
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.loaders import LoaderBatches, Signature, open_loader
 from taoq.plain import Plain
 from taoq.quantization.formats import FORMATS, FormatInfo, format_of
-from taoq.quantization.formats.torch.call import call
+from taoq.quantization.formats.torch.call import call, forward_signature
 from taoq.tasks.base import Batches, Metric, Predictions
 from taoq.tasks.metrics import AnyMetric, metric_factory
 from taoq.tasks.sections import TaskSpec
+
+log = logging.getLogger(__name__)
 
 Model = nn.Module | str | Path
 """A torch network, or the path of an ONNX file."""
@@ -73,6 +75,8 @@ def supply(
     evaluation: Loader | None = None,
     metric: AnyMetric | None = None,
     num_samples: int | None = None,
+    data_name: str = "calibration",
+    open_size: int | None = None,
 ) -> Experiment:
     """Return the experiment of a model, with its data and metric.
 
@@ -83,6 +87,9 @@ def supply(
         evaluation: Loader of labelled data.
         metric: The metric.
         num_samples: Number of calibration samples to use; None uses all.
+        data_name: Name of the argument `calibration` in the public function, for messages.
+        open_size: Size of the axes whose size an ONNX file leaves open, if there is no data to read it from; None if
+            data is needed.
 
     Raises:
         SpecError: If an argument is missing or does not fit the others.
@@ -92,10 +99,13 @@ def supply(
         missing, given = ("metric", "evaluation") if metric is None else ("evaluation", "metric")
         raise SpecError(Fault(missing, f"missing: {given} is given", "give both, or none of them"))
     model_format_of(model)
-    subject = _network(model) if isinstance(model, nn.Module) else _file(Path(model))
-    opened = None if calibration is None else open_loader(calibration, subject.signature, "calibration", labelled=False)
+    subject = _network(model) if isinstance(model, nn.Module) else _file(Path(model), open_size)
+    opened = None if calibration is None else open_loader(calibration, subject.signature, data_name, labelled=False)
     evaluated = None if evaluation is None else open_loader(evaluation, subject.signature, "evaluation", labelled=True)
     if opened is not None:
+        if num_samples and num_samples > opened.num_samples:
+            what = f"is {num_samples}, the loader has {opened.num_samples} samples: all are used"
+            log.info(Notice("quantize.calibration.num_samples", what))
         spec = _with_samples(spec, min(num_samples or opened.num_samples, opened.num_samples))
     data = opened or evaluated
     example = subject.example if data is None else first_samples(next(iter(data)).inputs, 1)
@@ -178,14 +188,20 @@ def _accept(stored: TaskSpec) -> None:
 
 
 def _network(model: nn.Module) -> Subject:
+    dtypes = {tensor.dtype for tensor in model.parameters()}
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        if dtype in dtypes:
+            what = f"has weights of {dtype}; taoq runs and quantizes float32 networks"
+            raise SpecError(Fault("model", what, "give model.float()"))
+
     def build(checkpoint: str | None) -> nn.Module:  # noqa: ARG001 (the network has its weights)
         return copy.deepcopy(model).eval().cpu()
 
     def outputs(example: Inputs) -> Mapping[str, OutputSpec]:
         try:
-            with preserve_state(model), torch.inference_mode():
+            with preserve_state(model), torch.no_grad():  # Tensors that it caches stay usable for training.
                 result = call(model.cpu().eval(), example)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # The network's code may raise anything.
             what = f"does not run on the data: {first_line(error)}"
             raise TaoqError(Fault("model", what, "let the loader yield what its forward takes")) from error
         return {name: OutputSpec(("N", *tensor.shape[1:])) for name, tensor in _named(result).items()}
@@ -199,7 +215,7 @@ _TARGETS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 
 def _signature(model: nn.Module) -> Signature:
     """Return the parameters of forward that are inputs; `input` if it takes any arguments."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = forward_signature(model).parameters.values()
     named = [entry for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)]
     if not named:
         return Signature(("input",), 1)
@@ -226,7 +242,7 @@ def _named(result: object) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _file(path: Path) -> Subject:
+def _file(path: Path, open_size: int | None) -> Subject:
     from taoq.quantization.formats.onnx.file import read_graph
     from taoq.quantization.formats.onnx.inputs import graph_inputs, zeros
 
@@ -245,7 +261,7 @@ def _file(path: Path) -> Subject:
         path=str(path),
         signature=Signature(names, len(names)),
         build=build,
-        example=zeros(inputs),
+        example=zeros(inputs, open_size),
         outputs=lambda example: outputs,  # noqa: ARG005 (the file declares them)
     )
 
@@ -257,14 +273,17 @@ def preserve_state(model: Model) -> Iterator[None]:
         yield
         return
     training = {module: module.training for module in model.modules()}
-    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
+    devices = [(tensor, tensor.device) for tensor in (*model.parameters(), *model.buffers())]
     try:
         yield
     finally:
         for module, flag in training.items():
             module.training = flag
-        if device is not None:
-            model.to(device)
+        if len({device for _, device in devices}) == 1:
+            model.to(devices[0][1])
+        else:  # a network on several devices
+            for tensor, device in devices:
+                tensor.data = tensor.data.to(device)
 
 
 def _with_samples(spec: TaskSpec, num_samples: int) -> TaskSpec:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from taoq.errors import Fault, RequirementNotMet, SpecError, did_you_mean
-from taoq.pipeline.analyze import Measurements
+from taoq.pipeline.analyze import Measurements, ignore
 from taoq.pipeline.evaluate import figure_named
 from taoq.pipeline.findings import FILE, given_findings, open_findings
 from taoq.pipeline.prepare import Checked, check, prepare
@@ -32,10 +32,6 @@ _ARTIFACTS = 3
 """Greatest number of plans that become artifacts before the search gives up."""
 Formats = tuple[LayerFormat, ...]
 """A plan as a hashable value: its layers and their formats."""
-
-
-def ignore(searched: SearchResult) -> None:
-    """Do nothing with the result of a search."""
 
 
 @dataclass(frozen=True, kw_only=True)

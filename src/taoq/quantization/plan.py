@@ -164,7 +164,8 @@ def _agrees(planned: Scheme | None, actual: Scheme | None) -> bool:
 
 def _plan_layer(entry: LayerSpec, rule: Rule, layer: Layer, capability: Capability) -> LayerPlan:
     """Return the plan of one layer under the rule that decides it."""
-    weights = _scheme(entry.weights, layer.channel_axis, capability, capability.weights)
+    default_axis = None if capability.weights.axes == "none" else layer.channel_axis
+    weights = _scheme(entry.weights, default_axis, capability, capability.weights)
     if weights and isinstance(weights.granularity, PerAxis) and layer.weight_shape:
         axis, rank = weights.granularity.axis, len(layer.weight_shape)
         if -rank <= axis < rank:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taoq.errors import Fault, Notice, TaoqError
-from taoq.files import replacing
+from taoq.files import failed_to_write, partial_of, replacing
 
 log = logging.getLogger(__name__)
 
@@ -88,5 +88,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         with replacing(path) as partial:
             yield partial
     except OSError as error:
+        if not any(failed_to_write(error, target) for target in (path, partial_of(path))):
+            raise  # Calibration also reads data.
         what = f"{path} cannot be written: {error.strerror}"
         raise TaoqError(Fault(_WHERE, what, "free some space, or name another file")) from error

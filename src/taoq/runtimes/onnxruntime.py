@@ -36,7 +36,8 @@ _DISABLED_OPTIMIZERS = ["WeightBiasQuantization"]
 
 _OTHER_TASK_HINT = "the file is of another task, or of another number of classes"
 
-Providers = list[str | tuple[str, dict[str, int]]]
+Provider = str | tuple[str, dict[str, int]]
+Providers = list[Provider]
 
 
 class OnnxRuntime:
@@ -58,27 +59,51 @@ class OnnxRuntime:
         self.fixed_batch = fixed_batch(self._inputs)
         self._names = match_outputs(graph, outputs, self._where)
         providers, self.device = execution_providers(device, where)
+        session = None
+        while session is None and len(providers) > 1:
+            session = self._on_a_gpu(graph, path, providers)
+            if session is None:
+                failed, *providers = providers
+                self.device = _device_of(providers[0])
+                what = f"onnxruntime could not start {_name(failed)}; running on {self.device}"
+                log.warning(Notice(where, what))
+        self._session = session or self._on_the_cpu(graph, path)
+
+    def _on_a_gpu(self, graph: Graph, path: Path | None, providers: Providers) -> onnxruntime.InferenceSession | None:
+        """Create a session on a GPU; None if the preferred execution provider does not start."""
+        try:
+            session = self._session_of(graph, path, providers, onnxruntime.SessionOptions())
+        except TaoqError:
+            return None  # If the file is the cause, the next provider reports it.
+        return session if session.get_providers()[0] == _name(providers[0]) else None
+
+    def _on_the_cpu(self, graph: Graph, path: Path | None) -> onnxruntime.InferenceSession:
+        """Create a session on the CPU, without what onnxruntime's CPU kernels cannot compute."""
         options = onnxruntime.SessionOptions()
-        if self.device == "cpu":
-            if has_float8(graph):
-                # At higher levels, onnxruntime 1.24 creates float8 operators that it has no CPU kernels for.
-                options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            if round_in_float32(graph):
-                path = None  # The file does not have these edits.
+        if has_float8(graph):
+            # At higher levels, onnxruntime 1.24 creates float8 operators that it has no CPU kernels for.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if round_in_float32(graph):
+            path = None  # The file does not have these edits.
+        return self._session_of(graph, path, [_CPU], options)
+
+    def _session_of(
+        self, graph: Graph, path: Path | None, providers: Providers, options: onnxruntime.SessionOptions
+    ) -> onnxruntime.InferenceSession:
         try:
             with _file(graph, path) as file:
-                self._session = onnxruntime.InferenceSession(
-                    str(file), options, providers=providers, disabled_optimizers=_DISABLED_OPTIMIZERS
+                # onnxruntime's own fallback would go on with other providers and without the disabled optimizers.
+                return onnxruntime.InferenceSession(
+                    str(file),
+                    options,
+                    providers=providers,
+                    disabled_optimizers=_DISABLED_OPTIMIZERS,
+                    enable_fallback=0,
                 )
         except Exception as error:  # Exceptions of onnxruntime have no base class of their own.
             what = f"onnxruntime cannot run it: {_reason(error)}"
-            raise TaoqError(
-                Fault(self._where, what, "export it again, or run it on the device that it was made for")
-            ) from error
-        preferred = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
-        if preferred not in self._session.get_providers():
-            log.warning(Notice(where, f"onnxruntime could not start {preferred}; running on the CPU"))
-            self.device = "cpu"
+            hint = "export it again, or run it on the device that it was made for"
+            raise TaoqError(Fault(self._where, what, hint)) from error
 
     def run(self, inputs: Inputs) -> Outputs:
         """Run the graph. Return its outputs as float32 tensors on the CPU, by their names in the task."""
@@ -232,6 +257,18 @@ def _may_match(spec: OutputSpec, shape: Sequence[int | None]) -> bool:
     """Return whether an output of another name may be the expected one: its shape is known and has all fixed sizes."""
     fixed = [(index, size) for index, size in enumerate(spec.shape) if isinstance(size, int)]
     return len(shape) == len(spec.shape) and all(shape[index] == size for index, size in fixed)
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _device_of(provider: Provider) -> str:
+    """Return the device of an execution provider: cpu, cuda:N or trt."""
+    if isinstance(provider, str):
+        return "cpu"
+    name, options = provider
+    return "trt" if name == _TENSORRT else f"cuda:{options['device_id']}"
 
 
 def _reason(error: Exception) -> str:

@@ -125,12 +125,7 @@ class TorchMetric:
         """Return the figures. If a metric computes several, the first of them is also returned as the metric's name."""
         values: dict[str, float] = {}
         for name, metric in self._metrics.items():
-            computed = metric.compute()
-            if isinstance(computed, Mapping):
-                figures = {key: float(value) for key, value in computed.items() if torch.as_tensor(value).numel() == 1}
-                values |= {name: next(iter(figures.values())), **figures}
-            else:
-                values[name] = _number(name, computed)
+            values |= _figures(name, metric.compute())
         return values
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
@@ -142,10 +137,13 @@ class TorchMetric:
             for key, state in zip(metric.metric_state, _states(metric), strict=True):
                 flat = torch.tensor([next(values) for _ in range(state.numel())], dtype=torch.float64)
                 setattr(metric, key, flat.reshape(state.shape).to(state.dtype))
-        return _number(figure, self._scratch[figure].compute())
+        return _figures(figure, self._scratch[figure].compute())[figure]
 
     def _keep_states(self, prediction: object, targets: Targets, count: int) -> None:
         """Keep the contribution of each sample of a batch to the states, or set why that is not possible."""
+        if any(_has_inner_metrics(metric) or not metric.metric_state for metric in self._metrics.values()):
+            self._resampling_problem = "a metric is computed from other metrics"
+            return
         if any(isinstance(state, list) for metric in self._metrics.values() for state in metric.metric_state.values()):
             self._resampling_problem = "a metric keeps lists, not sums"
             return
@@ -171,11 +169,16 @@ class TorchMetric:
 
 
 def _empty(metric: torchmetrics.Metric) -> torchmetrics.Metric:
-    """Copy a metric, without the data that it has seen."""
-    empty = copy.deepcopy(metric)
+    """Copy a metric to the CPU, where the outputs are, without the data that it has seen."""
+    empty = copy.deepcopy(metric).cpu()
     empty.reset()
     empty.compute_with_cache = False  # `resampled` sets the states directly, which does not clear the cache
     return empty
+
+
+def _has_inner_metrics(metric: torchmetrics.Metric) -> bool:
+    """Return whether a metric wraps or combines others, whose states are not its own."""
+    return any(isinstance(module, torchmetrics.Metric) for module in metric.modules() if module is not metric)
 
 
 def _states(metric: torchmetrics.Metric) -> list[Tensor]:
@@ -194,6 +197,20 @@ def _sample(values: Targets, index: int) -> Targets:
     if isinstance(values, tuple):
         return tuple(_sample(value, index) for value in values)
     return values[index : index + 1]
+
+
+def _figures(name: str, computed: object) -> dict[str, float]:
+    """Return what a metric computed: a number by its name; of a mapping, its numbers, and the first by that name too.
+
+    Raises:
+        TaoqError: If it computed no single number.
+    """
+    if not isinstance(computed, Mapping):
+        return {name: _number(name, computed)}
+    figures = {str(key): float(value) for key, value in computed.items() if torch.as_tensor(value).numel() == 1}
+    if not figures:
+        raise TaoqError(Fault(f"metric {name}", "computes no single number", "choose an average that gives one number"))
+    return {name: next(iter(figures.values())), **figures}
 
 
 def _number(name: str, computed: object) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +19,7 @@ from torchvision import transforms
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from taoq.checkpoint import load_weights
-from taoq.errors import Fault, NotGiven, SpecError
+from taoq.errors import Fault, NotGiven, SpecError, TaoqError
 from taoq.network import Inputs, OutputSpec
 from taoq.tasks.base import Metric, Task
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
@@ -75,10 +76,15 @@ class Masks:
 
     def __call__(self, indices: Sequence[int], _sizes: object) -> Tensor:
         """Return class indices [N, size, size] of the images with these indices."""
-        masks = [Image.open(self.paths[index]) for index in indices]
-        size = (self.size, self.size)
-        scaled = [mask.resize(size, Image.Resampling.NEAREST) for mask in masks]
-        return torch.stack([torch.from_numpy(np.array(mask, np.int64)) for mask in scaled])
+        return torch.stack([torch.from_numpy(self.load(self.paths[index])) for index in indices])
+
+    def load(self, path: Path) -> NDArray[np.int64]:
+        """Load one mask, [size, size]."""
+        try:
+            with Image.open(path) as mask:
+                return np.array(mask.resize((self.size, self.size), Image.Resampling.NEAREST), np.int64)
+        except OSError as error:
+            raise TaoqError(Fault(str(path), f"cannot be read: {error}", "write a PNG of class indices")) from error
 
 
 def no_targets(indices: Sequence[int], _sizes: object) -> None:

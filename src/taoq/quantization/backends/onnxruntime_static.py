@@ -96,7 +96,7 @@ class OnnxRuntimeBackend:
 
     def layers(self, model: Graph, options: Options) -> list[Layer]:
         """List all nodes as layers."""
-        return list_layers(model, _TYPES)
+        return list_layers(model, _TYPES, "onnxruntime has no quantized operator of its type")
 
     def calibrate(
         self,

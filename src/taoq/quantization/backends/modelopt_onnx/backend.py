@@ -102,7 +102,8 @@ class ModelOptOnnxBackend:
     def layers(self, model: Graph, options: Options) -> list[Layer]:
         """List all nodes as layers. `backend_kwargs` may restrict the op types that can be quantized."""
         types = options.get("op_types_to_quantize", TYPES)
-        return list_layers(model, [type_ for type_ in types if type_ not in options.get("op_types_to_exclude", ())])
+        types = [type_ for type_ in types if type_ not in options.get("op_types_to_exclude", ())]
+        return list_layers(model, types, "quantize.backend_kwargs leaves its type out")
 
     def calibrate(
         self,

@@ -43,7 +43,7 @@ with library_output():
     import modelopt.torch.opt as mto
     from modelopt.torch.quantization.calib import HistogramCalibrator
     from modelopt.torch.quantization.config import MaxCalibConfig, SmoothQuantCalibConfig
-    from modelopt.torch.quantization.nn import QuantModuleRegistry
+    from modelopt.torch.quantization.nn import QuantModuleRegistry, TensorQuantizer
 
 _CONFIGS: Mapping[str, type[pydantic.BaseModel]] = {
     "minmax": MaxCalibConfig,
@@ -178,7 +178,8 @@ class ModelOptTorchBackend:
 
     def dequantized(self, model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Scales]]:
         """Return the state dict with dequantized weights, without SmoothQuant factors, and the scales of the layers."""
-        state = {key: value for key, value in model.state_dict().items() if "_quantizer." not in key}
+        quantizers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, TensorQuantizer))
+        state = {key: value for key, value in model.state_dict().items() if not key.startswith(quantizers)}
         scales: dict[str, Scales] = {}
         for name, layer in self.applied(model).items():
             module = model.get_submodule(name)

@@ -238,15 +238,15 @@ def _rules(plan: QuantizationPlan) -> list[dict[str, object]]:
 def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
     """Refuse NaN and infinite inputs of the planned layers. ModelOpt refuses only a part of them."""
 
-    def check(layer: str, inputs: tuple[Tensor, ...]) -> None:
-        if not is_finite(inputs[0]):
+    def check(layer: str, tensor: Tensor) -> None:
+        if not is_finite(tensor):
             raise TaoqError(Fault(layer, "its calibration range is not a finite number", NON_FINITE_HINT))
 
-    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: check(layer, inputs)
+    def hook(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        return lambda _, inputs, named: check(layer, next(iter((*inputs, *named.values()))))
 
     names = [item.layer.name for item in plan.quantized if item.activations]
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import onnx_graphsurgeon
 import torch
 from torch import Tensor, nn
 
-from taoq.errors import Fault, SpecError, first_line
+from taoq.errors import Fault, SpecError, TaoqError, first_line
 from taoq.quantization.formats.onnx.file import LARGEST, byte_size
 from taoq.quantization.formats.onnx.graph import Graph
 from taoq.quantization.formats.torch.call import arguments, every_layer_called
@@ -52,6 +52,7 @@ def export_graph(
 
     Raises:
         SpecError: If the network cannot be exported with this opset.
+        TaoqError: If the network cannot be traced.
     """
     axes = {name: {0: "batch"} for name in [*inputs, *outputs]} if dynamic else None
     with (
@@ -77,8 +78,11 @@ def export_graph(
             )
         except (torch.onnx.errors.UnsupportedOperatorError, ValueError) as error:
             what = f"the network cannot be written with opset {opset}: {first_line(error)}"
-            hint = "write 17, which every network here takes"
+            hint = f"write another opset, from {OPSETS[0]} to {OPSETS[1]}, or replace the operation in the network"
             raise SpecError(Fault("export.opset_version", what, hint)) from error
+        except Exception as error:  # Tracing runs the code of the network.
+            what = f"torch's exporter cannot trace the network: {first_line(error)}"
+            raise TaoqError(Fault("export.checkpoint", what, "see export.verbose: true")) from error
         surgeon = onnx_graphsurgeon.import_onnx(onnx.load(str(path)))
     surgeon.fold_constants().cleanup().toposort()
     result: onnx.ModelProto = onnx_graphsurgeon.export_onnx(surgeon)

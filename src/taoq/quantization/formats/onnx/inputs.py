@@ -104,11 +104,20 @@ def check_inputs(inputs: Sequence[GraphInput], example: Inputs, where: str) -> N
             raise TaoqError(Fault(where, what, hint))
 
 
-def zeros(inputs: Sequence[GraphInput]) -> Inputs | None:
-    """Return one sample of zeros for each input; None if a size other than the batch size is unknown."""
-    if any(size is None for entry in inputs for size in entry.shape[1:]):
+def zeros(inputs: Sequence[GraphInput], open_size: int | None = None) -> Inputs | None:
+    """Return one sample of zeros for each input.
+
+    Args:
+        inputs: The inputs.
+        open_size: Size of axes that may have any size; None to return None if there are any besides the batch.
+    """
+    if open_size is None and any(size is None for entry in inputs for size in entry.shape[1:]):
         return None
-    return {entry.name: torch.from_numpy(np.zeros((1, *entry.shape[1:]), entry.dtype)) for entry in inputs}
+    samples = {}
+    for entry in inputs:
+        shape = [1, *((open_size or 1) if size is None else size for size in entry.shape[1:])]
+        samples[entry.name] = torch.from_numpy(np.zeros(shape, entry.dtype))
+    return samples
 
 
 def arrays_of(batch: Inputs, inputs: Sequence[GraphInput]) -> Arrays:

@@ -45,17 +45,20 @@ def prepare(graph: Graph, path: str) -> Graph:
     return Graph(model)
 
 
-def list_layers(graph: Graph, types: Sequence[str]) -> list[Layer]:
+def list_layers(graph: Graph, types: Sequence[str], other_type: str) -> list[Layer]:
     """List all nodes of a graph as layers, in graph order.
 
     Args:
         graph: A prepared graph.
         types: Op types that may be quantized.
+        other_type: Why a layer of another type cannot be quantized.
     """
-    return [_layer(node, graph.tensors, types) for node in graph.proto.node]
+    return [_layer(node, graph.tensors, types, other_type) for node in graph.proto.node]
 
 
-def _layer(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], types: Sequence[str]) -> Layer:
+def _layer(
+    node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], types: Sequence[str], other_type: str
+) -> Layer:
     multiplies = node.op_type in TYPES
     weight = weights.get(node.input[1]) if multiplies and len(node.input) > 1 else None
     shape = tuple(weight.dims) if weight is not None else ()
@@ -70,7 +73,7 @@ def _layer(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], types:
     elif node.input[0] in weights:
         obstacle = "its input is a constant"
     elif node.op_type not in types:
-        obstacle = "quantize.backend_kwargs leaves its type out"
+        obstacle = other_type
     else:
         obstacle = ""
     return Layer(
@@ -171,9 +174,9 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.name and used[node.name] == 1:
             continue
-        stem = node.name or node.op_type
-        name = stem
-        while name in used or not name:
+        stem = name = node.name or node.op_type
+        # The bare type would be a pattern for all nodes of the type.
+        while name in used or name == node.op_type:
             numbers[stem] += 1
             name = f"{stem}_{numbers[stem]}"
         node.name = name

@@ -99,7 +99,7 @@ def place_scales(graph: Graph, layers: Applied, scales: Mapping[str, Scales]) ->
     Raises:
         TaoqError: If a layer does not correspond to one node of the graph.
     """
-    nodes = [layer for layer in list_layers(graph, TYPES) if layer.alias in layers and not layer.obstacle]
+    nodes = [layer for layer in list_layers(graph, TYPES, "") if layer.alias in layers and not layer.obstacle]
     missing = sorted(set(layers) - {node.alias for node in nodes})
     if missing:
         what = f"{abbreviated(missing)}: not in the graph as one layer"

@@ -27,8 +27,13 @@ def call(model: nn.Module, inputs: Inputs) -> object:
 
 def takes_by_keyword(model: nn.Module, inputs: Inputs) -> bool:
     """Return whether every input name is a parameter of the network's forward."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = forward_signature(model).parameters
     return all(name in parameters for name in inputs)
+
+
+def forward_signature(model: nn.Module) -> inspect.Signature:
+    """Return the signature of a network's forward; of a compiled network, that of the original."""
+    return inspect.signature(getattr(model, "_orig_mod", model).forward)
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> tuple[object, ...]:
@@ -39,7 +44,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[object, ...]:
     """
     if not takes_by_keyword(model, inputs):
         return tuple(inputs.values())
-    bound = inspect.signature(model.forward).bind(**inputs)
+    bound = forward_signature(model).bind(**inputs)
     bound.apply_defaults()
     if bound.kwargs:
         raise TypeError(f"{type(model).__name__} takes {', '.join(bound.kwargs)} by keyword only")
