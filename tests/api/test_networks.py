@@ -176,3 +176,22 @@ def test_a_compiled_network_gets_its_inputs_by_name(data: Data) -> None:
     compiled = torch.compile(Optional(), backend="eager")
     batches = [{"numbers": data.numbers, "scale": data.numbers[:, :1], "label": data.labels}]
     assert taoq.evaluate(compiled, batches, accuracy(), device="cpu").num_images == len(data.labels)
+
+
+class Codebook(Attention):
+    """Has a buffer in a submodule whose name ends like those of quantizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Identity()
+        self.vector_quantizer = nn.BatchNorm1d(16)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return self.head(self.vector_quantizer(self.embed(numbers)))
+
+
+def test_a_module_that_is_called_a_quantizer_is_exported(data: Data, tmp_path: Path) -> None:
+    network, loader = Codebook(), [data.numbers]
+    result = taoq.quantize(network, {**MODELOPT, "layers": [int8("Linear")]}, calibration=loader)
+    exported = taoq.export(network, tmp_path / "model.onnx", loader, artifact=result)
+    assert exported.quantized_layers == 2

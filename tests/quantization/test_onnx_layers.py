@@ -22,7 +22,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def obstacles(model: onnx.ModelProto) -> dict[str, str]:
     """What keeps each layer from being quantized."""
-    return {layer.name: layer.obstacle for layer in list_layers(Graph(model), TYPES)}
+    return {layer.name: layer.obstacle for layer in list_layers(Graph(model), TYPES, "its type")}
 
 
 def node_names(model: onnx.ModelProto) -> list[str]:
@@ -36,10 +36,10 @@ def assert_close(first: Any, second: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "unique"),
     [
-        (["", "", ""], ["MatMul", "MatMul_1", "MatMul_2"]),
-        (["same", "same", ""], ["same_1", "same_2", "MatMul"]),
+        (["", "", ""], ["MatMul_1", "MatMul_2", "MatMul_3"]),
+        (["same", "same", ""], ["same_1", "same_2", "MatMul_1"]),
         (["same", "same_1", "same"], ["same_2", "same_1", "same_3"]),
-        (["", "MatMul_1", "own"], ["MatMul", "MatMul_1", "own"]),
+        (["", "MatMul_1", "own"], ["MatMul_2", "MatMul_1", "own"]),
     ],
 )
 def test_every_node_gets_a_name_of_its_own_and_keeps_one_that_it_has(given: list[str], unique: list[str]) -> None:
@@ -157,5 +157,5 @@ def test_a_weight_in_float16_is_not_quantized() -> None:
     ],
 )
 def test_the_module_of_a_node_is_its_alias(name: str, alias: str) -> None:
-    (layer,) = list_layers(Graph(from_x_to_y([matmul(name)], {"w": random_array(4, 4)})), TYPES)
+    (layer,) = list_layers(Graph(from_x_to_y([matmul(name)], {"w": random_array(4, 4)})), TYPES, "")
     assert layer.alias == alias

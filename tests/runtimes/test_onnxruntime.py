@@ -360,3 +360,19 @@ def test_without_a_gpu_a_graph_runs_on_the_cpu_and_a_notice_says_so(
     assert caplog.messages == [f"evaluate.device: {notice}"]
     (output,) = runtime.run({"image": images(1)}).values()
     assert output.tolist() == [[0.0, 0.0]]
+
+
+@without_gpu
+def test_a_provider_that_does_not_start_is_replaced_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device_0 = {"device_id": 0}
+    providers = [("TensorrtExecutionProvider", device_0), ("CUDAExecutionProvider", device_0), "CPUExecutionProvider"]
+    monkeypatch.setattr("taoq.runtimes.onnxruntime.execution_providers", lambda *_: (providers, "trt"))
+    runtime = open_file(classifier(tmp_path / "model.onnx"), {"output": ("N", 2)}, device="trt")
+    assert [record.message for record in caplog.records] == [
+        "device: onnxruntime could not start TensorrtExecutionProvider; running on cuda:0",
+        "device: onnxruntime could not start CUDAExecutionProvider; running on cpu",
+    ]
+    assert runtime.device == "cpu"
+    assert runtime.run({"image": images(2)})["output"].tolist() == [[0.0, 0.0], [1.0, 2.0]]

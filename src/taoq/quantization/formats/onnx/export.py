@@ -78,7 +78,8 @@ def export_graph(
             )
         except (torch.onnx.errors.UnsupportedOperatorError, ValueError) as error:
             what = f"the network cannot be written with opset {opset}: {first_line(error)}"
-            hint = f"write another opset, from {OPSETS[0]} to {OPSETS[1]}, or replace the operation in the network"
+            default = "write 17, which every network here takes"
+            hint = default if opset < 17 else "replace the operation in the network"
             raise SpecError(Fault("export.opset_version", what, hint)) from error
         except Exception as error:  # Tracing runs the code of the network.
             what = f"torch's exporter cannot trace the network: {first_line(error)}"
