@@ -32,6 +32,7 @@ from taoq.quantization.formats.onnx.layers import OPSET
 from taoq.quantization.formats.torch.call import call
 from taoq.runtimes.base import noise, torch_device
 from taoq.spec.load import spec_to_dict
+from taoq.tasks.base import DeepStream
 from taoq.tasks.sections import ExportSpec
 
 log = logging.getLogger(__name__)
@@ -147,9 +148,7 @@ def write_export(
         TaoqError: If the network cannot be exported, or if the outputs differ; the file is then not written.
     """
     section = experiment.spec.export
-    if section.serialize_nvdsinfer and experiment.deepstream is None:
-        what = f"{experiment.task or 'this network'} has no configuration for DeepStream"
-        raise SpecError(Fault("export.serialize_nvdsinfer", what, "leave it out"))
+    deepstream = _deepstream(experiment)
     graph = _trace(experiment, section, source, device)
     properties = {
         "taoq": taoq.__version__,
@@ -166,8 +165,8 @@ def write_export(
         exported = OpenedModel(read_graph(file), _ONNX.name, file, bool(source.scales))
         runtime = start(experiment, exported, "cpu", "export.on_cpu")
         proof = prove(experiment, source.reference, runtime, quantized=exported.quantized)
-        if section.serialize_nvdsinfer:
-            _write_deepstream(experiment, target, stage)
+        if deepstream:
+            _write_deepstream(deepstream, experiment, target, stage)
         result = ExportResult(
             onnx_file=target,
             checkpoint=section.checkpoint,
@@ -245,10 +244,22 @@ def _check_runs(network: nn.Module, inputs: Mapping[str, torch.Tensor], section:
         raise TaoqError(Fault(where, what, hint)) from error
 
 
-def _write_deepstream(experiment: Experiment, target: Path, stage: Stage) -> None:
+def _deepstream(experiment: Experiment) -> DeepStream | None:
+    """Return the task's configuration for DeepStream if the section asks for one.
+
+    Raises:
+        SpecError: If the task has none.
+    """
+    if not experiment.spec.export.serialize_nvdsinfer:
+        return None
+    if experiment.deepstream is None:
+        what = f"{experiment.task or 'this network'} has no configuration for DeepStream"
+        raise SpecError(Fault("export.serialize_nvdsinfer", what, "leave it out"))
+    return experiment.deepstream()
+
+
+def _write_deepstream(deepstream: DeepStream, experiment: Experiment, target: Path, stage: Stage) -> None:
     """Write nvdsinfer_config.yaml and labels.txt for the Gst-nvinfer plugin of DeepStream."""
-    assert experiment.deepstream is not None, "write_export checks it"
-    deepstream = experiment.deepstream()
     (images,) = experiment.example().values()
     properties = {
         "gpu-id": 0,

@@ -62,7 +62,7 @@ def export_graph(
         _full_scopes(model),
     ):
         path = Path(folder, "traced.onnx")
-        try:
+        with _errors_reported(opset):
             torch.onnx.export(
                 model.eval(),
                 arguments(model, inputs),
@@ -76,20 +76,27 @@ def export_graph(
                 verbose=verbose,
                 training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
             )
-        except (torch.onnx.errors.UnsupportedOperatorError, ValueError) as error:
-            what = f"the network cannot be written with opset {opset}: {first_line(error)}"
-            default = "write 17, which every network here takes"
-            hint = default if opset < 17 else "replace the operation in the network"
-            raise SpecError(Fault("export.opset_version", what, hint)) from error
-        except Exception as error:  # Tracing runs the code of the network.
-            what = f"torch's exporter cannot trace the network: {first_line(error)}"
-            raise TaoqError(Fault("export.checkpoint", what, "see export.verbose: true")) from error
         surgeon = onnx_graphsurgeon.import_onnx(onnx.load(str(path)))
     surgeon.fold_constants().cleanup().toposort()
     result: onnx.ModelProto = onnx_graphsurgeon.export_onnx(surgeon)
     _rename(result.graph, {name for name, _ in model.named_modules()})
     _set_output_shapes(result.graph, dynamic=dynamic)
     return Graph(result)
+
+
+@contextlib.contextmanager
+def _errors_reported(opset: int) -> Iterator[None]:
+    """Turn exceptions of torch's exporter into errors of the opset or of the network."""
+    try:
+        yield
+    except (torch.onnx.errors.UnsupportedOperatorError, ValueError) as error:
+        what = f"the network cannot be written with opset {opset}: {first_line(error)}"
+        default = "write 17, which every network here takes"
+        hint = default if opset < 17 else "replace the operation in the network"
+        raise SpecError(Fault("export.opset_version", what, hint)) from error
+    except Exception as error:  # Tracing runs the code of the network.
+        what = f"torch's exporter cannot trace the network: {first_line(error)}"
+        raise TaoqError(Fault("export.checkpoint", what, "see export.verbose: true")) from error
 
 
 @contextlib.contextmanager
