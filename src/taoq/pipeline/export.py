@@ -23,6 +23,7 @@ from taoq.pipeline.models import OpenedModel, start
 from taoq.pipeline.proof import prove
 from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.staging import Stage, staged
+from taoq.plain import JsonObject
 from taoq.quantization.formats import FORMATS, format_of
 from taoq.quantization.formats.onnx import qdq
 from taoq.quantization.formats.onnx.export import OPSETS, export_graph
@@ -150,13 +151,7 @@ def write_export(
     section = experiment.spec.export
     deepstream = _deepstream(experiment)
     graph = _trace(experiment, section, source, device)
-    properties = {
-        "taoq": taoq.__version__,
-        "task": experiment.task,
-        "source": dict(origin),
-        "spec": spec_to_dict(experiment.spec),
-    }
-    write_properties(graph, properties)
+    write_properties(graph, _properties(experiment, origin))
     with staged(target.parent, target.name) as stage:
         file = stage.path / target.name
         write_graph(graph, file)
@@ -185,6 +180,16 @@ def write_export(
         stage.write_json(f"{target.stem}_export.json", result.to_json())
         stage.commit()
     return result
+
+
+def _properties(experiment: Experiment, origin: Mapping[str, str]) -> JsonObject:
+    """Return what the file stores about itself."""
+    return {
+        "taoq": taoq.__version__,
+        "task": experiment.task,
+        "source": dict(origin),
+        "spec": spec_to_dict(experiment.spec),
+    }
 
 
 def refuse_replacement(section: ExportSpec, target: Path, source_sha256: str) -> None:
