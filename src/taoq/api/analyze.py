@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taoq.api.config import calibration_samples, check_options, section_of, spec_of, with_evaluation
-from taoq.api.models import check_model
+from taoq.api.config import check_options, section_of, spec_of
+from taoq.api.models import check_model, supply_float
 from taoq.pipeline.analyze import analyze as analyze_checked
 from taoq.pipeline.evaluate import figure_named
 from taoq.pipeline.prepare import check
 from taoq.pipeline.results.analyze import AnalyzeResult
-from taoq.pipeline.supplied import Loader, Model, supply
+from taoq.pipeline.supplied import Loader, Model
 from taoq.plain import JsonMapping
 from taoq.tasks.metrics import AnyMetric
 
@@ -59,14 +59,7 @@ def analyze(
     check_options(options, "analyze", ("num_samples", "groups", "confirm", "metric"))
     spec = spec_of(quantize=section_of(config), analyze=options)
     check_model(model, spec)
-    experiment = supply(
-        model,
-        with_evaluation(spec, evaluation),
-        calibration=calibration,
-        evaluation=evaluation,
-        metric=metric,
-        num_samples=calibration_samples(config),
-    )
+    experiment = supply_float(model, spec, config, calibration=calibration, evaluation=evaluation, metric=metric)
     directory = Path(results_dir) if results_dir else None
     figure = figure_named(experiment, spec.analyze.metric, "analyze.metric")
     return analyze_checked(check(experiment, directory), figure, directory)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from taoq.api.config import check_options, device_of, spec_of
-from taoq.api.models import artifact_folder
+from taoq.api.models import NO_NETWORK, artifact_folder
 from taoq.errors import Fault, SpecError
 from taoq.pipeline.artifacts import read_artifact
 from taoq.pipeline.compare import compare as compare_artifacts
@@ -65,12 +65,21 @@ def compare(
     if not artifacts:
         raise SpecError(Fault("artifacts", "no artifact is given", "name the folders of artifacts"))
     spec = spec_of(benchmark={"device": device_of(device), **options})
-    opened = [read_artifact(artifact_folder(path)) for path in artifacts]
-    if model is None:
-        for path, artifact in zip(artifacts, opened, strict=True):
-            if not FORMATS[artifact.manifest.format].whole:
-                what = "was made from a network of your own, which it does not contain"
-                raise SpecError(Fault(str(path), what, "give that network as model=..."))
-    experiment = supply(opened[0].payload if model is None else model, spec, evaluation=evaluation, metric=metric)
+    folders = [artifact_folder(path) for path in artifacts]
+    subject = _first_payload(artifacts, folders) if model is None else model
+    experiment = supply(subject, spec, evaluation=evaluation, metric=metric)
     comparison = read_artifacts(experiment, [str(path) for path in artifacts])
     return compare_artifacts(comparison, Path(results_dir) if results_dir else None)
+
+
+def _first_payload(artifacts: Sequence[str | Path], folders: Sequence[Path]) -> Path:
+    """Return the ONNX file of the first artifact.
+
+    Raises:
+        SpecError: If the artifact of a torch backend is among them, which needs its network.
+    """
+    opened = [read_artifact(folder) for folder in folders]
+    for path, artifact in zip(artifacts, opened, strict=True):
+        if not FORMATS[artifact.manifest.format].whole:
+            raise SpecError(Fault(str(path), NO_NETWORK, "give that network as model=..."))
+    return opened[0].payload

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taoq.api.config import device_of
-from taoq.api.models import artifact_folder
+from taoq.api.models import NO_NETWORK, artifact_folder
 from taoq.errors import Fault, SpecError, TaoqError, abbreviated
 from taoq.pipeline.artifacts import Artifact, read_artifact
 from taoq.pipeline.experiment import bind
@@ -56,8 +56,7 @@ def load(
     elif info.whole:
         experiment = supply(directory / manifest.payload, TaskSpec(), open_size=1)
     elif model is None:
-        what = "was made from a network of your own, which it does not contain"
-        raise SpecError(Fault(str(folder), what, "give that network: taoq.load(folder, model)"))
+        raise SpecError(Fault(str(folder), NO_NETWORK, "give that network: taoq.load(folder, model)"))
     else:
         _check_layers(model, artifact)
         experiment = supply(model, TaskSpec())

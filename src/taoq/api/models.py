@@ -8,14 +8,19 @@ from typing import Any
 
 from torch import nn
 
+from taoq.api.config import calibration_samples, with_evaluation
 from taoq.errors import Fault, SpecError, TaoqError
 from taoq.pipeline.artifacts import find_artifact, read_artifact
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import OpenedModel, fitting_artifact, open_artifact
-from taoq.pipeline.supplied import Model, model_format_of, supply
+from taoq.pipeline.supplied import Loader, Model, model_format_of, supply
+from taoq.plain import JsonMapping
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats import FORMATS, format_of, load_format
+from taoq.tasks.metrics import AnyMetric
 from taoq.tasks.sections import TaskSpec
+
+NO_NETWORK = "was made from a network of your own, which it does not contain"
 
 
 def check_model(model: Model, spec: TaskSpec) -> None:
@@ -30,6 +35,26 @@ def check_model(model: Model, spec: TaskSpec) -> None:
         kind = "an ONNX file" if model_format.whole else "a torch network"
         what = f"the model is {kind}, which {backend} does not quantize"
         raise SpecError(Fault("quantize.backend", what, hint))
+
+
+def supply_float(
+    model: Model,
+    spec: TaskSpec,
+    config: JsonMapping,
+    *,
+    calibration: Loader | None,
+    evaluation: Loader | None,
+    metric: AnyMetric | None,
+) -> Experiment:
+    """Return the experiment of a float model that a config quantizes; see `supply`."""
+    return supply(
+        model,
+        with_evaluation(spec, evaluation),
+        calibration=calibration,
+        evaluation=evaluation,
+        metric=metric,
+        num_samples=calibration_samples(config),
+    )
 
 
 def open_model(model: Model, **data: Any) -> tuple[Experiment, OpenedModel]:

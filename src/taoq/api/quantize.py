@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import nn
 
-from taoq.api.config import calibration_samples, section_of, spec_of, with_evaluation
-from taoq.api.models import check_model
+from taoq.api.config import section_of, spec_of
+from taoq.api.models import check_model, supply_float
 from taoq.errors import Fault, RequirementNotMet, SpecError
 from taoq.pipeline.prepare import check, prepare
 from taoq.pipeline.quantize import quantize as quantize_prepared
 from taoq.pipeline.results.quantize import QuantizeResult
-from taoq.pipeline.supplied import Loader, Model, supply
+from taoq.pipeline.supplied import Loader, Model
 from taoq.pipeline.tune import tune
 from taoq.plain import JsonMapping
 from taoq.tasks.metrics import AnyMetric
@@ -73,14 +73,7 @@ def quantize(
     if results_dir is None and not isinstance(model, nn.Module):
         what = "missing: an ONNX file is quantized into a file"
         raise SpecError(Fault("results_dir", what, "name a folder for the artifact"))
-    experiment = supply(
-        model,
-        with_evaluation(spec, evaluation),
-        calibration=calibration,
-        evaluation=evaluation,
-        metric=metric,
-        num_samples=calibration_samples(config),
-    )
+    experiment = supply_float(model, spec, config, calibration=calibration, evaluation=evaluation, metric=metric)
     with results_folder(results_dir) as directory:
         checked = check(experiment, directory)
         budget = experiment.spec.quantize.accuracy

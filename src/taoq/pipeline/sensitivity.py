@@ -213,10 +213,15 @@ def _plan_in_dtype(checked: Checked, model: object, section: QuantizeSpec, dtype
     return plan_layers(checked, model, changed)
 
 
+def _group_of(layer: Layer, groups: Sequence[str]) -> str | None:
+    """Return the first group that matches a layer; None if the layer is a unit of its own."""
+    return next((pattern for pattern in groups if matches(pattern, layer)), None)
+
+
 def _check_groups(plans: Mapping[str, QuantizationPlan], groups: Sequence[str]) -> None:
     """Raise SpecError if a group matches no layer that is quantized, or only layers of earlier groups."""
     layers = {item.layer.name: item.layer for plan in plans.values() for item in plan.quantized}.values()
-    used = {next((pattern for pattern in groups if matches(pattern, layer)), None) for layer in layers}
+    used = {_group_of(layer, groups) for layer in layers}
     faults = [
         Fault(f"analyze.groups[{index}]", f"'{pattern}' matches no layer that is quantized", "see the plan: --dry-run")
         for index, pattern in enumerate(groups)
@@ -277,7 +282,7 @@ def _units(plans: Mapping[str, QuantizationPlan], groups: Sequence[str], macs: M
     units: dict[str, dict[str, list[LayerPlan]]] = {}
     for dtype, plan in plans.items():
         for item in plan.quantized:
-            group = next((pattern for pattern in groups if matches(pattern, item.layer)), None)
+            group = _group_of(item.layer, groups)
             schemes = [scheme for scheme in (item.weights, item.activations) if scheme]
             label = dtype or "/".join(dict.fromkeys(scheme.dtype.name for scheme in schemes))
             units.setdefault(group or item.layer.name, {}).setdefault(label, []).append(item)

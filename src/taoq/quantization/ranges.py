@@ -88,7 +88,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         with replacing(path) as partial:
             yield partial
     except OSError as error:
-        if not any(failed_to_write(error, target) for target in (path, partial_of(path))):
+        if not failed_to_write(error, partial_of(path)):
             raise  # Calibration also reads data.
         what = f"{path} cannot be written: {error.strerror}"
         raise TaoqError(Fault(_WHERE, what, "free some space, or name another file")) from error
