@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,21 @@ def test_a_parameter_with_two_names_stays_one(tmp_path: Path) -> None:
     load_weights(target, str(tmp_path / "a.pth"))
     assert equal(source, target)
     assert target[1].weight is target[0].weight
+
+
+def test_a_checkpoint_that_tao_encrypted_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"state_dict": b"0123", "state_dict_encrypted": True}, path)
+    with pytest.raises(TaoqError) as error:
+        load_weights(net(), str(path))
+    assert str(error.value).splitlines() == [
+        f"{path}: is encrypted by TAO, and only TAO can decrypt it",
+        "hint: train or export without encryption_key (-k)",
+    ]
+
+
+def test_the_command_line_that_a_script_saved_is_no_code(tmp_path: Path) -> None:
+    source, target = net(), net()
+    torch.save({"model": source.state_dict(), "args": Namespace(lr=0.1)}, tmp_path / "a.pth")
+    load_weights(target, str(tmp_path / "a.pth"))
+    assert equal(source, target)

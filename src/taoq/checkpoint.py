@@ -6,6 +6,7 @@ No code of a checkpoint is ever run: pickles are read with torch's `weights_only
 
 from __future__ import annotations
 
+import argparse
 import logging
 import pickle
 import re
@@ -143,7 +144,8 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
     if not head.startswith(_ZIP) and head != _OLD_TORCH:  # torch would try to unpickle any other file
         raise TaoqError(_damaged(checkpoint))
     try:
-        with warnings.catch_warnings():
+        # Many training scripts save their command line. A Namespace only holds values, so it runs nothing.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch warns about the pickle protocol of a damaged file
             data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -158,6 +160,9 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
         raise TaoqError(_damaged(checkpoint)) from None
     if isinstance(data, Mapping) and "modelopt_state" in data:
         raise TaoqError(_quantized(checkpoint))
+    if isinstance(data, Mapping) and data.get("state_dict_encrypted") is True:
+        what = "is encrypted by TAO, and only TAO can decrypt it"
+        raise TaoqError(Fault(checkpoint, what, "train or export without encryption_key (-k)"))
     state = _tensors(data)
     # With torchao imported, torch loads its quantized tensors, which are subclasses of Tensor.
     if any(type(value) not in (Tensor, nn.Parameter) for value in state.values()):

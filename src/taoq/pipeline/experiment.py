@@ -44,6 +44,8 @@ class Experiment:
         restore: Returns the experiment of a stored spec; raises TaoqError if this taoq cannot load the spec.
         rebind: Returns the experiment of another spec of the same task.
         refuse_another_model: Raises SpecError if a spec describes another network than this experiment's.
+        with_checkpoint: Returns the experiment with what a float checkpoint shows about its network; None if the task
+            takes nothing from the checkpoint but its weights.
         with_size: Returns the experiment for another input size (height, width); None if the task has only one size.
         deepstream: Returns the task's part of nvdsinfer_config.yaml; None if the task has none.
         align: Reorders outputs (second argument) like a reference (first argument); None if their order is fixed.
@@ -68,6 +70,7 @@ class Experiment:
     libraries: tuple[str, ...] = ()
     alias: Callable[[str], str] = str
     sensitive: Mapping[str, str] = field(default_factory=dict)
+    with_checkpoint: Callable[[str], Experiment] | None = None
     with_size: Callable[[int, int], Experiment] | None = None
     deepstream: Callable[[], DeepStream] | None = None
     align: Callable[[Outputs, Outputs], Outputs] | None = None
@@ -87,6 +90,10 @@ class Experiment:
         kinds = (kind for pattern, kind in self.sensitive.items() if fnmatchcase(alias, pattern))
         return dataclasses.replace(layer, alias=alias if alias != layer.name else "", sensitive=next(kinds, ""))
 
+    def of_checkpoint(self, checkpoint: str) -> Experiment:
+        """Return the experiment with what a float torch checkpoint shows about its network."""
+        return self.with_checkpoint(checkpoint) if self.with_checkpoint and checkpoint else self
+
     def aligned(self, reference: Outputs, outputs: Outputs) -> Outputs:
         """Return outputs in the order of a reference's entries."""
         return self.align(reference, outputs) if self.align else outputs
@@ -96,7 +103,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
     """Bind a task to a spec. Opens no data and builds no network."""
     export = task.export
     inference, predictions = task.inference_batches, task.predictions
-    with_size, deepstream = export.with_size, export.deepstream
+    with_size, deepstream, with_checkpoint = export.with_size, export.deepstream, task.with_checkpoint
 
     def no_inference() -> SpecError:
         what = f"task {task.name} has no inference"
@@ -138,6 +145,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
         libraries=task.libraries,
         alias=task.alias,
         sensitive=task.sensitive,
+        with_checkpoint=None if with_checkpoint is None else lambda path: bind(task, with_checkpoint(spec, path)),
         with_size=None if with_size is None else lambda height, width: bind(task, with_size(spec, height, width)),
         deepstream=None if deepstream is None else lambda: deepstream(spec),
         align=export.align,

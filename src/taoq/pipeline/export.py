@@ -121,6 +121,8 @@ def export(experiment: Experiment, target: Path, *, command: str = "") -> Export
     section = experiment.spec.export
     origin = {"path": section.checkpoint, "sha256": sha256(Path(section.checkpoint))}
     refuse_replacement(section, target, origin["sha256"])
+    if find_artifact(section.checkpoint) is None:
+        experiment = experiment.of_checkpoint(section.checkpoint)
     device = "cpu" if section.on_cpu else torch_device(f"cuda:{section.gpu_id}", "export.gpu_id")
     return write_export(experiment, open_source(experiment, section), origin, target, device, command=command)
 

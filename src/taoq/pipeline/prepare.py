@@ -87,8 +87,11 @@ def prepare(checked: Checked) -> Prepared[Any]:
         TaoqError: If the model is damaged, already quantized, or takes inputs that differ from the data's.
         SpecError: If a rule matches no layer, or no layer is quantized.
     """
-    experiment, backend = checked.experiment, checked.backend
-    name, section = backend.capability.format, experiment.spec.quantize
+    backend, section = checked.backend, checked.experiment.spec.quantize
+    name = backend.capability.format
+    experiment = checked.experiment
+    if not FORMATS[name].whole:
+        experiment = experiment.of_checkpoint(section.model_path)
     model = open_float(experiment, backend)
     return Prepared(
         experiment=experiment,

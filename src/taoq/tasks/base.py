@@ -191,6 +191,8 @@ class Task(Generic[S]):
         inference_batches: Return the data of `inference`; None if the task has no such action.
         predictions: Return a writer into a folder for `inference`.
         network: Return the part of a spec that defines the network, besides its checkpoint.
+        with_checkpoint: Return the spec with what a float checkpoint (second argument) shows about its network; an
+            artifact stores this spec, so that it can be rebuilt without the checkpoint.
         check_same_model: Raise SpecError if a spec and the spec in a manifest define different networks. By default,
             all fields of the section `model` must be equal.
         unused: Patterns of fields that its spec accepts but does not use, with the reason.
@@ -211,6 +213,7 @@ class Task(Generic[S]):
     inference_batches: Callable[[S], Batches] | None = None
     predictions: Callable[[S, Path], Predictions] | None = None
     network: Callable[[S], object] = _model_section
+    with_checkpoint: Callable[[S, str], S] | None = None
     check_same_model: Callable[[S, S], None] | None = None
     unused: Mapping[str, str] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+_TAO_BACKBONE = "model.backbone.model.network."
+"""Prefix of the names in a backbone of TAO, whose layers have the same names in timm."""
 _BLOCK = r"^backbone\.model\.encoder\.stages\.(\d+)\.layers\.(\d+)"
 _TABLE = {
     r"^model\.": "",
@@ -89,6 +91,8 @@ Published INT8 detectors keep the decoder float: PaddleSlim's RT-DETR, NVIDIA's 
 
 def original_name(name: str) -> str:
     """Return the original name of a layer or tensor. Query, key and value projections are one `in_proj` there."""
+    if name.startswith(_TAO_BACKBONE):
+        return "backbone." + name.removeprefix(_TAO_BACKBONE)
     for pattern, replacement in _TABLE.items():
         name = re.sub(pattern, replacement, name)
     return name

@@ -10,7 +10,7 @@ from taoq.spec.fields import option
 from taoq.tasks import sections
 from taoq.tasks.sections import EvaluateSpec, InferenceSpec, TaskSpec
 
-BACKBONES = ("resnet_18", "resnet_34", "resnet_50", "resnet_101")
+RESNETS = ("resnet_18", "resnet_34", "resnet_50", "resnet_101")
 _TRAINING = "used only in training"
 _SIZE = "the input size is dataset.augmentation.eval_spatial_size"
 _FROZEN_MODEL = "taoq does not support the frozen foundation model"
@@ -59,7 +59,14 @@ class ModelSpec:
     """The `model:` section. The defaults are those of TAO, and the RT-DETR-R50 of the paper (arXiv:2304.08069)."""
 
     architecture: str = option("rtdetr", "RT-DETR, or RT-DETRv2 (arXiv:2407.17140)", options=("rtdetr", "rtdetr_v2"))
-    backbone: str = option("resnet_50", "Backbone: a ResNet-vd", options=BACKBONES)
+    backbone: str = option("resnet_50", "Backbone", options=RESNETS)
+    resnet: str = option(
+        "auto",
+        "Kind of ResNet: vd, that of RT-DETR's authors and of transformers; plain, that of TAO; auto takes it from the"
+        " checkpoint, and vd without one",
+        options=("auto", "vd", "plain"),
+        omit_default=True,
+    )
     backbone_args: JsonObject = option(
         dict,
         "Arguments for transformers' RTDetrResNetConfig that override those of the backbone: hidden_sizes, depths, ...",
@@ -98,6 +105,16 @@ class ModelSpec:
         300, "Number of detections per image: the highest scores among num_queries x num_classes", minimum=1
     )
     frozen_fm: FrozenModelSpec = option(FrozenModelSpec, "TAO's frozen foundation model")
+
+
+def is_resnet(model: ModelSpec) -> bool:
+    """Return whether a network has a ResNet, of either kind."""
+    return model.backbone in RESNETS
+
+
+def is_tao(model: ModelSpec) -> bool:
+    """Return whether a network is one of TAO's, which has another backbone than the networks of RT-DETR's authors."""
+    return not is_resnet(model) or model.resnet == "plain"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, significant, with_size
 from taoq.tasks.rtdetr.metric import CocoMetric
-from taoq.tasks.rtdetr.model import build_model
+from taoq.tasks.rtdetr.model import build_model, with_checkpoint
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
 from taoq.tasks.rtdetr.predict import DetectionPredictions
 from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec
@@ -36,7 +36,7 @@ TASK = Task(
     name="rtdetr",
     spec=RtdetrSpec,
     unused=UNUSED,
-    libraries=("transformers",),
+    libraries=("transformers", "timm"),
     outputs=lambda spec: {
         "pred_logits": OutputSpec(("N", "queries", spec.dataset.num_classes)),
         "pred_boxes": OutputSpec(("N", "queries", 4)),
@@ -50,6 +50,7 @@ TASK = Task(
     inference_batches=inference_batches,
     metric=CocoMetric,
     predictions=DetectionPredictions,
+    with_checkpoint=with_checkpoint,
     check_same_model=check_same_model,
     export=Export(
         with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous, significant=significant

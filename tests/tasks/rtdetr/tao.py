@@ -1,0 +1,97 @@
+"""A second implementation of TAO's RT-DETR, which taoq's reading of TAO's checkpoints is compared with.
+
+Encoder and decoder are those of the authors' code, whose names TAO has, too. The backbone is written after the names in
+TAO's checkpoints, without timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from original import Decoder, Encoder
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    """A residual block of the first ResNet: a convolution with a stride makes the shortcut."""
+
+    def __init__(self, inside: int, width: int, stride: int, bottleneck: bool):
+        super().__init__()
+        outside = width * 4 if bottleneck else width
+        widths = [(inside, width, 1), (width, width, 3), (width, outside, 1)]
+        if not bottleneck:
+            widths = [(inside, width, 3), (width, width, 3)]
+        self.count = len(widths)
+        for number, (a, b, kernel) in enumerate(widths, 1):
+            # The stride is in the 3x3 convolution of a bottleneck, in the first one of a basic block.
+            step = stride if number == (2 if bottleneck else 1) else 1
+            self.add_module(f"conv{number}", nn.Conv2d(a, b, kernel, step, kernel // 2, bias=False))
+            self.add_module(f"bn{number}", nn.BatchNorm2d(b))
+        if stride != 1 or inside != outside:
+            self.downsample: nn.Module | None = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+        else:
+            self.downsample = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for number in range(1, self.count + 1):
+            out = self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(out))
+            if number < self.count:
+                out = functional.relu(out)
+        return functional.relu(out + (self.downsample(x) if self.downsample else x))
+
+
+class ResNet(nn.Module):
+    def __init__(
+        self, stem: int, widths: Sequence[int], depths: Sequence[int], bottleneck: bool, indices: Sequence[int]
+    ):
+        super().__init__()
+        factor = 4 if bottleneck else 1
+        self.conv1, self.bn1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False), nn.BatchNorm2d(stem)
+        inside = stem
+        for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
+            blocks = [Block(inside, width, 1 if number == 1 else 2, bottleneck)]
+            blocks += [Block(width * factor, width, 1, bottleneck) for _ in range(depth - 1)]
+            inside = width * factor
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.indices = indices
+        self.channels = [widths[index] * factor for index in indices]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        outputs = []
+        for number in range(1, 5):
+            x = self.get_submodule(f"layer{number}")(x)
+            outputs.append(x)
+        return [outputs[index] for index in self.indices]
+
+
+class TaoRtdetr(nn.Module):
+    """TAO's network. Its decoder has 8 heads and 1024 hidden channels, whatever the spec says."""
+
+    def __init__(
+        self, backbone: Any, *, width: int, heads: int, inner: int, expansion: float, layers: int, queries: int,
+        classes: int,
+    ):  # fmt: skip
+        super().__init__()
+        self.backbone = backbone
+        self.encoder = Encoder(backbone.channels, width, heads, inner, expansion)
+        self.decoder = Decoder(width, 8, 1024, layers, queries, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self.decoder(self.encoder(self.backbone(x)))
+        return result
+
+
+def lightning(network: nn.Module) -> dict[str, Any]:
+    """The checkpoint that TAO's training writes: the network is `model.model` of a Lightning module."""
+    state = {f"model.model.{name}": value for name, value in network.state_dict().items()}
+    return {
+        "epoch": 71, "global_step": 9, "pytorch-lightning_version": "2.4.0", "state_dict": state, "loops": {},
+        "callbacks": {"ModelCheckpoint": {"last_model_path": "model.pth"}}, "optimizer_states": [], "lr_schedulers": [],
+        "tao_version": "7.0.1", "model": "rtdetr",
+    }  # fmt: skip
