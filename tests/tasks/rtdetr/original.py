@@ -184,11 +184,11 @@ class Mlp(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Reads four points a head and level; the sampling is written out pixel by pixel."""
+    """Reads some points a head and level, between pixels or at the nearest one; written out pixel by pixel."""
 
-    def __init__(self, width: int, heads: int, levels: int = 3, points: int = 4):
+    def __init__(self, width: int, heads: int, points: int = 4, discrete: bool = False, levels: int = 3):
         super().__init__()
-        self.heads, self.levels, self.points = heads, levels, points
+        self.heads, self.levels, self.points, self.discrete = heads, levels, points, discrete
         self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
         self.attention_weights = nn.Linear(width, heads * levels * points)
         self.value_proj, self.output_proj = nn.Linear(width, width), nn.Linear(width, width)
@@ -208,6 +208,9 @@ class DeformableAttention(nn.Module):
             start += height * columns
             x = places[:, :, :, level, :, 0] * columns - 0.5
             y = places[:, :, :, level, :, 1] * height - 0.5
+            if self.discrete:  # Truncation, not floor: the authors convert to int64.
+                x = (x + 1.0).trunc().clamp(0, columns - 1)
+                y = (y + 1.0).trunc().clamp(0, height - 1)
             for dy in (0, 1):
                 for dx in (0, 1):
                     row, column = y.floor() + dy, x.floor() + dx
@@ -223,10 +226,10 @@ class DeformableAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int):
+    def __init__(self, width: int, heads: int, inner: int, points: int, discrete: bool):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.cross_attn = DeformableAttention(width, heads)
+        self.cross_attn = DeformableAttention(width, heads, points, discrete)
         self.linear1, self.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
@@ -237,14 +240,16 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, width: int, heads: int, inner: int, layers: int, queries: int, classes: int):
+    def __init__(
+        self, width: int, heads: int, inner: int, layers: int, queries: int, classes: int, points: int, discrete: bool
+    ):
         super().__init__()
         self.queries = queries
         self.input_proj = nn.ModuleList(
             [named(conv=nn.Conv2d(width, width, 1, bias=False), norm=nn.BatchNorm2d(width)) for _ in range(3)]
         )
         self.decoder = nn.ModuleDict(
-            {"layers": nn.ModuleList([DecoderLayer(width, heads, inner) for _ in range(layers)])}
+            {"layers": nn.ModuleList([DecoderLayer(width, heads, inner, points, discrete) for _ in range(layers)])}
         )
         self.denoising_class_embed = nn.Embedding(classes + 1, width, padding_idx=classes)
         self.query_pos_head = Mlp(4, 2 * width, width)
@@ -296,11 +301,13 @@ class Original(nn.Module):
         layers: int,
         queries: int = 300,
         classes: int = 80,
+        points: int = 4,
+        discrete: bool = False,
     ):
         super().__init__()
         self.backbone = Backbone(stem, widths, depths, bottleneck)
         self.encoder = Encoder(self.backbone.channels, width, heads, inner, expansion)
-        self.decoder = Decoder(width, heads, inner, layers, queries, classes)
+        self.decoder = Decoder(width, heads, inner, layers, queries, classes, points, discrete)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = self.decoder(self.encoder(self.backbone(x)))

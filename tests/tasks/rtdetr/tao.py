@@ -80,7 +80,7 @@ class TaoRtdetr(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.encoder = Encoder(backbone.channels, width, heads, inner, expansion)
-        self.decoder = Decoder(width, 8, 1024, layers, queries, classes)
+        self.decoder = Decoder(width, 8, 1024, layers, queries, classes, 4, False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = self.decoder(self.encoder(self.backbone(x)))

@@ -171,6 +171,46 @@ def test_rtdetr_v2_gives_the_outputs_of_transformers(tmp_path: Path) -> None:
     assert_same(run(built, photograph((128, 128))), run(network, photograph((128, 128))))
 
 
+def version_2(original: nn.Module, points: int) -> dict[str, Tensor]:
+    """The state dict of an RT-DETR under the names of rtdetrv2_pytorch, which also stores 1 / points per point."""
+    state = {}
+    for name, value in original.state_dict().items():
+        for before, after in (("encoder.input_proj.0.0", "encoder.input_proj.0.conv"),
+                              ("encoder.input_proj.1.0", "encoder.input_proj.1.conv"),
+                              ("encoder.input_proj.2.0", "encoder.input_proj.2.conv"),
+                              ("encoder.input_proj.0.1", "encoder.input_proj.0.norm"),
+                              ("encoder.input_proj.1.1", "encoder.input_proj.1.norm"),
+                              ("encoder.input_proj.2.1", "encoder.input_proj.2.norm"),
+                              ("enc_output.0", "enc_output.proj"), ("enc_output.1", "enc_output.norm")):  # fmt: skip
+            name = name.replace(before, after)
+        state[name] = value
+        if name.endswith("sampling_offsets.bias"):
+            scale = name.replace("sampling_offsets.bias", "num_points_scale")
+            state[scale] = torch.full((3 * points,), 1 / points)
+    return state
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 192), (192, 96)], ids=["square", "wide", "tall"])
+@pytest.mark.parametrize("points", [1, 4], ids=["sp1", "four points"])
+@pytest.mark.parametrize("discrete", [True, False], ids=["dsp", "bilinear"])
+def test_an_original_checkpoint_of_version_2_gives_the_outputs_of_the_original(
+    tmp_path: Path, size: tuple[int, int], points: int, discrete: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, ours = ORIGINALS["basic blocks, half-width fusion, as R18"]
+    original = shuffled(Original(**theirs, **TINY_ORIGINAL, points=points, discrete=discrete))
+    torch.save({"ema": {"module": version_2(original, points)}}, tmp_path / "v2.pth")
+    arguments = {"decoder_n_points": points, **({"decoder_method": "discrete"} if discrete else {})}
+    fields = {**TINY_MODEL, **ours, "architecture": "rtdetr_v2", "args": arguments}
+    with caplog.at_level(logging.INFO, "taoq"):
+        built = build_model(spec(fields, size, 5), str(tmp_path / "v2.pth"))
+    assert_same(run(built, photograph(size)), run(original, photograph(size)))
+    said = (
+        "model.args.decoder_method: default (bilinear sampling) is assumed, because the file does not say it;"
+        " *_dsp networks have discrete"
+    )
+    assert (said in caplog.messages) is not discrete
+
+
 def test_the_outputs_may_be_those_of_an_earlier_decoder_layer() -> None:
     built = build_model(spec({**SMALL_MODEL, "eval_idx": 1}), str(SMALL))
     with torch.inference_mode():

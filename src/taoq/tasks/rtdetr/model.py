@@ -12,7 +12,7 @@ from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, NotGiven, Notice, SpecError
-from taoq.tasks.rtdetr.config import NUM_STAGES, check_config, create_network, make_config
+from taoq.tasks.rtdetr.config import NUM_STAGES, TAO_DECODER, check_config, create_network, make_config
 from taoq.tasks.rtdetr.spec import RtdetrSpec, is_resnet, is_tao
 from taoq.tasks.rtdetr.weights import load_network, resnet_of
 
@@ -49,6 +49,7 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
         with WithoutInitialisation():
             model = _create(spec)
         columns_first = load_network(model, checkpoint)  # The order of position embeddings in the original code.
+        _say_assumptions(spec, original=columns_first)
     detector = Detector(
         model,
         size,
@@ -59,6 +60,19 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
     if spec.model.fuse:
         fuse(detector)
     return detector.eval().requires_grad_(False)
+
+
+def _say_assumptions(spec: RtdetrSpec, *, original: bool) -> None:
+    """Log what a checkpoint does not say about its network."""
+    model = spec.model
+    for field, argument in (("nheads", "decoder_attention_heads"), ("dim_feedforward", "decoder_ffn_dim")):
+        own, tao = getattr(model, field), TAO_DECODER[argument]
+        if is_tao(model) and own != tao and argument not in model.args:
+            what = f"{own} is for the encoder only: TAO's decoder always has {tao}"
+            log.info(Notice(f"model.{field}", what))
+    if original and model.architecture == "rtdetr_v2" and "decoder_method" not in model.args:
+        what = "default (bilinear sampling) is assumed, because the file does not say it; *_dsp networks have discrete"
+        log.info(Notice("model.args.decoder_method", what))
 
 
 def _create(spec: RtdetrSpec) -> nn.Module:
