@@ -13,6 +13,8 @@ from original import Decoder, Encoder
 from torch import Tensor, nn
 from torch.nn import functional
 
+from support.tao.convolutional import ConvNeXt
+
 
 class Block(nn.Module):
     """A residual block of the first ResNet: a convolution with a stride makes the shortcut."""
@@ -68,6 +70,44 @@ class ResNet(nn.Module):
             x = self.get_submodule(f"layer{number}")(x)
             outputs.append(x)
         return [outputs[index] for index in self.indices]
+
+
+class WidenedConvNeXt(ConvNeXt):
+    """ConvNeXt as a backbone: a convolution after each stage, called after its channels."""
+
+    def __init__(self, depths: Sequence[int], widths: Sequence[int], grn: bool = False):
+        super().__init__(depths, widths, 1, grn)
+        self.head = nn.Identity()
+        self.channels = [512, 1024, 2048]
+        for width, channels in zip(widths[1:], self.channels, strict=True):
+            self.add_module(f"conv_{channels}", nn.Conv2d(width, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Any:
+        maps = self.maps(x)[1:]
+        return [self.get_submodule(f"conv_{channels}")(x) for channels, x in zip(self.channels, maps, strict=True)]
+
+
+def backbone_of(network: Any, channels: Sequence[int], norms: str = "") -> Any:
+    """Turn a classifier into a backbone that returns its last three maps; `norms` is what its norms are called."""
+    classifier = type(network)
+
+    class Backbone(classifier):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor) -> Any:
+            maps = self.maps(x)[-3:]
+            if not norms:
+                return maps
+            return [
+                self.get_submodule(f"{norms}{index}")(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                for index, x in enumerate(maps, 1)
+            ]
+
+    network.__class__ = Backbone
+    network.head = nn.Identity()
+    network.channels = channels
+    for index, width in enumerate(channels, 1):
+        if norms:
+            network.add_module(f"{norms}{index}", nn.LayerNorm(width))
+    return network
 
 
 class TaoRtdetr(nn.Module):

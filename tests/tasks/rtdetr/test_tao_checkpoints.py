@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 from original import Original, shuffled
-from tao import ResNet, TaoRtdetr, lightning
+from tao import ResNet, TaoRtdetr, WidenedConvNeXt, backbone_of, lightning
 from test_rtdetr_model import ORIGINALS, TINY_MODEL, TINY_ORIGINAL, assert_same, photograph, run, spec
 from torch import nn
 
 from support.commands import Taoq
+from support.tao.convolutional import ConvNeXt, EdgeNeXt, EfficientVit, EfficientVitLarge
 from taoq.errors import SpecError
 from taoq.tasks.rtdetr.model import build_model, with_checkpoint
 
@@ -41,6 +42,33 @@ def test_a_resnet_of_tao_gives_the_outputs_of_tao(tmp_path: Path, name: str) -> 
         built = build_model(
             spec({**FIELDS, "backbone": name, "fuse": fuse}, size, 5), str(tmp_path / "rtdetr_model_latest.pth")
         )
+        assert_same(run(built, photograph(size)), run(network, photograph(size)))
+
+
+DEPTHS, WIDTHS = (2, 1, 3, 1), (8, 16, 24, 40)
+CONVNEXT = {"depths": list(DEPTHS), "dims": list(WIDTHS)}
+B = {"widths": [8, 16, 24, 32, 64], "depths": [1, 2, 1, 2, 1], "head_dim": 8}
+L = {"widths": [8, 16, 16, 24, 64], "depths": [1, 1, 2, 1, 2]}
+BACKBONES: dict[str, tuple[nn.Module, dict[str, Any]]] = {
+    "convnext_tiny": (WidenedConvNeXt(DEPTHS, WIDTHS), CONVNEXT),
+    "convnext_xlarge": (WidenedConvNeXt(DEPTHS, WIDTHS), CONVNEXT),
+    "convnextv2_nano": (backbone_of(ConvNeXt(DEPTHS, WIDTHS, 1, grn=True), WIDTHS[1:]), CONVNEXT),
+    "convnextv2_small": (backbone_of(ConvNeXt(DEPTHS, WIDTHS, 1, grn=True), WIDTHS[1:]), CONVNEXT),
+    "convnextv2_tiny": (WidenedConvNeXt(DEPTHS, WIDTHS, grn=True), CONVNEXT),  # as TAO 6.0 had it
+    "edgenext_x_small": (backbone_of(EdgeNeXt(DEPTHS, WIDTHS, 4, 1), WIDTHS[1:]), CONVNEXT),
+    "efficientvit_b0": (backbone_of(EfficientVit(B["widths"], B["depths"], 8, 1), B["widths"][2:], "norm"), B),
+    "efficientvit_l0": (backbone_of(EfficientVitLarge(L["widths"], L["depths"], 32, 1), L["widths"][2:], "norm"), L),
+    "efficientvit_l3": (backbone_of(EfficientVitLarge(L["widths"], L["depths"], 32, 1), L["widths"][2:], "norm"), L),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_another_backbone_of_tao_gives_the_outputs_of_tao(tmp_path: Path, name: str) -> None:
+    backbone, args = BACKBONES[name]
+    network = tao_checkpoint(backbone, tmp_path / "tao.pth")
+    for size, fuse in (((128, 128), True), ((96, 160), False)):
+        fields = {**FIELDS, "backbone": name, "backbone_args": args, "fuse": fuse}
+        built = build_model(spec(fields, size, 5), str(tmp_path / "tao.pth"))
         assert_same(run(built, photograph(size)), run(network, photograph(size)))
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, NotGiven, Notice, SpecError
 from taoq.tasks.rtdetr.config import NUM_STAGES, TAO_DECODER, check_config, create_network, make_config
-from taoq.tasks.rtdetr.spec import RtdetrSpec, is_resnet, is_tao
-from taoq.tasks.rtdetr.weights import load_network, resnet_of
+from taoq.tasks.rtdetr.spec import UPSAMPLE, RtdetrSpec, is_resnet, is_tao
+from taoq.tasks.rtdetr.weights import is_widened, load_network, resnet_of
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _create(spec: RtdetrSpec) -> nn.Module:
 
 
 def with_checkpoint(spec: RtdetrSpec, checkpoint: str) -> RtdetrSpec:
-    """Return the spec with what a checkpoint shows about its network: which of the two ResNets it has.
+    """Return the spec with what a checkpoint shows about its network: which of two networks of one name it has.
 
     Args:
         spec: The spec.
@@ -97,13 +97,17 @@ def with_checkpoint(spec: RtdetrSpec, checkpoint: str) -> RtdetrSpec:
     Raises:
         TaoqError: If the checkpoint is a file that cannot be read.
     """
-    model = spec.model
-    if not is_resnet(model) or model.resnet != "auto" or not Path(checkpoint).is_file():
-        return spec
-    if resnet_of(checkpoint) != "plain":
-        return spec
-    log.info(Notice("model.resnet", f"plain: {checkpoint} has the ResNet of TAO, not that of RT-DETR's authors"))
-    return dataclasses.replace(spec, model=dataclasses.replace(model, resnet="plain"))
+    model, path = spec.model, Path(checkpoint)
+    if is_resnet(model) and model.resnet == "auto" and path.is_file() and resnet_of(checkpoint) == "plain":
+        log.info(Notice("model.resnet", f"plain: {checkpoint} has the ResNet of TAO, not that of RT-DETR's authors"))
+        return dataclasses.replace(spec, model=dataclasses.replace(model, resnet="plain"))
+    if model.backbone.startswith("convnextv2_") and UPSAMPLE not in model.backbone_args and is_widened(checkpoint):
+        log.info(
+            Notice("model.backbone_args", f"{UPSAMPLE}: true, because {checkpoint} has TAO 6's layers conv_512, ...")
+        )
+        arguments = {**model.backbone_args, UPSAMPLE: True}
+        return dataclasses.replace(spec, model=dataclasses.replace(model, backbone_args=arguments))
+    return spec
 
 
 def input_size(spec: RtdetrSpec) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_TAO_BACKBONE = "model.backbone.model.network."
-"""Prefix of the names in a backbone of TAO, whose layers have the same names in timm."""
+_TAO_BACKBONE = re.compile(r"^model\.backbone\.model\.(?:network\.|after\.|(?=learnable_downsample\.))")
+"""Matches the prefix of the names in a backbone of TAO; the names after it are those of its library."""
 _BLOCK = r"^backbone\.model\.encoder\.stages\.(\d+)\.layers\.(\d+)"
 _TABLE = {
     r"^model\.": "",
@@ -91,8 +91,8 @@ Published INT8 detectors keep the decoder float: PaddleSlim's RT-DETR, NVIDIA's 
 
 def original_name(name: str) -> str:
     """Return the original name of a layer or tensor. Query, key and value projections are one `in_proj` there."""
-    if name.startswith(_TAO_BACKBONE):
-        return "backbone." + name.removeprefix(_TAO_BACKBONE)
+    if _TAO_BACKBONE.match(name):
+        return _TAO_BACKBONE.sub("backbone.", name)
     for pattern, replacement in _TABLE.items():
         name = re.sub(pattern, replacement, name)
     return name

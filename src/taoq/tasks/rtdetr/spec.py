@@ -8,9 +8,30 @@ from dataclasses import dataclass
 from taoq.plain import JsonObject
 from taoq.spec.fields import option
 from taoq.tasks import sections
+from taoq.tasks.backbones.tao_names import TAO_NETWORKS, TaoNetwork
 from taoq.tasks.sections import EvaluateSpec, InferenceSpec, TaskSpec
 
 RESNETS = ("resnet_18", "resnet_34", "resnet_50", "resnet_101")
+_FANS = {
+    "fan_tiny_8_p4_hybrid": "fan_tiny_8_p4_hybrid",
+    "fan_small_12_p4_hybrid": "fan_small_12_p4_hybrid",
+    "fan_base_12_p4_hybrid": "fan_base_16_p4_hybrid",
+    "fan_large_12_p4_hybrid": "fan_large_16_p4_hybrid",
+}
+"""TAO's FAN backbones, and the names that the same networks have in its classification."""
+_CONVNEXT_V2_SMALL = TaoNetwork(name="convnextv2_small", family="convnext", base="convnextv2_small")
+"""A backbone that TAO's classification does not have."""
+UPSAMPLE = "upsample"
+"""The argument in `backbone_args` that says whether a convolution widens each feature map of a ConvNeXt V2."""
+BACKBONES = (
+    *RESNETS,
+    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large", "xlarge")),
+    *(f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "huge")),
+    *(f"efficientvit_{size}" for size in ("b0", "b1", "b2", "b3", "l0", "l1", "l2", "l3")),
+    *(f"edgenext_{size}" for size in ("x_small", "small", "base", "xx_small_bn_hs", "x_small_bn_hs", "small_bn_hs")),
+    *_FANS,
+)
+"""The backbones of TAO's RT-DETR."""
 _TRAINING = "used only in training"
 _SIZE = "the input size is dataset.augmentation.eval_spatial_size"
 _FROZEN_MODEL = "taoq does not support the frozen foundation model"
@@ -59,7 +80,12 @@ class ModelSpec:
     """The `model:` section. The defaults are those of TAO, and the RT-DETR-R50 of the paper (arXiv:2304.08069)."""
 
     architecture: str = option("rtdetr", "RT-DETR, or RT-DETRv2 (arXiv:2407.17140)", options=("rtdetr", "rtdetr_v2"))
-    backbone: str = option("resnet_50", "Backbone", options=RESNETS)
+    backbone: str = option(
+        "resnet_50",
+        "Backbone",
+        options=BACKBONES,
+        aliases={name.partition("_p4")[0].rpartition("_")[0]: name for name in _FANS},
+    )
     resnet: str = option(
         "auto",
         "Kind of ResNet: vd, that of RT-DETR's authors and of transformers; plain, that of TAO; auto takes it from the"
@@ -69,7 +95,8 @@ class ModelSpec:
     )
     backbone_args: JsonObject = option(
         dict,
-        "Arguments for transformers' RTDetrResNetConfig that override those of the backbone: hidden_sizes, depths, ...",
+        "Arguments that override those of the backbone: of transformers' RTDetrResNetConfig (hidden_sizes, depths, ...)"
+        " or, for a backbone of TAO, of its constructor in timm",
     )
     args: JsonObject = option(
         dict, "Further arguments for transformers' RTDetrConfig, which take precedence over the fields of this section"
@@ -110,6 +137,13 @@ class ModelSpec:
 def is_resnet(model: ModelSpec) -> bool:
     """Return whether a network has a ResNet, of either kind."""
     return model.backbone in RESNETS
+
+
+def tao_network(model: ModelSpec) -> TaoNetwork:
+    """Return the network of TAO that is the backbone."""
+    if model.backbone == _CONVNEXT_V2_SMALL.name:
+        return _CONVNEXT_V2_SMALL
+    return TAO_NETWORKS[_FANS.get(model.backbone, model.backbone)]
 
 
 def is_tao(model: ModelSpec) -> bool:

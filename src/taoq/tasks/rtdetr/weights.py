@@ -63,9 +63,8 @@ def load_network(network: nn.Module, checkpoint: str) -> bool:
         state = without_prefix(state, "decoder.dec_score_head.0.weight")
         _refuse_other_resnet(state, network, checkpoint)
         state = _without_batch_counts(_two_branches(state), "backbone.")
-        not_needed = {f"backbone.{name}" for name in getattr(cast(Any, network).backbone.model, "not_needed", ())}
-        unused = sorted(not_needed & set(state))
-        state, training = from_original(_without(state, unused), named.state_dict())
+        state, unused = _tao_backbone(state, cast(Any, network).backbone.model)
+        state, training = from_original(state, named.state_dict())
         unused += training
     else:
         state = from_hub(without_prefix(state, "model.encoder_input_proj.0.0.weight"))
@@ -78,6 +77,24 @@ def load_network(network: nn.Module, checkpoint: str) -> bool:
     return original
 
 
+def _tao_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename the tensors of a backbone of TAO as its library has them; do nothing for any other backbone.
+
+    Returns:
+        All tensors, without those that the feature maps do not depend on; and the names of these.
+    """
+    from taoq.tasks.rtdetr.backbones import TaoBackbone
+
+    if not isinstance(backbone, TaoBackbone):
+        return dict(state), []
+    prefix = "backbone."
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    renamed = backbone.from_tao(own)
+    unused = sorted(backbone.not_needed & set(renamed))
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    return rest | {prefix + name: tensor for name, tensor in renamed.items() if name not in unused}, unused
+
+
 def resnet_of(checkpoint: str) -> str:
     """Return the kind of ResNet that a file has, plain or vd; an empty string for any other file.
 
@@ -85,6 +102,15 @@ def resnet_of(checkpoint: str) -> str:
         TaoqError: If the file cannot be read.
     """
     return _resnet_in(read_state_dict(checkpoint))
+
+
+def is_widened(checkpoint: str) -> bool:
+    """Return whether a file has the convolutions that widen the feature maps of a ConvNeXt in TAO.
+
+    Raises:
+        TaoqError: If the file cannot be read.
+    """
+    return any(name.endswith("backbone.conv_512.weight") for name in read_state_dict(checkpoint))
 
 
 def _resnet_in(state: Mapping[str, Tensor]) -> str:
