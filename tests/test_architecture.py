@@ -48,6 +48,8 @@ FORBIDDEN = {
     "quantization/formats": ("taoq.quantization.backends", "taoq.quantization.plan"),
     "pipeline": ("taoq.views.tables", "rich", "torchao", "modelopt"),
     "actions": ("taoq.tasks.classification", "taoq.tasks.rtdetr"),
+    "tasks/backbones": ("taoq.tasks.classification", "taoq.tasks.rtdetr", "taoq.spec"),
+    "tasks/backbones/tao_names.py": ("torch", "timm"),
     "cli.py": ("torch", "omegaconf"),
 }
 OWNERS = {
@@ -61,7 +63,7 @@ OWNERS = {
     ),
     "onnx_graphsurgeon": ("quantization/formats/onnx/export.py", "quantization/backends/modelopt_onnx"),
     "torchmetrics": ("tasks/metrics.py", "tasks/classification/metric.py"),
-    "timm": ("tasks/classification/model.py", "tasks/rtdetr/backbones.py"),
+    "timm": ("tasks/backbones/networks.py", "tasks/backbones/fan.py", "tasks/classification", "tasks/rtdetr/backbones.py"),
     "transformers": ("tasks/rtdetr/config.py", "tasks/rtdetr/network.py", "tasks/rtdetr/backbones.py"),
     "pycocotools": ("tasks/rtdetr/metric.py",),
     "rich": ("views/tables.py", "status.py", "actions/base.py"),

@@ -78,7 +78,21 @@ def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK
     Raises:
         TaoqError: If the file is missing or damaged, holds code or no tensors, or does not fit the model.
     """
-    state = read_state_dict(checkpoint)
+    load_prefixed(model, read_state_dict(checkpoint), checkpoint, hint)
+
+
+def load_prefixed(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
+    """Load every tensor of a model from a state dict, whose names may have a prefix that a framework put there.
+
+    Args:
+        model: The model.
+        state: The tensors by name; those without the prefix are left out.
+        checkpoint: The file that they come from, for messages.
+        hint: What the user should check if the tensors do not fit the model.
+
+    Raises:
+        TaoqError: If tensors are missing, unknown, or of another shape.
+    """
     prefix = _prefix(state, model.state_dict())
     own_state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     other_keys = sorted(key for key in state if not key.startswith(prefix))
@@ -91,6 +105,8 @@ def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK
 def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
     """Load every tensor of a model from a state dict; values are converted to the model's dtype.
 
+    Batch counts, which only training reads, may be missing: frozen batch norms, as in TAO, have none.
+
     Args:
         model: The model.
         state: The tensors by name: exactly those of the model.
@@ -101,6 +117,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, h
         TaoqError: If tensors are missing, unknown, or of another shape.
     """
     model_state = model.state_dict()
+    counts = [key for key in model_state if key.endswith(".num_batches_tracked") and key not in state]
+    state = {**state, **{key: torch.zeros_like(model_state[key]) for key in counts}}
     _check_fit(state, model_state, checkpoint, hint)
     # Assigning saves a copy of all weights. With tied weights (one parameter under two names) the values are copied,
     # because assigning two tensors would untie them.

@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a classifier from timm or torchvision by its name."""
+"""Build a classifier by its name in TAO, timm or torchvision."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import dataclasses
+import logging
+from pathlib import Path
 
 from torch import nn
 
-from taoq.checkpoint import WithoutInitialisation, load_weights
-from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
+from taoq.checkpoint import WithoutInitialisation
+from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
 from taoq.plain import JsonObject
+from taoq.tasks.backbones.tao_names import TAO_NETWORKS
+from taoq.tasks.classification.names import Source, find_network
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.classification.weights import is_of_tao, load_weights
 
-_TAO_NAMES = (
-    (r"resnet_(\d+d?)", r"resnet\1"),
-    (r"vit_(tiny|small|base|large|huge|giant)_patch(\d+)", r"vit_\1_patch\2_224"),
-    (r"gc_vit_(\w+)", r"gcvit_\1"),
-    (r"hiera_(tiny|small|base|base_plus|large|huge)", r"hiera_\1_224"),
-)
-"""Patterns of names in TAO that differ in timm, with the timm name. Names of other families (convnext_*, swin_*,
-efficientvit_*, edgenext_*) are the same in both."""
+log = logging.getLogger(__name__)
 
-_FIT_HINT = "check model.backbone.type, model.backbone.args and dataset.num_classes"
 _CHECKPOINT = "the checkpoint of the action"
 _NOT_ARGUMENTS = {
     "num_classes": "dataset.num_classes",
@@ -60,66 +57,54 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
                 hint,
             )
         )
-    library, name = _library_and_name(backbone.type)
-    with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
-        model = _create(library, name, spec, pretrained=checkpoint == "")
     if checkpoint:
-        load_weights(model, checkpoint, _FIT_HINT)
+        spec = with_checkpoint(spec, checkpoint)
+    source = find_network(spec.model.backbone)
+    with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
+        model = _create(source, spec, pretrained=checkpoint == "")
+    if checkpoint:
+        load_weights(model, source, checkpoint)
     return model
 
 
-def _library_and_name(type_: str) -> tuple[str, str]:
-    """Find the library of a network, and its name there."""
-    where = "model.backbone.type"
-    if not type_:
-        raise SpecError(Fault(where, "missing: which network is it?", "write a name, for example resnet_50"))
-    import timm
-    import torchvision
+def with_checkpoint(spec: ClassificationSpec, checkpoint: str) -> ClassificationSpec:
+    """Return the spec with what a checkpoint shows about its network: whether it is TAO's or timm's of the same name.
 
-    prefix, _, name = type_.rpartition("/")
-    candidates = [name]
-    for pattern, replacement in _TAO_NAMES:
-        if re.fullmatch(pattern, name):
-            candidates.append(re.sub(pattern, replacement, name))
-    networks = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(torchvision.models)}
-    if prefix and prefix not in networks:
-        raise SpecError(Fault(where, f"unknown library '{prefix}'", "write timm/NAME or torchvision/NAME"))
-    for library in [prefix] if prefix else networks:
-        for candidate in candidates:
-            # A timm name may end in a tag of pretrained weights: resnet50.a1_in1k.
-            if candidate.partition(".")[0] in networks[library]:
-                return library, candidate
-    names = [*networks["timm"], *networks["torchvision"], "resnet_50", "resnet_18", "vit_base_patch16"]
-    otherwise = "any timm or torchvision name works, and TAO's where these have the network"
-    raise SpecError(Fault(where, f"no library has a network '{type_}'", did_you_mean(name, names, otherwise)))
+    Args:
+        spec: The spec.
+        checkpoint: A file.
+
+    Raises:
+        TaoqError: If the file cannot be read.
+    """
+    backbone = spec.model.backbone
+    network = TAO_NETWORKS.get(backbone.type)
+    if network is None or backbone.variant != "auto" or not network.two_variants:
+        return spec
+    if not Path(checkpoint).is_file() or not is_of_tao(network, checkpoint):
+        return spec
+    log.info(Notice("model.backbone.variant", f"tao: {checkpoint} has TAO's {network.name}, which differs from timm's"))
+    backbone = dataclasses.replace(backbone, variant="tao")
+    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
 
 
-def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bool) -> nn.Module:
-    import timm
-    import torchvision
-
+def _create(source: Source, spec: ClassificationSpec, *, pretrained: bool) -> nn.Module:
     arguments: JsonObject = dict(spec.model.backbone.args)
     faults = [
-        Fault(f"model.backbone.args.{key}", f"the network gets it from {source}", "take it out of the arguments")
-        for key, source in _NOT_ARGUMENTS.items()
+        Fault(f"model.backbone.args.{key}", f"the network gets it from {where}", "take it out of the arguments")
+        for key, where in _NOT_ARGUMENTS.items()
         if key in arguments
     ]
     if faults:
         raise SpecError(*faults)
-    classes = spec.dataset.num_classes
+    library, name = source.library, source.name
+    if pretrained and source.as_tao:
+        what = f"no library has pretrained weights of TAO's {spec.model.backbone.type}"
+        raise SpecError(Fault("model.backbone.pretrained", what, "give TAO's checkpoint in the action's section"))
     try:
-        if library == "timm":
-            if pretrained and timm.get_pretrained_cfg(name) is not None:
-                _check_pretrained_classes(timm.get_pretrained_cfg(name).num_classes, classes)
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, **arguments)
-            return model
-        if pretrained:
-            weights = torchvision.models.get_model_weights(name).DEFAULT
-            _check_pretrained_classes(len(weights.meta["categories"]), classes)
-            model = torchvision.models.get_model(name, weights=weights, **arguments)
-        else:
-            model = torchvision.models.get_model(name, weights=None, num_classes=classes, **arguments)
-        return model
+        if source.as_tao:
+            return _create_tao(source, spec, arguments)
+        return _create_library(library, name, spec.dataset.num_classes, arguments, pretrained=pretrained)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         what = f"{library} cannot build {name}: {first_line(error)}"
         if pretrained:
@@ -131,6 +116,31 @@ def _create(library: str, name: str, spec: ClassificationSpec, *, pretrained: bo
     except OSError as error:  # the download, or the cache of the hub
         what = f"the pretrained weights of {name} cannot be downloaded: {first_line(error)}"
         raise TaoqError(Fault("model.backbone.pretrained", what, "give a checkpoint file instead")) from error
+
+
+def _create_tao(source: Source, spec: ClassificationSpec, arguments: JsonObject) -> nn.Module:
+    from taoq.tasks.backbones.networks import create_network
+
+    assert source.tao is not None
+    return create_network(source.tao, spec.dataset.num_classes, spec.dataset.img_size, arguments)
+
+
+def _create_library(library: str, name: str, num_classes: int, arguments: JsonObject, *, pretrained: bool) -> nn.Module:
+    import timm
+    import torchvision
+
+    if library == "timm":
+        if pretrained and timm.get_pretrained_cfg(name) is not None:
+            _check_pretrained_classes(timm.get_pretrained_cfg(name).num_classes, num_classes)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
+        return model
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        _check_pretrained_classes(len(weights.meta["categories"]), num_classes)
+        model = torchvision.models.get_model(name, weights=weights, **arguments)
+    else:
+        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    return model
 
 
 def _check_pretrained_classes(pretrained_classes: int, num_classes: int) -> None:

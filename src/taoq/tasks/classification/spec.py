@@ -41,6 +41,13 @@ class BackboneSpec:
     )
     args: JsonObject = option(dict, "Arguments for the network's constructor in its library")
     pretrained: bool = option(False, "Download the library's pretrained weights if no checkpoint is given")
+    variant: str = option(
+        "auto",
+        "Which network of this name, where TAO's differs from timm's (swin_*, efficientvit_*): tao or library; auto"
+        " takes it from the checkpoint, and library without one",
+        options=("auto", "tao", "library"),
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
