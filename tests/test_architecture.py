@@ -63,7 +63,7 @@ OWNERS = {
     ),
     "onnx_graphsurgeon": ("quantization/formats/onnx/export.py", "quantization/backends/modelopt_onnx"),
     "torchmetrics": ("tasks/metrics.py", "tasks/classification/metric.py"),
-    "timm": ("tasks/backbones/networks.py", "tasks/backbones/fan.py", "tasks/classification", "tasks/rtdetr/backbones.py"),
+    "timm": ("tasks/backbones", "tasks/classification", "tasks/rtdetr/backbones.py"),
     "transformers": ("tasks/rtdetr/config.py", "tasks/rtdetr/network.py", "tasks/rtdetr/backbones.py"),
     "pycocotools": ("tasks/rtdetr/metric.py",),
     "rich": ("views/tables.py", "status.py", "actions/base.py"),

@@ -68,7 +68,8 @@ def shuffled(network: nn.Module, *, faint: bool = False, seed: int = 0) -> nn.Mo
                 values = (one + 0.2 * values) * small
             else:
                 values *= (2 / max(1, tensor[0].numel())) ** 0.5
-                values *= small if tensor.ndim == 4 and tensor.shape[1] == 3 else 1
+                from_input = (tensor.ndim == 4 and tensor.shape[1] == 3) or "token_projection" in name
+                values *= small if from_input else 1
             tensor.copy_(values)
     return network.eval()
 

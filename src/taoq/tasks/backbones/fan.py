@@ -4,8 +4,6 @@
 No library that taoq uses has it. Tokens attend to each other as in a vision transformer; the MLP of each block is
 replaced by an attention over channels, whose values pass through depthwise convolutions. Two blocks of class attention
 (arXiv:2103.17239) end the network. Hybrid networks take their tokens from the first two stages of a ConvNeXt.
-
-Tokens are [N, height * width, channels]; their map's height and width are passed along as `Size`.
 """
 
 from __future__ import annotations
@@ -13,18 +11,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
-from timm.layers import LayerNorm2d, Mlp
+from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
-from torch.nn import functional
 
-Size = tuple[int, int]
-_norm = partial(nn.LayerNorm, eps=1e-6)
+from taoq.tasks.backbones.fan_blocks import Block, ClassBlock, Size, as_map, as_tokens, layer_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,7 @@ class Fan(nn.Module):
         self.blocks = nn.ModuleList(Block(*shape, squeeze=config.squeeze) for shape in shapes)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, last))
         self.cls_attn_blocks = nn.ModuleList(ClassBlock(last, config.heads[-1]) for _ in range(2))
-        self.norm = _norm(last)
+        self.norm = layer_norm(last)
         self.head = nn.Linear(last, num_classes) if num_classes else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,26 +108,18 @@ class Fan(nn.Module):
         """Return the feature maps of each stage of the stem, if it has stages, and of each block, [N, C, H, W]."""
         maps, x = self.patch_embed(images)
         size = x.shape[-2:]
-        tokens = _tokens(x) + _tokens(self.pos_embed(size))
+        tokens = as_tokens(x) + as_tokens(self.pos_embed(size))
         for block in self.blocks:
             tokens, size = block(tokens, size)
-            maps.append(_map(tokens, size))
+            maps.append(as_map(tokens, size))
         return cast(list[Tensor], maps)
 
     def with_class(self, x: Tensor) -> Tensor:
         """Return the class token and the tokens of a map [N, C, H, W] after class attention, [N, 1 + H * W, C]."""
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), _tokens(x)], 1)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), as_tokens(x)], 1)
         for block in self.cls_attn_blocks:
             tokens = block(tokens)
         return tokens
-
-
-def _tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
-
-
-def _map(tokens: Tensor, size: Size) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *size)
 
 
 class HybridPatches(nn.Module):
@@ -204,187 +192,53 @@ class FourierPositions(nn.Module):
         return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)
 
 
-class Block(nn.Module):
-    """Attention over tokens, then attention over channels or a squeeze-and-excitation MLP."""
-
-    def __init__(self, width: int, heads: int, next_width: int, *, squeeze: bool) -> None:
-        """Build a block; if the next block has another width, this one ends by halving the map."""
-        super().__init__()
-        self.norm1, self.norm2 = _norm(width), _norm(width)
-        self.attn = TokenAttention(width, heads)
-        self.mlp: nn.Module = SqueezeMlp(width, 4 * width) if squeeze else ChannelAttention(width, heads, 4 * width)
-        self.gamma1, self.gamma2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
-        self.downsample = Downsample(width, next_width) if next_width != width else None
-
-    def forward(self, x: Tensor, size: Size) -> tuple[Tensor, Size]:
-        """Return the tokens after the block, and the size of their map."""
-        x = x + self.gamma1 * self.attn(self.norm1(x))
-        x = x + self.gamma2 * self.mlp(self.norm2(x), size)
-        return self.downsample(x, size) if self.downsample else (x, size)
+PYRAMIDS = {
+    "fan_tiny_8_p4_hybrid": ("fan_tiny_8_p4_hybrid", 7),
+    "fan_small_12_p4_hybrid": ("fan_small_12_p4_hybrid", 9),
+    "fan_base_12_p4_hybrid": ("fan_base_16_p4_hybrid", 15),
+    "fan_large_12_p4_hybrid": ("fan_large_16_p4_hybrid", 18),
+}
+"""The FANs of TAO's RT-DETR by their names there: the name in `FANS`, and the block of the third feature map."""
+_LAST_WIDTH = 768
+"""Channels of the last feature map of a `FanPyramid`."""
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Split the channels of tokens [N, L, C] into heads, [N, heads, L, C / heads]."""
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
+class FanPyramid(nn.Module):
+    """A hybrid FAN that returns feature maps, as TAO's RT-DETR uses it.
 
+    Attributes:
+        channels: Channels of each feature map.
+    """
 
-class TokenAttention(nn.Module):
-    """Self-attention."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        """Build the projections."""
-        super().__init__()
-        assert width % heads == 0, f"{width} channels are not a multiple of {heads} heads"
-        self.heads = heads
-        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens [N, L, C] that each token attends to."""
-        keys, values = self.kv(x).chunk(2, 2)
-        queries, keys, values = (_heads(y, self.heads) for y in (self.q(x), keys, values))
-        attended = functional.scaled_dot_product_attention(queries, keys, values)
-        result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        return result
-
-
-class ChannelAttention(nn.Module):
-    """Attention over channels: each channel of the values gets a factor, from how alike it is to its head's mean."""
-
-    def __init__(
-        self, width: int, heads: int, hidden: int, *, residual: bool = True, fixed_size: Size | None = None
-    ) -> None:
-        """Build the layers.
+    def __init__(self, name: str, indices: Sequence[int], **args: Any) -> None:
+        """Build the network.
 
         Args:
-            width: Channels.
-            heads: Attention heads.
-            hidden: Channels inside the MLP that makes the values.
-            residual: Whether this MLP adds its first layer to its convolutions; it does not in Swin.
-            fixed_size: Height and width of all maps, if they are not passed to `forward`.
+            name: A key of `PYRAMIDS`.
+            indices: Which of the four feature maps to return, of 1/4, 1/8, 1/16 and 1/32 of the size of the image.
+            **args: Attributes of `FanConfig` that replace those of the name.
         """
         super().__init__()
-        self.heads, self.fixed_size = heads, fixed_size
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.mlp_v = ConvolutionMlp(width, hidden, residual=residual)
-        self.norm_v = nn.LayerNorm(width)
-        self.q = nn.Linear(width, width)
+        base, block = PYRAMIDS[name]
+        self.fan = create_fan(base, 0, **args)
+        self.block = min(block, len(self.fan.blocks) - 1)  # `args` may ask for fewer blocks.
+        width = self.fan.config.widths[-1]
+        widths = [*self.fan.config.stem_widths, width, _LAST_WIDTH]
+        self.indices, self.channels = list(indices), [widths[index] for index in indices]
+        for index in self.indices:
+            self.add_module(f"out_norm{index}", nn.LayerNorm(widths[index]))
+        self.learnable_downsample = nn.Conv2d(width, _LAST_WIDTH, 3, 2, 1)
 
-    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
-        """Return tokens [N, L, C]."""
-        queries = _heads(self.q(x), self.heads).transpose(2, 3).softmax(3)
-        keys = _heads(x, self.heads).transpose(2, 3).softmax(3).mean(2, keepdim=True)
-        factors = (queries @ keys.transpose(2, 3)).sigmoid() * self.temperature  # [N, heads, C / heads, 1]
-        values = self.norm_v(self.mlp_v(x, size or self.fixed_size))
-        result: Tensor = values * factors.flatten(1)[:, None]
-        return result
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return feature maps [N, C, H, W] of an image batch [N, 3, height, width]."""
+        maps = self.fan.forward_maps(images)
+        stages = len(self.fan.config.stem)
+        height, width = maps[-1].shape[-2:]
+        tokens = self.fan.with_class(maps[-1])[:, 1:]
+        last = self.learnable_downsample(as_map(tokens, (height, width)))
+        chosen = [*maps[:stages], maps[stages + self.block], last]
+        return [self._normed(chosen[index], index) for index in self.indices]
 
-
-class ConvolutionMlp(nn.Module):
-    """An MLP with two depthwise convolutions between its layers."""
-
-    def __init__(self, width: int, hidden: int, *, residual: bool) -> None:
-        """Build the layers; see `ChannelAttention` for `residual`."""
-        super().__init__()
-        self.residual = residual
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.gamma = nn.Parameter(torch.ones(hidden))
-        self.dwconv = Depthwise(hidden)
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Return tokens [N, L, C]."""
-        x = self.fc1(x)
-        convolved = self.gamma * _tokens(self.dwconv(_map(x, size)))
-        result: Tensor = self.fc2(convolved + x if self.residual else convolved)
-        return result
-
-
-class Depthwise(nn.Module):
-    """Two depthwise convolutions with a GELU and a batch norm between them."""
-
-    def __init__(self, width: int) -> None:
-        """Build the layers."""
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.bn = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the same shape, [N, C, H, W]."""
-        result: Tensor = self.conv2(self.bn(functional.gelu(self.conv1(x))))
-        return result
-
-
-class SqueezeMlp(nn.Module):
-    """A `ConvolutionMlp` that scales each channel of its output by squeeze and excitation."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        """Build the layers."""
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.gamma = nn.Parameter(torch.ones(hidden))
-        self.dwconv = Depthwise(hidden)
-        self.se = nn.ModuleDict(
-            {"conv_reduce": nn.Conv2d(width, width // 4, 1), "conv_expand": nn.Conv2d(width // 4, width, 1)}
-        )
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Return tokens [N, L, C]."""
-        x = self.fc1(x)
-        x = self.fc2(self.gamma * _tokens(self.dwconv(_map(x, size))) + x)
-        mean = x.mean(1)[:, :, None, None]
-        factors = self.se["conv_expand"](self.se["conv_reduce"](mean).relu()).sigmoid()
-        result: Tensor = x * factors.flatten(1)[:, None]
-        return result
-
-
-class Downsample(nn.Module):
-    """A convolution that halves the map of the tokens, and a norm."""
-
-    def __init__(self, width: int, next_width: int) -> None:
-        """Build the layers."""
-        super().__init__()
-        self.proj = nn.Conv2d(width, next_width, 3, 2, 1)
-        self.norm = nn.LayerNorm(next_width)
-
-    def forward(self, x: Tensor, size: Size) -> tuple[Tensor, Size]:
-        """Return the tokens of the smaller map, and its size."""
-        smaller = self.proj(_map(x, size))
-        return self.norm(_tokens(smaller)), smaller.shape[-2:]
-
-
-class ClassBlock(nn.Module):
-    """A block in which only the class token attends to the others."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        """Build the layers."""
-        super().__init__()
-        self.norm1, self.norm2 = _norm(width), _norm(width)
-        self.attn = ClassAttention(width, heads)
-        self.mlp = Mlp(width, 4 * width)
-        self.gamma1, self.gamma2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [N, L, C], of which the first is the class token."""
-        normed = self.norm1(x)
-        x = self.norm2(x + self.gamma1 * torch.cat([self.attn(normed), normed[:, 1:]], 1))
-        first, others = x[:, :1], x[:, 1:]
-        return torch.cat([first + self.gamma2 * self.mlp(first), 2 * others], 1)
-
-
-class ClassAttention(nn.Module):
-    """Attention of the class token to all tokens."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        """Build the projections."""
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the class token [N, 1, C] for tokens [N, L, C]."""
-        queries, keys, values = (_heads(y, self.heads) for y in (self.q(x[:, :1]), self.k(x), self.v(x)))
-        attended = functional.scaled_dot_product_attention(queries, keys, values)
-        result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        return result
+    def _normed(self, x: Tensor, index: int) -> Tensor:
+        normed: Tensor = self.get_submodule(f"out_norm{index}")(x.permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taoq.plain import JsonMapping, JsonObject
-from taoq.tasks.backbones.fan import ChannelAttention, create_fan
+from taoq.tasks.backbones.fan import create_fan
+from taoq.tasks.backbones.fan_blocks import ChannelAttention
 from taoq.tasks.backbones.tao_names import OWN, TaoNetwork
 
 _CLIP_WIDTHS = {"vit_l_14_siglip_clipa_224": 768, "vit_l_14_siglip_clipa_336": 768, "vit_h_14_siglip_clipa_224": 1024}
