@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 from timm.layers import SelectAdaptivePool2d, SwiGLUPacked
+from timm.models.gcvit import GlobalContextVit
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,6 +38,8 @@ def create_network(network: TaoNetwork, num_classes: int, image_size: int, args:
     if network.library == OWN:
         return create_fan(network.name, num_classes, **args)
     arguments = {**network.args, **_sized(network, image_size), **_LIBRARY_ARGS.get(network.family, {}), **args}
+    if network.family == "gcvit":  # The functions of timm allow no other widths.
+        return GlobalContextVit(num_classes=num_classes, **arguments)  # type: ignore[no-any-return]
     classes = 0 if network.family in ("radio", "clip") else num_classes
     model: nn.Module = timm.create_model(network.base, pretrained=False, num_classes=classes, **arguments)
     change = _CHANGES.get(network.family)

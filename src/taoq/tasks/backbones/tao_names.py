@@ -102,12 +102,12 @@ def _windowed() -> Iterator[TaoNetwork]:
         yield TaoNetwork(name=f"fan_{base}", family="fan_swin", base=base)
     for size in ("base", "large"):
         yield from _same("swin", f"swin_{size}_patch4_window12_384", size=384)
-    large = {"embed_dim": 192, "num_heads": [6, 12, 24, 48]}
     for size in ("xxtiny", "xtiny", "tiny", "small", "base"):
         yield TaoNetwork(name=f"gc_vit_{size}", family="gcvit", base=f"gcvit_{size}")
-    yield TaoNetwork(name="gc_vit_large", family="gcvit", base="gcvit_base", args=large)
-    yield TaoNetwork(name="gc_vit_base_384", family="gcvit", base="gcvit_base", size=384)
-    yield TaoNetwork(name="gc_vit_large_384", family="gcvit", base="gcvit_base", args=large, size=384)
+    base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32], "mlp_ratio": 2, "layer_scale": 1e-5}
+    large = base | {"embed_dim": 192, "num_heads": [6, 12, 24, 48]}
+    for size, args, pixels in (("large", large, 224), ("base_384", base, 384), ("large_384", large, 384)):
+        yield TaoNetwork(name=f"gc_vit_{size}", family="gcvit", base="gcvit_base", args=args, size=pixels)
     for number in range(6):  # The encoder of SegFormer: PVTv2 with other widths inside its blocks.
         yield TaoNetwork(
             name=f"mit_b{number}", family="mit", base=f"pvt_v2_b{number}", args={"mlp_ratios": [4, 4, 4, 4]}
