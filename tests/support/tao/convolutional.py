@@ -291,8 +291,13 @@ class EfficientVitLarge(nn.Module):
             self.stages.append(_ops(*blocks))
         self.head = nn.Linear(widths[-1], classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> list[Tensor]:
+        outputs = []
         for stage in self.stages:
             x = stage(x)
-        logits: Tensor = self.head(x.mean((2, 3)))
+            outputs.append(x)
+        return outputs[1:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.maps(x)[-1].mean((2, 3)))
         return logits

@@ -13,7 +13,7 @@ from torch import nn
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, NotGiven, Notice, SpecError
 from taoq.tasks.rtdetr.config import NUM_STAGES, TAO_DECODER, check_config, create_network, make_config
-from taoq.tasks.rtdetr.spec import UPSAMPLE, RtdetrSpec, is_resnet, is_tao
+from taoq.tasks.rtdetr.spec import UPSAMPLE, RtdetrSpec, is_resnet, is_tao, tao_network
 from taoq.tasks.rtdetr.weights import is_widened, load_network, resnet_of
 
 log = logging.getLogger(__name__)
@@ -102,9 +102,7 @@ def with_checkpoint(spec: RtdetrSpec, checkpoint: str) -> RtdetrSpec:
         log.info(Notice("model.resnet", f"plain: {checkpoint} has the ResNet of TAO, not that of RT-DETR's authors"))
         return dataclasses.replace(spec, model=dataclasses.replace(model, resnet="plain"))
     if model.backbone.startswith("convnextv2_") and UPSAMPLE not in model.backbone_args and is_widened(checkpoint):
-        log.info(
-            Notice("model.backbone_args", f"{UPSAMPLE}: true, because {checkpoint} has TAO 6's layers conv_512, ...")
-        )
+        log.info(Notice("model.backbone_args", f"{UPSAMPLE}: true: {checkpoint} has conv_512, as networks of TAO 6"))
         arguments = {**model.backbone_args, UPSAMPLE: True}
         return dataclasses.replace(spec, model=dataclasses.replace(model, backbone_args=arguments))
     return spec
@@ -147,6 +145,9 @@ def check_spec(spec: RtdetrSpec) -> None:
     if model.depth_mult != 1:
         what = f"{model.depth_mult}: transformers' fusion blocks have three RepVGG blocks, which is depth_mult 1"
         faults.append(Fault("model.depth_mult", what, "write 1, which all published RT-DETR networks have"))
+    if not is_resnet(model) and tao_network(model).refused:
+        what = f"taoq does not build {model.backbone}: {tao_network(model).refused}"
+        faults.append(Fault("model.backbone", what, f"the nearest one that it builds is {tao_network(model).nearest}"))
     if model.frozen_fm.enabled:
         what = "no library has TAO's frozen foundation model"
         faults.append(Fault("model.frozen_fm.enabled", what, "use a network without it"))
