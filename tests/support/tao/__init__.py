@@ -5,6 +5,7 @@ Written after the papers and the names in TAO's checkpoints, without timm and wi
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def shuffled(network: nn.Module, *, faint: bool = False, seed: int = 0) -> nn.Mo
                 values = (0.5 + values.abs()) * small**2
             elif "gamma" in name or name.endswith("temperature"):
                 values = 1 + 0.2 * values
-            elif tensor.ndim == 1 or name.endswith("beta"):
+            elif re.search(r"token$|tokens$|pos_embed$|_embedding$", name):
+                values *= 0.5 * small
+            elif tensor.ndim <= 1 or name.endswith("beta"):
                 one = 0 if name.endswith(("bias", "beta", "mean")) else 1
                 values = (one + 0.2 * values) * small
             else:

@@ -138,21 +138,23 @@ def _foundation() -> Iterator[TaoNetwork]:
             base=f"vit_{base}_patch16_dinov3",
             args={"global_pool": "token"},
         )
-    # TAO gives each teacher of C-RADIO a class token; registers fill them up to a multiple of 8 or 16.
-    for number, registers in (("p1", 16), ("p2", 16), ("p3", 16)):
-        args = {"reg_tokens": registers - 1, "scale_mlp_norm": True}
-        yield _radio(f"c_radio_{number}_vit_huge_patch16_mlpnorm", "huge", args)
+    # TAO gives each teacher of C-RADIO a class token, and fills them up to a multiple of 8 or 16 with registers.
+    for number in ("p1", "p2", "p3"):
+        yield _radio(f"c_radio_{number}_vit_huge_patch16_mlpnorm", "huge", reg_tokens=15, scale_mlp_norm=True)
     for size in ("base", "large", "huge"):
-        yield _radio(f"c_radio_v2_vit_{size}_patch16", size, {"init_values": None})
-        yield _radio(f"c_radio_v3_vit_{size}_patch16_reg4_dinov2", size, {"init_values": 1e-5})
+        yield _radio(f"c_radio_v2_vit_{size}_patch16", size)
+        yield _radio(f"c_radio_v3_vit_{size}_patch16_reg4_dinov2", size, init_values=1e-5)
     pooled = {"global_pool": "avg"}
     for name, base, pixels in (("l", "large", 224), ("l", "large", 336), ("h", "huge", 224)):
         name, base = f"vit_{name}_14_siglip_clipa_{pixels}", f"vit_{base}_patch14_224"
         yield TaoNetwork(name=name, family="clip", base=base, args=pooled, size=pixels)
 
 
-def _radio(name: str, size: str, args: JsonMapping) -> TaoNetwork:
-    return TaoNetwork(name=name, family="radio", base=f"vit_{size}_patch16_radio_v3", args=args)
+def _radio(name: str, size: str, **args: object) -> TaoNetwork:
+    shape = {"base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}[size]
+    args |= dict(zip(("embed_dim", "depth", "num_heads"), shape, strict=True))
+    # Unlike those of the other sizes, this network of timm has no layer scale.
+    return TaoNetwork(name=name, family="radio", base="vit_huge_patch16_radio_v3", args=args)
 
 
 def _fans() -> Iterator[TaoNetwork]:
