@@ -11,9 +11,8 @@ import torch
 
 from support.tao import lightning, shuffled
 from support.tao.attentional import Fan
-from support.tao.classifiers import CLASSES, assert_same, build, photographs
-from taoq.tasks.backbones.fan import FANS, PYRAMIDS, FanPyramid, create_fan
-from taoq.tasks.backbones.tao_keys import from_tao
+from support.tao.classifiers import CLASSES, assert_same, build
+from taoq.tasks.backbones.fan import FANS, create_fan
 
 SHAPES: Mapping[str, dict[str, Any]] = {
     "fan_tiny_8_p4_hybrid": {"widths": [24, 24, 24], "heads": [4, 4, 4], "stem": [2, 1], "stem_widths": [8, 16]},
@@ -47,18 +46,3 @@ def test_a_fan_has_the_published_size(name: str) -> None:
         assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert abs(millions - PUBLISHED.get(name, millions)) < 0.1
-
-
-@pytest.mark.parametrize("indices", [[1, 2, 3], [0, 2]])
-@pytest.mark.parametrize("last", [-1, 1])
-def test_the_feature_maps_of_tao_for_detectors(indices: list[int], last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, shape = "fan_small_12_p4_hybrid", SHAPES["fan_tiny_8_p4_hybrid"]
-    theirs = shuffled(Fan(**shape, classes=0, pyramid=indices, last=last))
-    monkeypatch.setitem(PYRAMIDS, name, (name, last % 3))
-    ours = FanPyramid(name, indices, **shape).eval()
-    ours.load_state_dict(from_tao("fan_pyramid", theirs.state_dict(), ours))
-    with torch.inference_mode():
-        maps, expected = ours(photographs(96)), theirs.pyramid_maps(photographs(96))
-    assert ours.channels == [tensor.shape[1] for tensor in expected]
-    for given, tensor in zip(maps, expected, strict=True):
-        torch.testing.assert_close(given, tensor, rtol=1e-4, atol=1e-5)

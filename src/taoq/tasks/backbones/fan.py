@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -190,55 +189,3 @@ class FourierPositions(nn.Module):
         places = torch.arange(1, length + 1, device=periods.device).to(periods.dtype)
         angles = places[:, None] / (length + 1e-6) * (2 * math.pi) / periods
         return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)
-
-
-PYRAMIDS = {
-    "fan_tiny_8_p4_hybrid": ("fan_tiny_8_p4_hybrid", 7),
-    "fan_small_12_p4_hybrid": ("fan_small_12_p4_hybrid", 9),
-    "fan_base_12_p4_hybrid": ("fan_base_16_p4_hybrid", 15),
-    "fan_large_12_p4_hybrid": ("fan_large_16_p4_hybrid", 18),
-}
-"""The FANs of TAO's RT-DETR by their names there: the name in `FANS`, and the block of the third feature map."""
-_LAST_WIDTH = 768
-"""Channels of the last feature map of a `FanPyramid`."""
-
-
-class FanPyramid(nn.Module):
-    """A hybrid FAN that returns feature maps, as TAO's RT-DETR uses it.
-
-    Attributes:
-        channels: Channels of each feature map.
-    """
-
-    def __init__(self, name: str, indices: Sequence[int], **args: Any) -> None:
-        """Build the network.
-
-        Args:
-            name: A key of `PYRAMIDS`.
-            indices: Which of the four feature maps to return, of 1/4, 1/8, 1/16 and 1/32 of the size of the image.
-            **args: Attributes of `FanConfig` that replace those of the name.
-        """
-        super().__init__()
-        base, block = PYRAMIDS[name]
-        self.fan = create_fan(base, 0, **args)
-        self.block = min(block, len(self.fan.blocks) - 1)  # `args` may ask for fewer blocks.
-        width = self.fan.config.widths[-1]
-        widths = [*self.fan.config.stem_widths, width, _LAST_WIDTH]
-        self.indices, self.channels = list(indices), [widths[index] for index in indices]
-        for index in self.indices:
-            self.add_module(f"out_norm{index}", nn.LayerNorm(widths[index]))
-        self.learnable_downsample = nn.Conv2d(width, _LAST_WIDTH, 3, 2, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return feature maps [N, C, H, W] of an image batch [N, 3, height, width]."""
-        maps = self.fan.forward_maps(images)
-        stages = len(self.fan.config.stem)
-        height, width = maps[-1].shape[-2:]
-        tokens = self.fan.with_class(maps[-1])[:, 1:]
-        last = self.learnable_downsample(as_map(tokens, (height, width)))
-        chosen = [*maps[:stages], maps[stages + self.block], last]
-        return [self._normed(chosen[index], index) for index in self.indices]
-
-    def _normed(self, x: Tensor, index: int) -> Tensor:
-        normed: Tensor = self.get_submodule(f"out_norm{index}")(x.permute(0, 2, 3, 1))
-        return normed.permute(0, 3, 1, 2)

@@ -84,7 +84,6 @@ LAYOUTS: Mapping[str, Layout] = {
             **_HEAD,
         },
     ),
-    "fan_pyramid": Layout("cls_attn_blocks.0.norm1.weight", {r"^(?!out_norm|learnable_downsample)": "fan."}),
     "swin": _SWIN,
     "fan_swin": _SWIN,
     "gcvit": Layout(
