@@ -13,6 +13,7 @@ from original import Decoder, Encoder
 from torch import Tensor, nn
 from torch.nn import functional
 
+from support.tao.attentional import Fan
 from support.tao.convolutional import ConvNeXt
 
 
@@ -108,6 +109,17 @@ def backbone_of(network: Any, channels: Sequence[int], norms: str = "") -> Any:
         if norms:
             network.add_module(f"{norms}{index}", nn.LayerNorm(width))
     return network
+
+
+class FanBackbone(Fan):
+    """A FAN whose third map is the output of one of its blocks, and whose fourth that of all of them, halved."""
+
+    def __init__(self, widths: Sequence[int], heads: Sequence[int], stem: Sequence[int], last: int):
+        super().__init__(widths, heads, 0, stem, pyramid=(1, 2, 3), last=last)
+        self.channels = [24, widths[-1], 768]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pyramid_maps(x)
 
 
 class TaoRtdetr(nn.Module):

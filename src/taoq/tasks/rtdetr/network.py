@@ -170,7 +170,8 @@ def make_anchors(shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
 def fuse(model: nn.Module) -> None:
     """Fold batch norms into the preceding convolutions, and the two branches of RepVGG blocks into one, in place.
 
-    The outputs stay the same up to rounding (RepVGG: arXiv:2101.03697, section 3.3).
+    The outputs stay the same up to rounding (RepVGG: arXiv:2101.03697, section 3.3). A norm follows a convolution if it
+    is the next submodule of the same module: modules define their layers in the order in which they call them.
     """
     for module in list(model.modules()):
         children = list(module.named_children())
