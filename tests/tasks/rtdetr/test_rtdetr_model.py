@@ -259,6 +259,7 @@ def test_a_config_that_differs_says_what_to_write() -> None:
     [
         ({"backbone": "resnet_18", "expansion": 0.5, "dec_layers": 3}, 20),
         ({"backbone": "resnet_34", "expansion": 0.5, "dec_layers": 4}, 31),
+        ({"expansion": 0.5, "eval_idx": 2}, 36),
         ({}, 42),
         (
             {"backbone": "resnet_101", "hidden_dim": 384, "dim_feedforward": 2048,
@@ -266,7 +267,7 @@ def test_a_config_that_differs_says_what_to_write() -> None:
             76,
         ),
     ],
-    ids=["R18", "R34", "R50", "R101"],
+    ids=["R18", "R34", "R50-m", "R50", "R101"],
 )  # fmt: skip
 def test_the_fields_in_the_docs_make_the_published_networks(model: dict[str, Any], millions: int) -> None:
     """Table 2 of the paper, in millions of parameters."""
