@@ -43,8 +43,12 @@ NATIVE = "native"
 """The `dtype` of a rule for a tensor that stays float."""
 IN_RULES = (INT8.name, FP8_E4M3FN.name, FP8_E5M2.name)
 """Formats that a rule may name."""
-ALIASES = {"float8_e4m3fn": FP8_E4M3FN.name, "float8_e5m2": FP8_E5M2.name}
-"""Alternative spellings accepted in a spec."""
+ALIASES = {
+    "float8_e4m3fn": FP8_E4M3FN.name,
+    "float8_e5m2": FP8_E5M2.name,
+    **{name.upper(): name for name in (*IN_RULES, NATIVE)},
+}
+"""Alternative spellings accepted in a spec, as in TAO."""
 
 
 def by_onnx(name: str) -> DType:

@@ -44,9 +44,13 @@ class LayerSpec:
         "Pattern (* ? [seq]) that matches the layer's name or its type (Linear, Conv2d; in ONNX Gemm, Conv)",
         example="Linear",
     )
-    weights: TensorSpec | None = option(None, "How to quantize the weights; without it they stay float")
+    weights: TensorSpec | None = option(
+        None, "How to quantize the weights; without it they stay float", one_or_list=True
+    )
     activations: TensorSpec | None = option(
-        None, "How to quantize the layer's inputs; without it they stay float; no effect with torchao"
+        None,
+        "How to quantize the layer's inputs; without it they stay float; no effect with torchao",
+        one_or_list=True,
     )
 
 
@@ -107,14 +111,25 @@ class AccuracySpec:
 class QuantizeSpec:
     """TAO's ModelQuantizationConfig, with additional fields."""
 
-    backend: str = option("torchao", "The quantization backend to use", options=BACKENDS.names())
-    mode: str = option("weight_only_ptq", "The quantization mode to use", options=MODES)
+    backend: str = option(
+        "torchao",
+        "The quantization backend to use; modelopt, as in TAO 6.25.10, is modelopt.pytorch",
+        options=BACKENDS.names(),
+        aliases={"modelopt": "modelopt.pytorch"},
+    )
+    mode: str = option(
+        "weight_only_ptq",
+        "The quantization mode to use",
+        options=MODES,
+        aliases={name.upper(): name for name in MODES},
+    )
     algorithm: str = option(
         "minmax",
         "How activation ranges are computed from calibration data: minmax and max are the same; entropy is for int8,"
         " with modelopt.onnx also for FP8; smoothquant also moves outliers of the inputs into the weights, for int8"
         " Linear layers with modelopt.pytorch",
         options=ALGORITHMS,
+        aliases={name.upper(): name for name in ALGORITHMS},
     )
     default_layer_dtype: str | None = option(
         None, "Deprecated, no effect: set weights.dtype in each rule", options=_DTYPES, aliases=ALIASES

@@ -37,6 +37,7 @@ def option(
     maximum: float | None = None,
     example: object = None,
     omit_default: bool = False,
+    one_or_list: bool = False,
 ) -> Any:
     """Define a field of a schema.
 
@@ -51,6 +52,8 @@ def option(
         example: The value that `default_specs` writes, where the default would leave the spec incomplete.
         omit_default: Leave the field out of stored specs while it has its default value. For fields added after the
             first release: artifacts that do not use them stay as they were, and older versions of taoq can read them.
+        one_or_list: For a list, also accept its only entry without the list; for a section, also accept a list of one
+            section. For fields that one version or another of TAO reads in both forms.
 
     Returns:
         A dataclass field. The return type is Any, so that a field can be annotated with the type of its value.
@@ -64,6 +67,7 @@ def option(
         "maximum": maximum,
         "example": example,
         "omit_default": omit_default,
+        "one_or_list": one_or_list,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -112,3 +116,13 @@ def is_field(schema: type, path: str) -> bool:
             return False
         kind = without_none(hints[name])
     return True
+
+
+def is_required(schema: type, path: str) -> bool:
+    """Return whether a path such as `quantize.accuracy.max_drop` leads to a field without a default."""
+    *sections, name = path.split(".")
+    kind: Hint = schema
+    for section in sections:
+        kind = without_none(typing.get_type_hints(kind)[section])
+    fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    return name in fields and default_value(fields[name]) == REQUIRED

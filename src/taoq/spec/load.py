@@ -28,7 +28,7 @@ from omegaconf.errors import (
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
 from taoq.plain import JsonMapping, JsonObject, Plain
-from taoq.spec.fields import Field, Hint, Schema, default_value, item_type, without_none
+from taoq.spec.fields import Field, Hint, Schema, default_value, is_required, item_type, without_none
 from taoq.spec.source import INTERPOLATION_HINT, SpecSource
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
         schema: The dataclass of the spec.
         unused: Patterns of fields that are accepted but not used (`train`, `wandb.*`), with the reason. Those that the
             spec has are logged in one line.
-        not_needed: Sections of other actions. A section with a missing (`???`) value is replaced by its default,
-            because the specs of TAO have such sections.
+        not_needed: Sections of other actions. A missing (`???`) value in them counts as left out, because the specs of
+            TAO have such values; a section that cannot do without it is replaced by its default.
 
     Raises:
         SpecError: If the spec is wrong; has all its faults.
@@ -63,9 +63,8 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
     _check(plain, schema, "", findings)
     faulty = {fault.where for fault in findings.faults}  # A value that does not interpolate is not missing.
     for name in findings.missing:
-        section = name.partition(".")[0]
-        if section in not_needed:
-            plain.pop(section, None)
+        if name.partition(".")[0] in not_needed:
+            _leave_out(plain, name, schema)
         elif name not in faulty:
             hint = f"write it in the spec, or give {name}=..."
             findings.faults.append(Fault(name, "missing: this field needs a value", hint))
@@ -148,8 +147,21 @@ def _reason(name: str, unused: Mapping[str, str]) -> str:
     return next(reason for pattern, reason in unused.items() if fnmatch.fnmatchcase(name, pattern))
 
 
+def _leave_out(data: JsonObject, name: str, schema: type) -> None:
+    """Remove a missing value from a spec; its whole section if the section requires it or if it is part of a list."""
+    *sections, field_name = name.split(".")
+    if "[" in name or is_required(schema, name):
+        data.pop(sections[0], None)
+        return
+    for section in sections:
+        data = data.get(section, {})
+    data.pop(field_name, None)
+
+
 def _overlay(below: Plain, above: Plain) -> Plain:
-    """Add to the mappings in `above` the keys that only `below` has, recursively."""
+    """Add to the mappings in `above` the keys that only `below` has, or that are null in `above`, recursively."""
+    if above is None:
+        return below
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {key: _overlay(below[key], value) if key in below else value for key, value in above.items()}
@@ -204,6 +216,9 @@ def _check(data: Plain, schema: Schema, path: str, findings: _Findings) -> None:
         return
     hints = typing.get_type_hints(schema)
     fields = {entry.name: entry for entry in dataclasses.fields(schema)}
+    data |= {key: _other_form(data[key], hints[key], fields[key]) for key in data.keys() & fields.keys()}
+    for key in [key for key, value in data.items() if value is None and key in fields]:
+        del data[key]  # As in TAO, null means the default.
     for key, value in data.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in fields:
@@ -215,10 +230,11 @@ def _check(data: Plain, schema: Schema, path: str, findings: _Findings) -> None:
             findings.missing.append(where)
             continue
         kind = without_none(hints[key])
-        if value is None and kind is not hints[key]:  # an optional field
-            continue
         item = item_type(kind)
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind) and isinstance(value, list) and fields[key].metadata.get("one_or_list"):
+            what = f"lists {len(value)} sections, only one is read"
+            findings.faults.append(Fault(where, what, f"the field is: {fields[key].metadata['description']}"))
+        elif dataclasses.is_dataclass(kind):
             _check(value, kind, where, findings)
         elif dataclasses.is_dataclass(item) and isinstance(value, list):
             for index, entry in enumerate(value):
@@ -230,17 +246,30 @@ def _check(data: Plain, schema: Schema, path: str, findings: _Findings) -> None:
             findings.missing.append(f"{path}.{name}" if path else name)
 
 
+def _other_form(value: Plain, kind: Hint, entry: Field) -> Plain:
+    """Return the value of a field `one_or_list` in the form of its type: in a list, or out of a list of one."""
+    if not entry.metadata.get("one_or_list") or value is None:
+        return value
+    if typing.get_origin(kind) is list:
+        return value if isinstance(value, list) else [value]
+    if isinstance(value, list) and len(value) <= 1:
+        return value[0] if value else None
+    return value
+
+
 def _check_value(value: Plain, kind: Hint, entry: Field, where: str, findings: _Findings) -> Plain:
     """Check the value of a field. Returns it with aliases replaced."""
     meta = entry.metadata
     hint = f"the field is: {meta['description']}"
     names: dict[object, str] = {list: "a list", dict: "a section"}
     expected = names.get(typing.get_origin(kind), "a single value")
-    if value is None or _shape(value) != expected:
+    if (value == "" and kind is not str) or _shape(value) != expected:
         findings.faults.append(Fault(where, f"is {_kind(value)}, not {expected}", hint))
         return value
     if isinstance(value, list):
         value = [meta["aliases"].get(item, item) if isinstance(item, str) else item for item in value]
+    elif isinstance(value, dict) and typing.get_args(kind)[1] is str:
+        value = {key: text for key, text in value.items() if text is not None}
     elif isinstance(value, str):
         value = meta["aliases"].get(value, value)
     try:
@@ -294,7 +323,7 @@ def _kind(value: object) -> str:
     """Describe a value for a message."""
     if isinstance(value, list | dict):
         return _shape(value)
-    return "empty" if value is None else f"the value '{value}'"
+    return "empty" if value in (None, "") else f"the value '{value}'"
 
 
 def _shape(value: object) -> str:

@@ -14,11 +14,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from taoq.errors import Fault, SpecError, first_line
 from taoq.spec.fields import is_field
-
-NO_INTERPOLATION = "does not parse as an interpolation"
-INTERPOLATION_HINT = "give it a value, or write the path of an existing field as ${section.field}"
-_ONCE = "write each key once in a section"
-_PLAIN = "a spec is plain YAML data"
+from taoq.spec.overrides import INTERPOLATION_HINT, NO_INTERPOLATION, PLAIN, merge_overrides, not_yaml
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class SpecSource:
         path: The YAML file, as the user wrote it; empty if there is none.
         data: The parsed tree, not yet interpolated.
         lines: Line number (from 1) by field, `quantize.layers[0].module_name`.
-        overrides: The last override `key=value` of a field, by field.
+        overrides: The last override of a field, as the user wrote it, by field.
         command: The command line, for reports.
     """
 
@@ -67,19 +63,21 @@ class SpecSource:
 
 
 def read_spec(path: str | None, overrides: Sequence[str], *, command: str = "") -> SpecSource:
-    """Parse a YAML file and merge `key=value` overrides into it; nothing is interpolated or checked yet.
+    """Parse a YAML file and merge overrides into it; nothing is interpolated or checked yet.
 
     Args:
         path: The file; None for an empty spec.
-        overrides: `key=value` with a dotted key; list entries by index, `quantize.layers.0.weights.dtype=int8`.
+        overrides: `key=value` with a dotted key; list entries by index, `quantize.layers.0.weights.dtype=int8`. As in
+            Hydra, `+key=value` only adds a field, `++key=value` adds or replaces it, and `~key` removes it.
         command: The command line, for reports.
 
     Raises:
         SpecError: If the file is missing, does not parse, has a duplicate key, or is not a mapping; or if an override
-            has no `=` or does not fit the tree.
+            has another form or does not fit the tree.
     """
     data, lines = _parse(_read(path), path)
-    return SpecSource(path or "", data, lines, _merge_all(data, overrides), command)
+    data, by_field = merge_overrides(data, overrides)
+    return SpecSource(path or "", data, lines, by_field, command)
 
 
 def source_of(data: Mapping[str, object], overrides: Sequence[str] = (), *, command: str = "") -> SpecSource:
@@ -93,8 +91,9 @@ def source_of(data: Mapping[str, object], overrides: Sequence[str] = (), *, comm
     except GrammarParseError as error:
         raise SpecError(Fault(str(error.full_key), NO_INTERPOLATION, INTERPOLATION_HINT)) from None
     except OmegaConfBaseException as error:
-        raise SpecError(Fault(str(error.full_key or "config"), _lower(first_line(error)), _PLAIN)) from None
-    return SpecSource("", config, {}, _merge_all(config, overrides), command)
+        raise SpecError(Fault(str(error.full_key or "config"), _lower(first_line(error)), PLAIN)) from None
+    config, by_field = merge_overrides(config, overrides)
+    return SpecSource("", config, {}, by_field, command)
 
 
 def _read(path: str | None) -> str:
@@ -120,44 +119,12 @@ def _parse(text: str, path: str | None) -> tuple[DictConfig, dict[str, int]]:
         data = OmegaConf.create(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise SpecError(_not_yaml(f"{path}:{mark.line + 1}" if mark else str(path), error)) from None
+        raise SpecError(not_yaml(f"{path}:{mark.line + 1}" if mark else str(path), error)) from None
     except GrammarParseError as error:
         where = f"{path}:{lines.get(str(error.full_key), 1)}: {error.full_key}"
         raise SpecError(Fault(where, NO_INTERPOLATION, INTERPOLATION_HINT)) from None
     assert isinstance(data, DictConfig)
     return data, lines
-
-
-def _merge_all(data: DictConfig, overrides: Sequence[str]) -> dict[str, str]:
-    """Merge overrides into a tree, in place. Returns the overrides by the field that each of them sets."""
-    by_field: dict[str, str] = {}
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise SpecError(Fault(override, "an override has the form key=value", "for example quantize.device=cpu"))
-        _merge(data, override, _brackets(key))
-        by_field[_brackets(key)] = override
-    return by_field
-
-
-def _merge(data: DictConfig, override: str, field: str) -> None:
-    try:
-        data.merge_with_dotlist([override])
-    except GrammarParseError:
-        raise SpecError(Fault(f"override {override}: {field}", NO_INTERPOLATION, INTERPOLATION_HINT)) from None
-    except yaml.YAMLError as error:
-        raise SpecError(_not_yaml(f"override {override}", error)) from None
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        hint = "name an existing field; lists take an index, layers.0.weights.dtype"
-        raise SpecError(Fault(f"override {override}", first_line(error), hint)) from None
-
-
-def _not_yaml(where: str, error: yaml.YAMLError) -> Fault:
-    what = getattr(error, "problem", None) or first_line(error)
-    if what.startswith("but "):
-        what = f"{getattr(error, 'context', '')}, {what}"
-    what = what.replace("tag:yaml.org,2002:", "!!")
-    return Fault(where, f"not valid YAML: {what}", _ONCE if "duplicate" in what else _PLAIN)
 
 
 def _lines(node: yaml.Node, path: str) -> Iterator[tuple[str, int]]:
@@ -176,11 +143,6 @@ def _parent(field: str) -> str:
     """Return `quantize.layers` for `quantize.layers[0]`, `quantize` for that, and an empty string for that."""
     parent = re.sub(r"(^|\.)[^.\[\]]+$|\[\d+\]$", "", field)
     return parent if parent != field else ""  # Unchanged: `field` is not a field but, say, a file name.
-
-
-def _brackets(dotted: str) -> str:
-    """Rewrite the indices of a dotted key, `quantize.layers.0.weights`, as `quantize.layers[0].weights`."""
-    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", dotted)
 
 
 def _lower(text: str) -> str:

@@ -40,6 +40,10 @@ UNUSED = sections.UNUSED | {
     "model.train_backbone": _TRAINING,
     "model.dropout_ratio": _TRAINING,
     "model.dn_number": _TRAINING,
+    "model.load_teacher_enc_dec": _TRAINING,
+    "model.backbone_names": _TRAINING,
+    "model.linear_proj_names": _TRAINING,
+    "model.precise_msda": "chooses between two implementations of the same attention in TAO",
     "model.feat_channels": "always equal to model.hidden_dim",
     "model.*_loss_coef": _TRAINING,
     "model.*_cost": _TRAINING,
@@ -163,7 +167,7 @@ class CocoSpec:
 class ImagesSpec:
     """Folders of images without annotations."""
 
-    image_dir: list[str] = option(list, "Folders of images")
+    image_dir: list[str] = option(list, "Folders of images, or one folder", one_or_list=True)
     classmap: str = option("", "Text file with the class names, one per line")
 
 
@@ -183,12 +187,16 @@ class AugmentationSpec:
 class DatasetSpec:
     """The `dataset:` section."""
 
-    val_data_sources: CocoSpec = option(CocoSpec, "Annotated images for evaluate, if test_data_sources is not given")
-    test_data_sources: CocoSpec = option(CocoSpec, "Annotated images for evaluate")
-    quant_calibration_data_sources: CocoSpec = option(
-        CocoSpec, "Images for calibration: those named in the json, without one all in the folder; boxes are not needed"
+    val_data_sources: CocoSpec = option(
+        CocoSpec, "Annotated images for evaluate, if test_data_sources is not given", one_or_list=True
     )
-    infer_data_sources: ImagesSpec = option(ImagesSpec, "Images for inference")
+    test_data_sources: CocoSpec = option(CocoSpec, "Annotated images for evaluate", one_or_list=True)
+    quant_calibration_data_sources: CocoSpec = option(
+        CocoSpec,
+        "Images for calibration: those named in the json, without one all in the folder; boxes are not needed",
+        one_or_list=True,
+    )
+    infer_data_sources: ImagesSpec = option(ImagesSpec, "Images for inference", one_or_list=True)
     num_classes: int = option(
         80, "Number of outputs per query: the number of categories, or as in TAO the largest category id + 1", minimum=1
     )
