@@ -36,6 +36,30 @@ INTERRUPTED = 130
 _COMPARE = "compare"
 """The only action whose task can be left out: its artifacts name it."""
 _HELP = ("-h", "--help", "help")
+_LAUNCHER = "model"
+"""The task group of TAO's launcher that taoq's tasks are in: `tao model rtdetr evaluate ...`."""
+_OTHER_GROUPS = {
+    "deploy": (
+        "TensorRT engines are built and run by TAO Deploy, not by taoq",
+        "write the ONNX file for it with: taoq <task> export -e spec.yaml",
+    ),
+    "dataset": ("data sets are converted by TAO's data services, not by taoq", "tasks are {tasks}"),
+}
+"""The other task groups of TAO's launcher: what does their work, and what to do."""
+_OTHER_ACTIONS = {
+    "gen_trt_engine": "TensorRT engines are built by TAO Deploy, from the ONNX file that export or quantize writes",
+    "distill": "taoq does not train: quantize what TAO has distilled",
+}
+"""Actions of TAO that taoq does not have and that are near none of its own, with a hint."""
+_OPTIONS_OF_TAO = {
+    "-k": "taoq does not encrypt files: leave it out",
+    "-r": "write results_dir=FOLDER",
+    "--results_dir": "write results_dir=FOLDER",
+    "--gpus": "taoq runs on one GPU: write {action}.device=cuda:N",
+    "--num_gpus": "taoq runs on one GPU: write {action}.device=cuda:N",
+    "--gpu_ids": "taoq runs on one GPU: write {action}.device=cuda:N",
+}
+"""Options of older versions of TAO, with a hint."""
 _OPTIONS = {"quantize": BACKENDS, "evaluate": RUNTIMES, "inference": RUNTIMES, "benchmark": RUNTIMES}
 """For each action with an `--options` flag, the table whose rows have the options."""
 
@@ -127,6 +151,8 @@ def _parse(words: list[str]) -> _Request:
     Raises:
         SpecError: If a word is missing or unknown.
     """
+    if words[:1] == [_LAUNCHER] and _LAUNCHER not in TASKS.rows():
+        words = words[1:]
     if words[:1] == ["--version"]:
         return _Request(help=f"taoq {taoq.__version__}")
     if not words or words[0] in _HELP:
@@ -136,13 +162,16 @@ def _parse(words: list[str]) -> _Request:
         return _parse_action("", _COMPARE, words[1:])
     if task not in TASKS.rows():
         tasks = TASKS.names()
+        if task in _OTHER_GROUPS:
+            what, hint = _OTHER_GROUPS[task]
+            raise SpecError(Fault(task, what, hint.format(tasks=", ".join(tasks))))
         hint = did_you_mean(task, (*tasks, _COMPARE), "tasks are " + ", ".join(tasks))
         raise SpecError(Fault(task, "there is no such task", hint))
     if len(words) == 1 or words[1] in _HELP:
         return _Request(help=_help_task(task))
     action = words[1]
     if action not in ACTIONS:
-        hint = did_you_mean(action, ACTIONS, "actions are " + ", ".join(ACTIONS))
+        hint = _OTHER_ACTIONS.get(action) or did_you_mean(action, ACTIONS, "actions are " + ", ".join(ACTIONS))
         raise SpecError(Fault(f"{task} {action}", "there is no such action", hint))
     return _parse_action(task, action, words[2:])
 
@@ -169,18 +198,25 @@ def _parse_action(task: str, action: str, words: list[str]) -> _Request:
     spec, overrides = parsed.pop("experiment_spec_file"), parsed.pop("overrides")
     if compares:
         # A word with `=` is an artifact if it exists: a folder of a sweep may be called lr=0.1.
-        parsed["artifacts"] = [word for word in overrides if "=" not in word or Path(word).exists()]
+        parsed["artifacts"] = [word for word in overrides if not _is_override(word) or Path(word).exists()]
         overrides = [word for word in overrides if word not in parsed["artifacts"]]
     if not spec and not compares and action != "default_specs":
         raise SpecError(Fault(name, "no spec is given", "add -e spec.yaml"))
     return _Request(task=task, action=action, spec=spec, overrides=overrides, flags=parsed)
 
 
+def _is_override(word: str) -> bool:
+    return "=" in word or word.startswith("~")
+
+
 class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises SpecError."""
 
     def error(self, message: str) -> NoReturn:
-        raise SpecError(Fault(self.prog.removeprefix("taoq "), message, f"see {self.prog} --help"))
+        where = self.prog.removeprefix("taoq ")
+        option = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
+        hint = _OPTIONS_OF_TAO.get(option, f"see {self.prog} --help").format(action=where.rpartition(" ")[2])
+        raise SpecError(Fault(where, message, hint))
 
 
 class _Formatter(logging.Formatter):
