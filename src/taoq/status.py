@@ -27,7 +27,7 @@ class Status:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "status.json"
 
-    def write(self, status: str, message: str, kpi: Mapping[str, float] | None = None) -> None:
+    def write(self, status: str, message: str, kpi: Mapping[str, float | str] | None = None) -> None:
         """Append one line. `status` is STARTED, RUNNING, SUCCESS or FAILURE."""
         now = time.localtime()
         line: dict[str, object] = {
@@ -42,7 +42,7 @@ class Status:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def running(self, message: str, kpi: Mapping[str, float] | None = None) -> None:
+    def running(self, message: str, kpi: Mapping[str, float | str] | None = None) -> None:
         """Append a RUNNING line."""
         self.write("RUNNING", message, kpi)
 

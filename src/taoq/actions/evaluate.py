@@ -19,7 +19,7 @@ def run(task: Task[S], source: SpecSource, show: Show) -> EvaluateResult:
     directory = results_dir(experiment.spec, "evaluate")
     with run_status(directory, task.name, "evaluate") as status:
         result = evaluate(experiment, directory)
-        status.running("Evaluation metrics.", result.metrics)
+        status.running("Evaluation metrics.", task.kpi(result.metrics))
     show(f"{result.checkpoint}: {result.num_images} images on {result.device}")
     show(metrics_table(result))
     show(f"{result.num_images / result.seconds:.1f} images/s; results: {directory}")

@@ -57,6 +57,8 @@ def run(task: Task[S], source: SpecSource, show: Show, *, dry_run: bool = False)
         else:
             result = quantize(_show_plan(prepare(checked), show), directory, command=source.command)
         _show_result(result, directory, status, show)
+        if result.evaluation:
+            status.running("Evaluation metrics.", task.kpi(result.evaluation.quantized_figures))
         if result.accuracy and not result.accuracy.met:
             hint = "the artifact is kept and marked; accuracy.action: search looks for the layers to leave float"
             raise RequirementNotMet(result.accuracy.fault(hint), result=result)
@@ -100,7 +102,6 @@ def _show_result(result: QuantizeResult, directory: Path, status: Status, show: 
         f" {megabytes(manifest.float_size)} as float32, {megabytes(manifest.size)} now"
     )
     if result.evaluation:
-        status.running("Evaluation metrics.", result.evaluation.quantized_figures)
         show(evaluation_table(result.evaluation))
     show(f"report: {directory / PAGE}\nartifact: {directory}")
     if result.search:

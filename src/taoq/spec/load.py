@@ -29,7 +29,8 @@ from omegaconf.errors import (
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
 from taoq.plain import JsonMapping, JsonObject, Plain
 from taoq.spec.fields import Field, Hint, Schema, default_value, is_required, item_type, without_none
-from taoq.spec.source import INTERPOLATION_HINT, SpecSource
+from taoq.spec.overrides import INTERPOLATION_HINT
+from taoq.spec.source import SpecSource
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

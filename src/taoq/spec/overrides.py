@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merge the overrides of a command line into a spec: `key=value`, and Hydra's `+key=value`, `++key=value` and `~key`."""
+"""Merge overrides into a spec: `key=value`, and Hydra's `+key=value`, `++key=value` and `~key`."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def _value(text: str) -> object:
         return parse_value(text)
     except NotHydraError:
         # OmegaConf reads YAML as in a spec file, for example 1e-3 as a number.
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        data = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        assert isinstance(data, dict)
+        return data["value"]
 
 
 def _find(data: Plain, path: Sequence[str]) -> Plain:

@@ -199,6 +199,7 @@ class Task(Generic[S]):
         libraries: Distributions that its networks come from; their versions go into the manifest.
         alias: Return a second name of a layer, which patterns match and the plan shows; empty if there is none.
         sensitive: Patterns on aliases of layers that are known to lose accuracy when quantized, with a description.
+        kpi: Return the figures of an evaluation as status.json shows them; as they are, if TAO has no other names.
         export: Functions that adapt `export` to the task.
     """
 
@@ -219,6 +220,7 @@ class Task(Generic[S]):
     libraries: tuple[str, ...] = ()
     alias: Callable[[str], str] = _no_alias
     sensitive: Mapping[str, str] = field(default_factory=dict)
+    kpi: Callable[[Mapping[str, float]], Mapping[str, float | str]] = dict
     export: Export[S] = field(default_factory=lambda: Export())
 
 

@@ -121,6 +121,23 @@ def read_image(path: Path) -> Image.Image:
         return file.convert("RGB")
 
 
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its suffix, and create its folder; JPEG and WebP with the quality 95.
+
+    A picture that this format cannot hold, such as one that is too large, becomes a PNG with `.png` after its suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        image.save(path, quality=95)  # Formats without loss ignore it.
+    except (ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # An error of the disk, not of the format.
+            raise
+        path.unlink(missing_ok=True)
+        png = path.with_name(f"{path.name}.png")
+        log.warning(Notice(path.name, f"its picture is {png.name}, because its format cannot hold it: {error}"))
+        image.save(png)
+
+
 def image_folder(images_dir: str, where: str) -> Path:
     """Return the path of an existing folder of images.
 
@@ -132,6 +149,8 @@ def image_folder(images_dir: str, where: str) -> Path:
         TaoqError: If there is no such folder.
     """
     folder = Path(images_dir)
+    if not images_dir:
+        raise TaoqError(Fault(where, "one of the folders is empty text", "name a folder of images"))
     if not folder.is_dir():
         what = f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
         raise TaoqError(Fault(where, what, "name a folder of images"))

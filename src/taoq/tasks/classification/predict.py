@@ -12,7 +12,7 @@ from taoq.network import Outputs
 from taoq.tasks.base import Batch
 from taoq.tasks.classification.data import class_names_or_numbers
 from taoq.tasks.classification.spec import ClassificationSpec
-from taoq.tasks.images import read_image
+from taoq.tasks.images import read_image, save_picture
 
 _MIN_SIDE = 224
 """Pixels; images whose longer side is shorter are enlarged, so that the text fits."""
@@ -54,11 +54,8 @@ class ClassificationPredictions:
             relative = Path(path).relative_to(self._images_dir)
             self._rows.writerow([relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())])
             if draw:
-                # Suffixes other than .png stay in the name, so that a.jpg and a.png get two pictures.
-                target = self._pictures / relative.with_name(relative.name.removesuffix(".png") + ".png")
-                target.parent.mkdir(parents=True, exist_ok=True)
                 text, correct = f"{name}  {100 * score:.1f} %", not label or label == name
-                annotate(read_image(Path(path)), text, correct=correct).save(target)
+                save_picture(annotate(read_image(Path(path)), text, correct=correct), self._pictures / relative)
 
 
 def annotate(image: Image.Image, text: str, *, correct: bool) -> Image.Image:

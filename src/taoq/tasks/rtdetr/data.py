@@ -116,7 +116,7 @@ def inference_batches(spec: RtdetrSpec) -> ImageBatches:
         TaoqError: If there is no such folder, or if one has no images.
     """
     where = "dataset.infer_data_sources.image_dir"
-    if not spec.dataset.infer_data_sources.image_dir:
+    if not any(spec.dataset.infer_data_sources.image_dir):  # TAO's templates have a list of one empty text.
         raise NotGiven(Fault(where, "missing: inference needs images", "name a list of folders of images"))
     paths = [
         path

@@ -35,6 +35,8 @@ FIGURES = (
 """The twelve numbers of COCO in the order of `COCOeval.stats`. The first two, AP and AP50, have their names in TAO."""
 _IOU_THRESHOLDS = {"val_mAP": slice(None), "val_mAP50": slice(0, 1), "AP75": slice(5, 6)}
 """The figures that models can be compared by, and which of COCO's ten IoU thresholds (0.5 to 0.95) each averages."""
+_OVER_ALL = "_all_classes"
+"""The suffix of a figure over all classes, beside the same figure over those of eval_class_ids."""
 _RECALLS = np.linspace(0, 1, 101)
 """The recalls at which COCO reads the precision."""
 _COLUMNS = 7
@@ -60,11 +62,15 @@ class CocoMetric:
         if unknown:
             what = f"{unknown} are no category ids of {self._coco.path}"
             raise SpecError(Fault("dataset.eval_class_ids", what, f"its ids are {sorted(category_ids)}"))
-        self._classes = [
-            index
-            for index, id_ in enumerate(self._coco.category_ids)
-            if id_ in category_ids and (eval_ids is None or id_ in eval_ids)
-        ]
+        classes = [index for index, id_ in enumerate(self._coco.category_ids) if id_ in category_ids]
+        self._classes = [index for index in classes if eval_ids is None or self._coco.category_ids[index] in eval_ids]
+        self._left_out = [index for index in classes if index not in self._classes]
+        if self._left_out:
+            what = (
+                f"{len(self._classes)} of {len(classes)} classes are evaluated; TAO's evaluate ignores this field: its"
+                f" AP is the one over all classes, val_mAP{_OVER_ALL}"
+            )
+            log.warning(Notice("dataset.eval_class_ids", what))
         self._images = {image["id"]: image for image in self._coco.data["images"]}
         self._wrong_sizes: list[str] = []
         self._rows: list[NDArray[np.float64]] = []
@@ -104,7 +110,10 @@ class CocoMetric:
             self._rows.append(_rows(image_id, image_detections))
 
     def compute(self) -> dict[str, float]:
-        """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has."""
+        """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has.
+
+        If dataset.eval_class_ids leaves classes out, AP and AP50 over all classes follow them.
+        """
         if self._wrong_sizes:
             count, first = len(self._wrong_sizes), self._wrong_sizes[0]
             what = f"{count} image(s) have another size than it says, first {first}: are its boxes for these files?"
@@ -114,23 +123,26 @@ class CocoMetric:
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = _indexed(self._coco.data, self._coco.data["annotations"])
             self._matches.clear()
-            parts = [self._evaluate(index, rows) for index in self._classes]
-            joined = COCOeval(self._truth, _indexed(self._coco.data, ()), "bbox")
-            joined.params.catIds = [self._coco.category_ids[index] for index in self._classes]
-            joined.eval = {
-                "params": joined.params,
-                "precision": np.concatenate([part["precision"] for part in parts], axis=2),
-                "recall": np.concatenate([part["recall"] for part in parts], axis=1),
-                "scores": np.concatenate([part["scores"] for part in parts], axis=2),
-            }
-            joined.summarize()
+            parts: list[JsonMapping] = []
+            for index in self._classes:
+                evaluation = self._evaluate(index, rows)
+                parts.append(evaluation.eval)
+                self._matches.append(_class_matches(evaluation))
+            joined = self._joined(self._classes, parts)
+            over_all = joined
+            if self._left_out:
+                parts += [self._evaluate(index, rows).eval for index in self._left_out]
+                over_all = self._joined([*self._classes, *self._left_out], parts)
         self._precision = joined.eval["precision"]
         self._stats = [float(value) for value in joined.stats]
         for column, index in enumerate(self._classes):
             precision = self._precision[:, :, column, 0, -1]
             defined = precision[precision > -1]
             self._per_class[self._coco.names[index]] = float(defined.mean()) if defined.size else None
-        return {name: value for name, value in zip(FIGURES, self._stats, strict=True) if value > -1}
+        figures = dict(zip(FIGURES, self._stats, strict=True))
+        if self._left_out:
+            figures |= {f"{name}{_OVER_ALL}": float(over_all.stats[index]) for index, name in enumerate(FIGURES[:2])}
+        return {name: value for name, value in figures.items() if value > -1}
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
         """Compute a figure with each image counted `counts` times. Call `compute` first.
@@ -167,8 +179,21 @@ class CocoMetric:
         coco = {name: value if value > -1 else None for name, value in zip(FIGURES, self._stats, strict=True)}
         return {"coco": coco, "classes": self._per_class}
 
-    def _evaluate(self, class_index: int, rows: NDArray[np.float64]) -> JsonMapping:
-        """Evaluate one class, and keep its matches for `resampled`."""
+    def _joined(self, classes: Sequence[int], parts: Sequence[JsonMapping]) -> COCOeval:
+        """Summarize the evaluations of classes."""
+        joined = COCOeval(self._truth, _indexed(self._coco.data, ()), "bbox")
+        joined.params.catIds = [self._coco.category_ids[index] for index in classes]
+        joined.eval = {
+            "params": joined.params,
+            "precision": np.concatenate([part["precision"] for part in parts], axis=2),
+            "recall": np.concatenate([part["recall"] for part in parts], axis=1),
+            "scores": np.concatenate([part["scores"] for part in parts], axis=2),
+        }
+        joined.summarize()
+        return joined
+
+    def _evaluate(self, class_index: int, rows: NDArray[np.float64]) -> COCOeval:
+        """Evaluate one class."""
         category = self._coco.category_ids[class_index]
         results = [
             {
@@ -186,9 +211,7 @@ class CocoMetric:
         evaluation.params.catIds = [category]
         evaluation.evaluate()
         evaluation.accumulate()
-        self._matches.append(_class_matches(evaluation))
-        result: JsonMapping = evaluation.eval
-        return result
+        return evaluation
 
     def _results(self) -> Iterator[JsonObject]:
         """Yield all detections in the results format of COCO."""

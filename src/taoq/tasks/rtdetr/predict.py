@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-from taoq.errors import Fault, SpecError, did_you_mean
+from taoq.errors import Fault, Notice, SpecError, did_you_mean
 from taoq.network import Outputs
 from taoq.plain import JsonObject
 from taoq.tasks.base import Batch
-from taoq.tasks.images import read_image
+from taoq.tasks.images import read_image, save_picture
 from taoq.tasks.rtdetr.data import Targets, class_names, fit
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
+
+log = logging.getLogger(__name__)
 
 _KITTI = "{name} 0.00 0 0.00 {box[0]:.2f} {box[1]:.2f} {box[2]:.2f} {box[3]:.2f} 0.00 0.00 0.00 0.00 0.00 0.00 0.00"
 """The fifteen columns of a line of KITTI labels. A detector knows only name and box. The score is appended."""
@@ -121,17 +124,15 @@ class DetectionPredictions:
                     }
                 )
                 lines.append(_KITTI.format(name=self._names[label].replace(" ", "_"), box=box) + f" {score:.4f}\n")
-            stem = self._new_stem(path)
-            label_file = self._directory / "labels" / f"{stem}.txt"
+            label_file = self._directory / "labels" / f"{self._new_stem(path)}.txt"
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_text("".join(lines), encoding="utf-8")
             if draw:
-                picture = self._directory / "images_annotated" / f"{stem}.png"
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                self._draw(read_image(Path(name)), image_detections).save(picture)
+                picture = self._draw(read_image(Path(name)), image_detections)
+                save_picture(picture, self._directory / "images_annotated" / path)
 
     def _new_stem(self, path: Path) -> Path:
-        """Return a path for an image's results, without their suffix: `a` for a.jpg, `a.png` for a.png next to it."""
+        """Return a path for an image's labels, without their suffix: `a` for a.jpg, `a.png` for a.png next to it."""
         stem = path.with_suffix("")
         if stem in self._stems:
             stem = path
@@ -173,8 +174,10 @@ def _entries(image_detections: Detections) -> list[tuple[float, int, list[float]
 def _colors(spec: RtdetrSpec, names: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Return the colour of each class: that in color_map, or one of well separated hues.
 
+    A class of color_map that does not exist causes a warning, because TAO ignores it.
+
     Raises:
-        SpecError: If color_map has an unknown class or colour.
+        SpecError: If color_map has an unknown colour.
     """
     colors = []
     for index in range(len(names)):
@@ -184,7 +187,8 @@ def _colors(spec: RtdetrSpec, names: tuple[str, ...]) -> list[tuple[int, ...]]:
         where = f"inference.color_map.{name}"
         if name not in names:
             hint = did_you_mean(name, names, "classes are " + ", ".join(names[:20]))
-            raise SpecError(Fault(where, f"there is no class '{name}'", hint))
+            log.warning(Notice(where, f"there is no class '{name}', its colour is not used; {hint}"))
+            continue
         try:
             colors[names.index(name)] = ImageColor.getrgb(color)[:3]
         except ValueError:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from taoq.network import OutputSpec
 from taoq.tasks.base import Export, Task, refuse_differences
@@ -32,6 +33,20 @@ def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
     refuse_differences(spec, stored, fields)
 
 
+def kpi(figures: Mapping[str, float]) -> Mapping[str, float | str]:
+    """Return figures as TAO's evaluate writes them to status.json: AP and AP50 as text, as `test_mAP` and `test_mAP50`.
+
+    In the status.json of TAO, `val_mAP` and `val_mAP50` are figures of training.
+    """
+    shown: dict[str, float | str] = {}
+    for name, value in figures.items():
+        if name.startswith("val_"):
+            shown[f"test_{name.removeprefix('val_')}"] = str(value)
+        else:
+            shown[name] = value
+    return shown
+
+
 TASK = Task(
     name="rtdetr",
     spec=RtdetrSpec,
@@ -52,6 +67,7 @@ TASK = Task(
     predictions=DetectionPredictions,
     with_checkpoint=with_checkpoint,
     check_same_model=check_same_model,
+    kpi=kpi,
     export=Export(
         with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous, significant=significant
     ),
