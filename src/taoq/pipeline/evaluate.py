@@ -3,22 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
-from taoq.network import batch_size
+from taoq.network import Outputs, batch_size
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import open_runtime
 from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.staging import staged
-from taoq.plain import JsonMapping
 from taoq.runtimes.base import Runtime
 from taoq.status import track
-from taoq.tasks.base import Metric, Writing
+from taoq.tasks.base import Batch, Metric, Writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,19 @@ class Measured:
     seconds: float
 
 
-def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "") -> Measured:
+def measure(
+    experiment: Experiment,
+    models: Sequence[Runtime],
+    needed: str = "",
+    record: Callable[[Outputs, Batch], None] | None = None,
+) -> Measured:
     """Evaluate models on the same samples, reading each sample once.
 
     Args:
         experiment: The experiment, for its data and metric.
         models: The models.
         needed: Name of a figure that must be defined; empty if none must be.
+        record: Receives the outputs of each model for each batch.
 
     Raises:
         TaoqError: If the needed figure is undefined or NaN on the evaluation data.
@@ -55,7 +62,10 @@ def measure(experiment: Experiment, models: Sequence[Runtime], needed: str = "")
     for batch in track(batches, batches.num_samples, "evaluating", lambda batch: batch_size(batch.inputs)):
         count += batch_size(batch.inputs)
         for model, metric in zip(models, metrics, strict=True):
-            metric.update(model.run(batch.inputs), batch.targets)
+            outputs = model.run(batch.inputs)
+            metric.update(outputs, batch.targets)
+            if record:
+                record(outputs, batch)
     seconds = time.monotonic() - started
     figures = tuple(metric.compute() for metric in metrics)
     if needed and not all(needed in values for values in figures):
@@ -108,25 +118,25 @@ def evaluate_runtime(
     experiment: Experiment, runtime: Runtime, checkpoint: str, directory: Path | None
 ) -> EvaluateResult:
     """Evaluate a model that is already open; see `evaluate`."""
-    measured = measure(experiment, [runtime])
-    (metric,), (figures,) = measured.metrics, measured.figures
-
-    def result(details: JsonMapping) -> EvaluateResult:
-        return EvaluateResult(
-            checkpoint=checkpoint,
-            num_images=measured.num_images,
-            device=runtime.device,
-            seconds=measured.seconds,
-            metrics=figures,
-            details=details,
-            directory=directory,
-        )
-
     if directory is None:
-        return result({})
+        return _result(measure(experiment, [runtime]), runtime, checkpoint)
     with staged(directory) as stage:
-        evaluated = result(metric.write(stage.path) if isinstance(metric, Writing) else {})
-        stage.write_json("results.json", evaluated.to_json())
+        with experiment.records(stage.path) if experiment.records else contextlib.nullcontext() as records:
+            measured = measure(experiment, [runtime], record=records.write if records else None)
+        metric = measured.metrics[0]
+        details = metric.write(stage.path) if isinstance(metric, Writing) else {}
+        result = dataclasses.replace(_result(measured, runtime, checkpoint), details=details, directory=directory)
+        stage.write_json("results.json", result.to_json())
         stage.write_spec("experiment.yaml", experiment.spec)
         stage.commit()
-    return evaluated
+    return result
+
+
+def _result(measured: Measured, runtime: Runtime, checkpoint: str) -> EvaluateResult:
+    return EvaluateResult(
+        checkpoint=checkpoint,
+        num_images=measured.num_images,
+        device=runtime.device,
+        seconds=measured.seconds,
+        metrics=measured.figures[0],
+    )

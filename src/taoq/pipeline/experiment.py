@@ -37,6 +37,7 @@ class Experiment:
         inference: Opens the inference data; raises NotGiven if the spec names none.
         metric: Returns an empty metric.
         predictions: Opens a writer of predictions into a folder.
+        records: Opens a writer of what `evaluate` keeps of each sample into a folder; None if it keeps nothing.
         network: Settings that identify the network, besides the checkpoint; plain data or a dataclass.
         libraries: Distributions that define the network.
         alias: Returns another name of a layer; empty if it has none.
@@ -67,6 +68,7 @@ class Experiment:
     restore: Callable[[StoredSpec], Experiment]
     rebind: Callable[[TaskSpec], Experiment]
     refuse_another_model: Callable[[TaskSpec], None]
+    records: Callable[[Path], Predictions] | None = None
     libraries: tuple[str, ...] = ()
     alias: Callable[[str], str] = str
     sensitive: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +104,7 @@ class Experiment:
 def bind(task: Task[S], spec: S) -> Experiment:
     """Bind a task to a spec. Opens no data and builds no network."""
     export = task.export
-    inference, predictions = task.inference_batches, task.predictions
+    inference, predictions, records = task.inference_batches, task.predictions, task.records
     with_size, deepstream, with_checkpoint = export.with_size, export.deepstream, task.with_checkpoint
 
     def no_inference() -> SpecError:
@@ -142,6 +144,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
         restore=lambda stored: bind(task, stored.load(task.spec)),
         rebind=rebind,
         refuse_another_model=refuse_other,
+        records=None if records is None else lambda directory: records(spec, directory),
         libraries=task.libraries,
         alias=task.alias,
         sensitive=task.sensitive,

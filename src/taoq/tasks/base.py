@@ -190,6 +190,7 @@ class Task(Generic[S]):
         metric: Return an empty metric for `evaluate`.
         inference_batches: Return the data of `inference`; None if the task has no such action.
         predictions: Return a writer into a folder for `inference`.
+        records: Return a writer of what `evaluate` keeps of each sample into a folder; None if it keeps nothing.
         network: Return the part of a spec that defines the network, besides its checkpoint.
         with_checkpoint: Return the spec with what a float checkpoint (second argument) shows about its network; an
             artifact stores this spec, so that it can be rebuilt without the checkpoint.
@@ -213,6 +214,7 @@ class Task(Generic[S]):
     metric: Callable[[S], Metric]
     inference_batches: Callable[[S], Batches] | None = None
     predictions: Callable[[S, Path], Predictions] | None = None
+    records: Callable[[S, Path], Predictions] | None = None
     network: Callable[[S], object] = _model_section
     with_checkpoint: Callable[[S, str], S] | None = None
     check_same_model: Callable[[S, S], None] | None = None

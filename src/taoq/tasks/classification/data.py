@@ -43,9 +43,14 @@ def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
     return names
 
 
+def evaluation_folder(spec: ClassificationSpec) -> Path:
+    """Return the folder of val_dataset, or of test_dataset if only that is given."""
+    return Path(spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir)
+
+
 def class_names_or_numbers(spec: ClassificationSpec) -> list[str]:
     """Return the names of the classes, or their numbers if no file or folder names them. For unlabelled images."""
-    folder = Path(spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir)
+    folder = evaluation_folder(spec)
     if _classes_file(spec) or (folder.is_dir() and len(_folder_names(folder)) == spec.dataset.num_classes):
         return class_names(spec, folder)
     log.warning(Notice("dataset.classes_file", "nothing names the classes, they are numbered"))

@@ -16,7 +16,7 @@ from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.network import Outputs
 from taoq.plain import JsonMapping
-from taoq.tasks.classification.data import class_names
+from taoq.tasks.classification.data import class_names, evaluation_folder
 from taoq.tasks.classification.spec import ClassificationSpec
 
 _MAX_NAMED = 40
@@ -32,8 +32,7 @@ class AccuracyMetric:
         if not topk or not all(1 <= k <= classes for k in topk):
             what = f"{topk} does not fit {classes} classes"
             raise SpecError(Fault("model.head.topk", what, f"write numbers from 1 to {classes}"))
-        images_dir = spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir
-        self._names = class_names(spec, Path(images_dir))
+        self._names = class_names(spec, evaluation_folder(spec))
         self._topk = {k: MulticlassAccuracy(classes, top_k=k, average="micro") for k in topk}
         self._correct = {k: [torch.empty(0, dtype=torch.bool)] for k in topk}
         self._confusion = MulticlassConfusionMatrix(classes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write predictions: result.csv, and in visualize/ the images with their predicted class."""
+"""Write the predictions of `inference` and `evaluate`: result.csv, and in visualize/ the images with their class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from taoq.network import Outputs
 from taoq.tasks.base import Batch
-from taoq.tasks.classification.data import class_names_or_numbers
+from taoq.tasks.classification.data import class_names, class_names_or_numbers, evaluation_folder
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.images import read_image, save_picture
 
@@ -56,6 +56,37 @@ class ClassificationPredictions:
             if draw:
                 text, correct = f"{name}  {100 * score:.1f} %", not label or label == name
                 save_picture(annotate(read_image(Path(path)), text, correct=correct), self._pictures / relative)
+
+
+class EvaluationTable:
+    """Writer of the result.csv of `evaluate`, which has TAO's columns. Each batch is written at once."""
+
+    files = ("result.csv",)
+
+    def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
+        self._names = class_names(spec, evaluation_folder(spec))
+        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8")
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["img_name", *self._names, "pred_label", "pred_score", "gt_label"])
+
+    def __enter__(self) -> EvaluationTable:
+        """Enter the context; leaving it closes the table."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Close the table."""
+        self._file.close()
+
+    def write(self, outputs: Outputs, batch: Batch) -> None:
+        """Add logits [N, classes]. The scores are softmax probabilities, in 0..1."""
+        logits = outputs["output"]
+        rows = zip(
+            batch.paths, logits.softmax(1).tolist(), logits.argmax(1).tolist(), batch.targets.tolist(), strict=True
+        )
+        for path, scores, best, truth in rows:
+            columns = [f"{score:.6f}" for score in scores]
+            image = Path(path).absolute()
+            self._rows.writerow([image, *columns, self._names[best], columns[best], self._names[truth]])
 
 
 def annotate(image: Image.Image, text: str, *, correct: bool) -> Image.Image:

@@ -9,7 +9,7 @@ from taoq.tasks.classification.data import calibration_batches, evaluation_batch
 from taoq.tasks.classification.export import deepstream, with_size
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.model import build_model, with_checkpoint
-from taoq.tasks.classification.predict import ClassificationPredictions
+from taoq.tasks.classification.predict import ClassificationPredictions, EvaluationTable
 from taoq.tasks.classification.spec import UNUSED, ClassificationSpec
 
 
@@ -44,6 +44,7 @@ TASK = Task(
     inference_batches=inference_batches,
     metric=AccuracyMetric,
     predictions=ClassificationPredictions,
+    records=EvaluationTable,
     with_checkpoint=with_checkpoint,
     check_same_model=check_same_model,
     export=Export(with_size=with_size, deepstream=deepstream),
