@@ -49,7 +49,9 @@ taoq <task> <action> --help says more. Each task is also a command: classificati
 """
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["-h"], ["help"], ["model"], ["model", "--help"]], ids=lambda words: " ".join(words)
+)
 def test_help_lists_tasks_actions_backends_and_runtimes(taoq: Taoq, words: list[str]) -> None:
     assert taoq(*words) == (0, HELP, "")
 
@@ -59,6 +61,11 @@ def test_help_of_a_task_lists_its_actions(taoq: Taoq) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("usage: taoq classification_pyt <action> -e spec.yaml [key=value ...]\n")
     assert [name for name in ACTIONS if f"\n  {name} " not in out] == []
+
+
+def test_the_form_of_tao_s_launcher_is_the_same_command(taoq: Taoq) -> None:
+    for words in (["rtdetr"], ["rtdetr", "evaluate", "--help"], ["compare", "--help"]):
+        assert taoq("model", *words) == taoq(*words)
 
 
 def test_help_of_an_action_shows_its_flags(taoq: Taoq) -> None:
@@ -87,6 +94,27 @@ def test_version(taoq: Taoq) -> None:
             "classification_pyt train: there is no such action\n"
             "hint: actions are quantize, evaluate, inference, export, benchmark, analyze, compare, default_specs\n",
         ),
+        (
+            ["rtdetr", "gen_trt_engine", "-e", "a.yaml"],
+            "rtdetr gen_trt_engine: there is no such action\n"
+            "hint: TensorRT engines are built by TAO Deploy, from the ONNX file that export or quantize writes\n",
+        ),
+        (
+            ["rtdetr", "distill", "-e", "a.yaml"],
+            "rtdetr distill: there is no such action\nhint: taoq does not train: quantize what TAO has distilled\n",
+        ),
+        (
+            ["deploy", "rtdetr", "evaluate", "-e", "a.yaml"],
+            "deploy: TensorRT engines are built and run by TAO Deploy, not by taoq\n"
+            "hint: write the ONNX file for it with: taoq <task> export -e spec.yaml\n",
+        ),
+        (
+            ["dataset", "annotations", "convert"],
+            "dataset: data sets are converted by TAO's data services, not by taoq\n"
+            "hint: tasks are classification_pyt, rtdetr\n",
+        ),
+        (["model", "yolo"], "yolo: there is no such task\nhint: tasks are classification_pyt, rtdetr\n"),
+        (["model", "rtdetr", "quantize"], "rtdetr quantize: no spec is given\nhint: add -e spec.yaml\n"),
         (["rtdetr", "quantize"], "rtdetr quantize: no spec is given\nhint: add -e spec.yaml\n"),
         (["classification_pyt", "quantize"], "classification_pyt quantize: no spec is given\nhint: add -e spec.yaml\n"),
         (

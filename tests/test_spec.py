@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from taoq.errors import SpecError
-from taoq.quantization.spec import QuantizeSpec
+from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.spec.fields import REQUIRED, option
 from taoq.spec.load import load_spec, spec_from_dict, spec_to_dict
 from taoq.spec.source import read_spec
@@ -91,6 +91,33 @@ def test_float8_is_an_alias_of_fp8(tmp_path: Path) -> None:
     assert spec.quantize.layers[0].weights.dtype == "fp8_e4m3fn"
 
 
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("backend: modelopt", "backend", "modelopt.pytorch"),
+        ("mode: STATIC_PTQ", "mode", "static_ptq"),
+        ("algorithm: MAX", "algorithm", "max"),
+        ("default_layer_dtype: NATIVE", "default_layer_dtype", "native"),
+    ],
+)
+def test_a_spelling_of_tao_is_an_alias(tmp_path: Path, text: str, field: str, value: str) -> None:
+    assert getattr(load(tmp_path, f"quantize: {{{text}}}\n").quantize, field) == value
+
+
+def test_a_tensor_of_a_rule_may_be_a_list_of_one(tmp_path: Path) -> None:
+    rule = "{module_name: A, weights: [{dtype: INT8, quant_axis: 0, observer_x: ''}], activations: []}"
+    spec = load(tmp_path, f"quantize: {{layers: [{rule}]}}\n")
+    assert spec.quantize.layers == [LayerSpec(module_name="A", weights=TensorSpec(dtype="int8", quant_axis=0))]
+
+
+def test_a_list_of_two_is_no_section(tmp_path: Path) -> None:
+    text = "quantize:\n  layers:\n    - module_name: A\n      weights: [{dtype: int8}, {dtype: int8}]\n"
+    assert faults(tmp_path, text) == [
+        "./spec.yaml:4: quantize.layers[0].weights: lists 2 sections, only one is read"
+        " | the field is: How to quantize the weights; without it they stay float"
+    ]
+
+
 def test_one_log_line_names_what_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "train: {epochs: '???'}\nquantize: {layers: [{module_name: A, weights: {dtype: int8, observer_x: ''}}]}\n"
     with caplog.at_level(logging.INFO, "taoq"):
@@ -116,19 +143,65 @@ def test_a_missing_value_is_not_filled_by_a_default(tmp_path: Path) -> None:
     ]
 
 
-def test_an_empty_section_is_named(tmp_path: Path) -> None:
-    assert faults(tmp_path, "size: 1\nquantize:\n") == [
-        "./spec.yaml:2: quantize: is empty, not a section | write `field: value` lines below it"
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("size:\nquantize:\njob: null\n", id="a field, a section, an optional section"),
+        pytest.param("quantize: {layers: null, skip_names: ~, backend_kwargs: null}\n", id="lists and arguments"),
+        pytest.param("quantize: {calibration: {num_samples: null}, device: null}\n", id="in a section of a section"),
+        pytest.param("size: ${flag}\nquantize: ${job}\n", id="an interpolation of null"),
+    ],
+)
+def test_null_is_the_default(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, text) == RootSpec()
+
+
+def test_null_in_a_rule_is_the_default(tmp_path: Path) -> None:
+    rule = "{module_name: A, weights: {dtype: int8, quant_axis: null}, activations: null}"
+    spec = load(tmp_path, f"quantize: {{layers: [{rule}]}}\n")
+    assert spec.quantize.layers == [LayerSpec(module_name="A", weights=TensorSpec(dtype="int8"))]
+
+
+def test_null_is_kept_where_any_value_may_be(tmp_path: Path) -> None:
+    assert load(tmp_path, "quantize: {backend_kwargs: {a: null}}\n").quantize.backend_kwargs == {"a": None}
+
+
+def test_an_interpolation_of_null_is_that_of_the_default(tmp_path: Path) -> None:
+    spec = load(tmp_path, "results_dir: null\nquantize: {model_path: '${results_dir}/a.pth'}\n")
+    assert spec.quantize.model_path == "out/a.pth"
+
+
+def test_null_for_a_required_field_is_missing(tmp_path: Path) -> None:
+    text = "job: {source: null}\nquantize:\n  layers:\n    - {module_name: null, weights: {dtype: null}}\n"
+    assert faults(tmp_path, text) == [
+        "./spec.yaml:1: job.source: missing: this field needs a value | write it in the spec, or give job.source=...",
+        "./spec.yaml:4: quantize.layers[0].weights.dtype: missing: this field needs a value"
+        " | write it in the spec, or give quantize.layers[0].weights.dtype=...",
+        "./spec.yaml:4: quantize.layers[0].module_name: missing: this field needs a value"
+        " | write it in the spec, or give quantize.layers[0].module_name=...",
     ]
 
 
+def test_null_hides_no_misspelt_field(tmp_path: Path) -> None:
+    assert faults(tmp_path, "sise: null\n") == ["./spec.yaml:1: sise: unknown field in the spec | did you mean 'size'?"]
+
+
 def test_a_missing_value_in_the_section_of_another_action_is_no_fault(tmp_path: Path) -> None:
-    spec = load(
-        tmp_path,
-        "quantize: {model_path: '???', backend: modelopt.pytorch}\njob: {source: a}\n",
-        not_needed=("quantize",),
-    )
+    text = "quantize: {model_path: '???', backend: modelopt.pytorch}\njob: {source: a}\n"
+    spec = load(tmp_path, text, not_needed=("quantize",))
+    assert spec.quantize == QuantizeSpec(backend="modelopt.pytorch")
+
+
+@pytest.mark.parametrize("value", ["layers: [{module_name: '???'}]", "accuracy: {max_drop: '???'}"])
+def test_a_section_of_another_action_that_lacks_a_required_value_is_the_default(tmp_path: Path, value: str) -> None:
+    spec = load(tmp_path, f"quantize: {{backend: modelopt.pytorch, {value}}}\n", not_needed=("quantize",))
     assert spec.quantize == QuantizeSpec()
+
+
+def test_a_results_dir_that_is_not_given_is_where_its_action_writes(tmp_path: Path) -> None:
+    spec = load(tmp_path, "quantize: {model_path: '${quantize.results_dir}/a.pth', results_dir: null}\n")
+    assert spec.quantize.model_path == "out/quantize/a.pth"
+    assert spec.quantize.results_dir == ""
 
 
 def test_all_faults_come_at_once_with_their_lines(tmp_path: Path) -> None:

@@ -98,6 +98,58 @@ from support.small_spec import Refused
             "hint: a spec is plain YAML data\n",
             id="with code",
         ),
+        pytest.param(
+            "+quantize.device=cuda",
+            "override +quantize.device=cuda: quantize.device: the spec has it already, and + only adds\n"
+            "hint: write ++quantize.device=..., which replaces it\n",
+            id="adds what is there",
+        ),
+        pytest.param(
+            "+quantize.devise=cpu",
+            "override +quantize.devise=cpu: quantize.devise: unknown field in section 'quantize'\n"
+            "hint: did you mean 'device'?\n",
+            id="adds an unknown field",
+        ),
+        pytest.param(
+            "+++quantize.device=cpu",
+            "+++quantize.device=cpu: an override has the form key=value\nhint: for example quantize.device=cpu\n",
+            id="with three signs",
+        ),
+        pytest.param(
+            "++quantize.device",
+            "++quantize.device: an override has the form key=value\nhint: for example quantize.device=cpu\n",
+            id="adds without a value",
+        ),
+        pytest.param(
+            "~quantize.strict",
+            "override ~quantize.strict: quantize.strict: the spec does not have it, there is nothing to remove\n"
+            "hint: leave the override out: the field has its default\n",
+            id="removes what is not there",
+        ),
+        pytest.param(
+            "~quantize.layers.7",
+            "override ~quantize.layers.7: quantize.layers[7]: the spec does not have it, there is nothing to remove\n"
+            "hint: leave the override out: the field has its default\n",
+            id="removes a rule that is not there",
+        ),
+        pytest.param(
+            "~quantize.device=cuda",
+            "override ~quantize.device=cuda: quantize.device: is cpu, not cuda\n"
+            "hint: write ~quantize.device to remove any value\n",
+            id="removes another value",
+        ),
+        pytest.param(
+            "~quantize.device=[cuda",
+            "override ~quantize.device=[cuda: not valid YAML: did not find expected ',' or ']'\n"
+            "hint: a spec is plain YAML data\n",
+            id="removes what does not parse",
+        ),
+        pytest.param(
+            "~quantize.layers",
+            "override ~quantize.layers: quantize.layers: empty: nothing would be quantized\n"
+            "hint: write at least one rule: {module_name: Linear, weights: {dtype: int8}}\n",
+            id="removes what the action needs",
+        ),
     ],
 )
 def test_a_wrong_override_is_named(work: Path, refused: Refused, override: str, message: str) -> None:
@@ -112,8 +164,20 @@ def test_a_wrong_override_is_named(work: Path, refused: Refused, override: str, 
         (["-e"], "argument -e/--experiment_spec_file: expected one argument\nhint: see taoq {} --help\n"),
         (["-e", ""], "no spec is given\nhint: add -e spec.yaml\n"),
         (["spec.yaml"], "no spec is given\nhint: add -e spec.yaml\n"),
-        (["-e", "spec.yaml", "--gpus", "2"], "unrecognized arguments: --gpus\nhint: see taoq {} --help\n"),
-        (["-e", "spec.yaml", "-k", "key"], "unrecognized arguments: -k\nhint: see taoq {} --help\n"),
+        (["-e", "spec.yaml", "--fast"], "unrecognized arguments: --fast\nhint: see taoq {} --help\n"),
+        (
+            ["-e", "spec.yaml", "--gpus", "2"],
+            "unrecognized arguments: --gpus\nhint: taoq runs on one GPU: write quantize.device=cuda:N\n",
+        ),
+        (
+            ["-e", "spec.yaml", "--num_gpus=2"],
+            "unrecognized arguments: --num_gpus=2\nhint: taoq runs on one GPU: write quantize.device=cuda:N\n",
+        ),
+        (
+            ["-e", "spec.yaml", "-k", "key"],
+            "unrecognized arguments: -k\nhint: taoq does not encrypt files: leave it out\n",
+        ),
+        (["-e", "spec.yaml", "-r", "out"], "unrecognized arguments: -r\nhint: write results_dir=FOLDER\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

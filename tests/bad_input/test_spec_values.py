@@ -83,6 +83,12 @@ def test_the_unchanged_spec_quantizes(taoq: Taoq, work: Path) -> None:
             id="no rules",
         ),
         pytest.param(
+            {LAYERS: "  layers:\n"},
+            "spec.yaml:27: quantize.layers: empty: nothing would be quantized\n"
+            "hint: write at least one rule: {module_name: Linear, weights: {dtype: int8}}\n",
+            id="null for the rules",
+        ),
+        pytest.param(
             {LINEAR: "Linear"},
             "spec.yaml:28: quantize.layers[0]: rule 'Linear' says nothing of weights or activations\n"
             "hint: write weights: {dtype: int8}, or weights: {dtype: native} to keep the layers float\n",
@@ -169,9 +175,15 @@ def test_a_wrong_value_is_named_with_its_line(
             id="number too small",
         ),
         pytest.param(
-            {"num_classes: 10": "num_classes:"},
+            {"num_classes: 10": "num_classes: ''"},
             "spec.yaml:11: dataset.num_classes: is empty, not a single value\nhint: the field is: Number of classes\n",
-            id="nothing for a number",
+            id="empty text for a number",
+        ),
+        pytest.param(
+            {"num_classes: 10": "num_classes: ??"},
+            "spec.yaml:11: dataset.num_classes: value '??' of type 'str' could not be converted to Integer\n"
+            "hint: the field is: Number of classes\n",
+            id="the placeholder of TAO's quantize.yaml",
         ),
         pytest.param(
             {"num_classes: 10": "num_classes: {digits: 10}"},
@@ -199,10 +211,15 @@ def test_a_wrong_value_is_named_with_its_line(
             id="number for a list",
         ),
         pytest.param(
-            {LAYERS: "  layers:\n"},
+            {LAYERS: "  layers: ''\n"},
             "spec.yaml:27: quantize.layers: is empty, not a list\n"
             "hint: the field is: The rules: which layers to quantize, and to which formats\n",
-            id="nothing for a list",
+            id="empty text for a list",
+        ),
+        pytest.param(
+            {LAYERS: "  layers: [null]\n"},
+            "spec.yaml:27: quantize.layers[0]: is empty, not a section\nhint: write `field: value` lines below it\n",
+            id="nothing for a rule",
         ),
         pytest.param(
             {LAYERS: "  layers: {module_name: Linear, weights: {dtype: int8}}\n"},

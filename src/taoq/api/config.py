@@ -29,14 +29,14 @@ def section_of(config: JsonMapping) -> JsonObject:
     faults = [
         Fault(f"quantize.{name}", "is an argument of the function, not of the config", f"give it as {argument}")
         for name, argument in arguments.items()
-        if name in config
+        if config.get(name) is not None
     ]
     calibration = config.get("calibration")
     if isinstance(calibration, Mapping):
         faults += [
             Fault(f"quantize.calibration.{name}", "has no effect: the loader decides", "leave it out")
             for name in ("batch_size", "seed")
-            if name in calibration
+            if calibration.get(name) is not None
         ]
         if calibration.get("cache"):
             what = "has no effect: it is not known what the data of a loader depends on"
@@ -57,10 +57,11 @@ def spec_of(**sections: JsonMapping) -> TaskSpec:
     spec = load_spec(source_of(sections), TaskSpec, unused=UNUSED)
     if "quantize" not in sections:
         return spec
+    # As in a spec file, None in the config means the default.
     config, section = sections["quantize"], spec.quantize
     capability = load_backend(section.backend).capability
-    mode = section.mode if "mode" in config else capability.modes[0]
-    device = section.device if "device" in config else device_of(None)
+    mode = section.mode if config.get("mode") is not None else capability.modes[0]
+    device = section.device if config.get("device") is not None else device_of(None)
     return dataclasses.replace(spec, quantize=dataclasses.replace(section, mode=mode, device=device))
 
 

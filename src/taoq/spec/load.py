@@ -28,6 +28,7 @@ from omegaconf.errors import (
 
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean, first_line
 from taoq.plain import JsonMapping, JsonObject, Plain
+from taoq.spec.defaults import imply_results_dirs, with_defaults
 from taoq.spec.fields import Field, Hint, Schema, default_value, is_required, item_type, without_none
 from taoq.spec.overrides import INTERPOLATION_HINT
 from taoq.spec.source import SpecSource
@@ -54,10 +55,13 @@ def load_spec(source: SpecSource, schema: type[S], *, unused: Mapping[str, str],
         SpecError: If the spec is wrong; has all its faults.
     """
     findings = _Findings()
-    # Defaults are added so that interpolations can refer to them. OmegaConf.merge would also replace ??? by them.
-    defaults = OmegaConf.to_container(OmegaConf.structured(schema))
-    merged = OmegaConf.create(_overlay(defaults, OmegaConf.to_container(source.data)))
-    plain = _resolve(merged, "", unused, findings)
+    tree = with_defaults(source.data, schema)
+    implied = imply_results_dirs(tree, schema)
+    plain = _resolve(OmegaConf.create(tree), "", unused, findings)
+    for section in implied:
+        plain[section]["results_dir"] = ""
+    implied_fields = {f"{section}.results_dir" for section in implied}
+    findings.faults = [fault for fault in findings.faults if fault.where not in implied_fields]
     if findings.unused:
         reasons = [f"{name} ({_reason(name, unused)})" for name in findings.unused]
         log.info("not used by taoq: %s", ", ".join(reasons))
@@ -157,15 +161,6 @@ def _leave_out(data: JsonObject, name: str, schema: type) -> None:
     for section in sections:
         data = data.get(section, {})
     data.pop(field_name, None)
-
-
-def _overlay(below: Plain, above: Plain) -> Plain:
-    """Add to the mappings in `above` the keys that only `below` has, or that are null in `above`, recursively."""
-    if above is None:
-        return below
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _overlay(below[key], value) if key in below else value for key, value in above.items()}
 
 
 def _resolve(node: Plain, path: str, unused: Mapping[str, str], findings: _Findings) -> Plain:
