@@ -100,7 +100,36 @@ def test_int8_by_recipe_a_is_as_good_as_float(taoq: Taoq, scenes_words: Words, t
     ]  # fmt: skip
     lines = status_lines(tmp_path / "int8")
     assert [line["status"] for line in lines] == ["STARTED", "RUNNING", "SUCCESS"]
-    assert set(lines[1]["kpi"]) >= {"val_mAP", "val_mAP50"}
+    metrics, kpi = results["int8"]["metrics"], lines[1]["kpi"]
+    assert (kpi["test_mAP"], kpi["test_mAP50"]) == (str(metrics["val_mAP"]), str(metrics["val_mAP50"]))  # as in TAO
+    assert [name for name in kpi if name.startswith("val_")] == []
+    assert kpi["AP75"] == metrics["AP75"]
+
+
+def test_the_ap_over_all_classes_stands_beside_that_of_the_chosen_ones(
+    taoq: Taoq, scenes_words: Words, tmp_path: Path
+) -> None:
+    """TAO's evaluate ignores the field."""
+    options = [f"evaluate.checkpoint={CHECKPOINTS['detector']}"]
+    assert taoq(*scenes_words("evaluate", *options))[0] == 0
+    over_all = read_json(tmp_path / "results" / "evaluate" / "results.json")["metrics"]
+    override = "dataset.eval_class_ids=[1,3]"
+    code, out, err = taoq(*scenes_words("evaluate", *options, override, f"evaluate.results_dir={tmp_path}"))
+    assert code == 0
+    assert (
+        f"warning: override {override}: dataset.eval_class_ids: 2 of 10 classes are evaluated; TAO's evaluate ignores"
+        " this field: its AP is the one over all classes, val_mAP_all_classes\n" in err
+    )
+    metrics, kpi = read_json(tmp_path / "results.json")["metrics"], status_lines(tmp_path)[1]["kpi"]
+    for name in ("val_mAP", "val_mAP50"):
+        assert metrics[f"{name}_all_classes"] == pytest.approx(over_all[name], abs=1e-12)
+        assert metrics[name] != metrics[f"{name}_all_classes"]
+        assert f"│ {name}_all_classes" in out
+        assert kpi[f"test_{name.removeprefix('val_')}"] == str(metrics[name])
+    everything = f"dataset.eval_class_ids={list(range(1, 11))}"
+    _, _, err = taoq(*scenes_words("evaluate", *options, everything, f"evaluate.results_dir={tmp_path}"))
+    assert "eval_class_ids: " not in err
+    assert read_json(tmp_path / "results.json")["metrics"] == over_all
 
 
 def test_the_skip_list_of_tao_skips_exactly_the_heads(taoq: Taoq, scenes_words: Words, tmp_path: Path) -> None:
@@ -166,11 +195,11 @@ def test_inference_writes_pictures_labels_and_one_json(
         (folder / f"{number}.jpg").write_bytes((scenes / "val" / f"000{number}.jpg").read_bytes())
     options = [
         f"inference.checkpoint={CHECKPOINTS['detector']}",
-        f"dataset.infer_data_sources.image_dir=[{folder}]",
+        f"dataset.infer_data_sources.image_dir={folder}",  # a text where a list is meant, as in TAO
     ]
     assert taoq(*scenes_words("inference", *options))[0] == 0
     results = tmp_path / "results" / "inference"
-    assert sorted(path.name for path in (results / "images_annotated").iterdir()) == ["1.png", "2.png", "3.png"]
+    assert sorted(path.name for path in (results / "images_annotated").iterdir()) == ["1.jpg", "2.jpg", "3.jpg"]
     data = read_json(results / "detections.json")
     assert [image["file_name"] for image in data["images"]] == ["1.jpg", "2.jpg", "3.jpg"]
     assert [category["name"] for category in data["categories"]] == [str(digit) for digit in range(10)]

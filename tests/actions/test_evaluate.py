@@ -77,6 +77,22 @@ def read_table(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+def test_evaluate_writes_the_table_of_tao(taoq: Taoq, digits_words: Words, digits: Path, tmp_path: Path) -> None:
+    options = ["evaluate.checkpoint=${quantize.model_path}", "evaluate.batch_size=100"]
+    assert taoq(*digits_words("evaluate", "resnet_18", *options))[0] == 0
+    directory = tmp_path / "results" / "evaluate"
+    header, *rows = read_table(directory / "result.csv")
+    assert header == ["img_name", *"0123456789", "pred_label", "pred_score", "gt_label"]
+    images = sorted((digits / "val").rglob("*.png"))
+    assert [row[0] for row in rows] == [str(path) for path in images]
+    assert [row[13] for row in rows] == [path.parent.name for path in images]
+    for row in rows:
+        assert float(row[12]) == max(map(float, row[1:11])) == float(row[1 + int(row[11])])
+        assert sum(map(float, row[1:11])) == pytest.approx(1, abs=1e-4)
+    accuracy = read_json(directory / "results.json")["metrics"]["val_acc_1"]
+    assert sum(row[11] == row[13] for row in rows) / len(rows) == pytest.approx(accuracy)
+
+
 @pytest.mark.parametrize("variant", ["torchao-fp8_e5m2", "modelopt-int8"])
 def test_an_artifact_is_the_same_model_in_a_new_process_from_its_manifest_alone(
     taoq: Taoq, digits_words: Words, digits: Path, tmp_path: Path, variant: str

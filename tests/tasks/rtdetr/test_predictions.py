@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pycocotools.coco import COCO
 from support.coco import detector_outputs, detector_spec
 from support.commands import read_json
 from taoq.errors import SpecError
+from taoq.tasks.images import SUFFIXES, save_picture
 from taoq.tasks.rtdetr.data import inference_batches
 from taoq.tasks.rtdetr.predict import DetectionPredictions
 
@@ -72,7 +74,7 @@ def test_files_of_two_folders_with_equal_names_do_not_collide(tmp_path: Path) ->
     write_images(tmp_path, "first/a.png", "first/a.jpg", "first/deep/a.png", "second/a.png")
     out = infer(tmp_path, ["first", "second"])
     assert files(out / "labels") == ["0/a.png.txt", "0/a.txt", "0/deep/a.txt", "1/a.txt"]
-    assert files(out / "images_annotated") == ["0/a.png", "0/a.png.png", "0/deep/a.png", "1/a.png"]
+    assert files(out / "images_annotated") == ["0/a.jpg", "0/a.png", "0/deep/a.png", "1/a.png"]
     images = read_json(out / "detections.json")["images"]
     assert sorted(image["file_name"] for image in images) == ["0/a.jpg", "0/a.png", "0/deep/a.png", "1/a.png"]
     assert [image["id"] for image in images] == [1, 2, 3, 4]
@@ -101,14 +103,49 @@ def test_a_box_has_the_color_of_the_map(tmp_path: Path, color: str, expected: tu
 @pytest.mark.parametrize(
     ("colors", "message"),
     [
-        ({"cat": "red"}, "inference.color_map.cat: there is no class 'cat'\nhint: did you mean 'car'?"),
-        ({"7": "red"}, "inference.color_map.7: there is no class '7'\nhint: classes are traffic light, car"),
-        ({"car": "rot"}, "inference.color_map.car: unknown colour 'rot'\nhint: write a name (red) or #rrggbb"),
+        (
+            {"cat": "red", "car": "#00f"},
+            "inference.color_map.cat: there is no class 'cat', its colour is not used; did you mean 'car'?",
+        ),
+        (
+            {"7": "no colour either", "car": "#00f"},
+            "inference.color_map.7: there is no class '7', its colour is not used; classes are traffic light, car",
+        ),
     ],
-    ids=["near class", "no class", "no colour"],
+    ids=["near class", "no class"],
 )
-def test_a_wrong_color_map_is_refused(tmp_path: Path, colors: dict[str, str], message: str) -> None:
+def test_a_class_of_the_color_map_that_does_not_exist_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, colors: dict[str, str], message: str
+) -> None:
+    write_images(tmp_path, "first/a.png")
+    out = infer(tmp_path, ["first"], color_map=colors, outline_width=2)
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message]
+    with Image.open(out / "images_annotated" / "a.png") as picture:
+        assert picture.getpixel((60, 28)) == (0, 0, 255)
+
+
+def test_an_unknown_color_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path, "first/a.png")
     with pytest.raises(SpecError) as error:
-        infer(tmp_path, ["first"], color_map=colors)
-    assert str(error.value) == message
+        infer(tmp_path, ["first"], color_map={"car": "rot"})
+    assert str(error.value) == "inference.color_map.car: unknown colour 'rot'\nhint: write a name (red) or #rrggbb"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_picture_has_the_name_and_the_format_of_its_image(tmp_path: Path, suffix: str) -> None:
+    write_images(tmp_path, f"first/a{suffix}", f"first/B{suffix.upper()}")
+    out = infer(tmp_path, ["first"])
+    assert files(out / "images_annotated") == [f"B{suffix.upper()}", f"a{suffix}"]
+    for name in ("first/a", "out/images_annotated/a"):
+        with Image.open(tmp_path / f"{name}{suffix}") as picture:
+            assert (picture.format, picture.size) == (Image.registered_extensions()[suffix], (80, 40))
+    assert files(out / "labels") == ["B.txt", "a.txt"]
+
+
+def test_a_picture_that_its_format_cannot_hold_becomes_a_png(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_picture(Image.new("RGB", (16384, 8)), tmp_path / "deep" / "a.webp")
+    assert files(tmp_path) == ["deep/a.webp.png"]
+    assert caplog.messages == [
+        "a.webp: its picture is a.webp.png, because its format cannot hold it: encoding error 5: Image size exceeds"
+        " WebP limit of 16383 pixels"
+    ]
