@@ -74,13 +74,13 @@ def _items(text: str, start: int, close: str, read: Callable[[str, int], tuple[T
     return items, position + 1
 
 
-def _pair(text: str, start: int) -> tuple[tuple[str, object], int]:
+def _pair(text: str, start: int) -> tuple[tuple[object, object], int]:
     """Read an entry `key: value` of a dictionary."""
     key = _KEY.match(text, start)
     if not key or text[key.end() : key.end() + 1] != ":":
         raise NotHydraError(text)
     value, end = _element(text, _blank(text, key.end() + 1))
-    return (_unescape(key[0].strip()), value), end
+    return (_primitive(key[0].strip()), value), end
 
 
 def _primitive(word: str) -> object:
