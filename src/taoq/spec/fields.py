@@ -38,6 +38,7 @@ def option(
     example: object = None,
     omit_default: bool = False,
     one_or_list: bool = False,
+    or_numbers: bool = False,
 ) -> Any:
     """Define a field of a schema.
 
@@ -54,6 +55,8 @@ def option(
             first release: artifacts that do not use them stay as they were, and older versions of taoq can read them.
         one_or_list: For a list, also accept its only entry without the list; for a section, also accept a list of one
             section. For fields that one version or another of TAO reads in both forms.
+        or_numbers: For a field of the type Plain: the value is None, one of `options`, or a list of whole numbers and
+            None. OmegaConf has no such type.
 
     Returns:
         A dataclass field. The return type is Any, so that a field can be annotated with the type of its value.
@@ -68,6 +71,7 @@ def option(
         "example": example,
         "omit_default": omit_default,
         "one_or_list": one_or_list,
+        "or_numbers": or_numbers,
     }
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)

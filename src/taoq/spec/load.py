@@ -257,6 +257,9 @@ def _check_value(value: Plain, kind: Hint, entry: Field, where: str, findings: _
     """Check the value of a field. Returns it with aliases replaced."""
     meta = entry.metadata
     hint = f"the field is: {meta['description']}"
+    if meta["or_numbers"]:
+        findings.faults += _check_option_or_numbers(value, meta["options"], where)
+        return value
     names: dict[object, str] = {list: "a list", dict: "a section"}
     expected = names.get(typing.get_origin(kind), "a single value")
     if (value == "" and kind is not str) or _shape(value) != expected:
@@ -276,6 +279,18 @@ def _check_value(value: Plain, kind: Hint, entry: Field, where: str, findings: _
         return value
     findings.faults += _check_bounds(value, converted, meta, where, hint)
     return value
+
+
+def _check_option_or_numbers(value: Plain, options: Sequence[str], where: str) -> Iterator[Fault]:
+    """Check the value of a field that is None, an option, or a list of whole numbers and None."""
+    hint = "one of " + ", ".join(options) + ", or a list of whole numbers"
+    if isinstance(value, list):
+        for index, entry in enumerate(value):
+            if entry is not None and type(entry) is not int:
+                yield Fault(f"{where}[{index}]", f"is {_kind(entry)}, not a whole number", hint)
+    elif value is not None and value not in options:
+        what = f"unknown value '{value}'" if not isinstance(value, dict) else "is a section, not a single value"
+        yield Fault(where, what, did_you_mean(str(value), options, hint))
 
 
 def _check_bounds(written: Plain, converted: Plain, meta: JsonMapping, where: str, description: str) -> Iterator[Fault]:

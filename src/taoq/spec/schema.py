@@ -41,6 +41,7 @@ def rows(schema: Schema, prefix: str = "") -> Iterator[Row]:
             yield from rows(item, f"{name}[].")
             continue
         value_type = "categorical" if meta["options"] and item is None else _value_type(kind)
+        value_type += " or list" if meta["or_numbers"] else ""
         options = ",".join(meta["options"]) or meta["pattern"].replace("|", ",")
         yield Row(name, value_type, meta["description"], _default(field), options)
 

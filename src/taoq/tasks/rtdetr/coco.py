@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taoq.errors import Fault, Notice, TaoqError
-from taoq.plain import JsonMapping, JsonObject
+from taoq.files import digest
+from taoq.tasks.rtdetr.annotation_checks import completed
+from taoq.tasks.rtdetr.category_ids import OutputIds, output_ids
+from taoq.tasks.rtdetr.coco_file import Annotations, CocoFile, Id, Images
+from taoq.tasks.rtdetr.coco_reader import read_coco_file
+from taoq.tasks.rtdetr.json_stream import NotJson
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
 log = logging.getLogger(__name__)
@@ -20,24 +28,38 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Coco:
-    """The content of a COCO json, checked.
+    """The content of a COCO json, checked, and what it says about the outputs of a network.
 
     Attributes:
         path: The file.
-        data: The json. Its annotations are numbered from 1, and all have iscrowd and area. Annotations without width or
-            height are left out.
-        category_ids: Category id of each class index of the network's outputs; -1 if it has none.
-        names: Name of each class index.
+        images: Its images.
+        annotations: Its annotations with an area, and without those that have no width or height.
+        labels: Output of the network for the category of each annotation, [annotations]; -1 if there is none.
+        category_ids: Category id of each output; None if it is no category.
+        written_ids: The same as the json writes them, for results.
+        names: Name of each output. No two categories have the same name.
     """
 
     path: Path
-    data: JsonMapping
-    category_ids: tuple[int, ...]
+    images: Images
+    annotations: Annotations
+    labels: NDArray[np.int32]
+    category_ids: OutputIds
+    written_ids: OutputIds
     names: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of all that a metric depends on."""
+        rows = self.annotations
+        values = hashlib.sha256()
+        for column in (self.images.sizes, rows.images, self.labels, rows.boxes, rows.areas, rows.crowds):
+            values.update(np.ascontiguousarray(column).tobytes())
+        return digest([self.images.ids, self.images.files, self.written_ids, self.names, values.hexdigest()])
 
 
 def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
-    """Read and check a COCO json.
+    """Read and check a COCO json, and log what is unusual in it.
 
     Args:
         json_file: The file, as written in the spec.
@@ -46,127 +68,97 @@ def read_coco(json_file: str, where: str, spec: RtdetrSpec) -> Coco:
 
     Raises:
         TaoqError: If the file cannot be read, is not a valid COCO json, or does not fit dataset.num_classes.
+        SpecError: If the spec must say what the outputs are.
     """
-    path = Path(json_file)
-    data = read_images(path, where)
-    _require(path, data, "annotations", ("image_id", "category_id", "bbox"))
-    _require(path, data, "categories", ("id", "name"))
-    images = {image["id"]: image for image in data["images"]}
-    categories = {category["id"]: str(category["name"]) for category in data["categories"]}
-    kept: list[JsonObject] = []
-    empty = 0
-    for number, annotation in enumerate(data["annotations"]):
-        name = f"{path}: annotation {annotation.get('id', number)}"
-        if not isinstance(annotation["image_id"], int) or annotation["image_id"] not in images:
-            raise TaoqError(Fault(name, f"its image_id {annotation['image_id']} is not in images", "correct the json"))
-        if not isinstance(annotation["category_id"], int) or annotation["category_id"] not in categories:
-            what = f"its category_id {annotation['category_id']} is not in categories"
-            raise TaoqError(Fault(name, what, "correct the json"))
-        box = annotation["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
-            raise TaoqError(Fault(name, "its bbox is not [x, y, width, height]", "correct the json"))
-        if not all(np.isfinite(box)) or box[2] <= 0 or box[3] <= 0:
-            empty += 1
-            continue
-        image = images[annotation["image_id"]]
-        width, height = image.get("width"), image.get("height")
-        has_size = isinstance(width, int | float) and isinstance(height, int | float) and width and height
-        if has_size and (box[0] >= width or box[1] >= height or box[0] + box[2] <= 0 or box[1] + box[3] <= 0):
-            what = f"its bbox {box} is outside of the image, {width} x {height}"
-            raise TaoqError(Fault(name, what, "correct the json: a bbox is [x, y, width, height] in pixels"))
-        area = annotation.get("area")
-        area = area if isinstance(area, int | float) else box[2] * box[3]
-        iscrowd = int(bool(annotation.get("iscrowd")))
-        kept.append({**annotation, "id": len(kept) + 1, "iscrowd": iscrowd, "area": area})
-    if empty:
-        log.warning(Notice(where, f"{empty} annotation(s) without width or height are left out"))
-    ids = _category_ids(sorted(categories), spec, path)
-    names = tuple(categories.get(id_, f"class {index}") for index, id_ in enumerate(ids))
-    return Coco(path, {**data, "annotations": kept}, ids, names)
+    file = open_coco(json_file, where)
+    for part in (file.categories, file.annotations):
+        if isinstance(part, Fault):
+            raise TaoqError(part)
+    assert not isinstance(file.categories, Fault)
+    assert not isinstance(file.annotations, Fault)
+    for remark in file.remarks:
+        log.log(remark.level, Notice(where, remark.what))
+    ids = output_ids(file.path, file.categories, spec)
+    outputs = {id_: output for output, id_ in enumerate(ids)}
+    output_of_category = np.array([outputs.get(id_, -1) for id_ in file.categories], np.int32)
+    written = dict(zip(file.categories, file.written_ids, strict=True))
+    return Coco(
+        path=file.path,
+        images=file.images,
+        annotations=file.annotations,
+        labels=output_of_category[file.annotations.categories],
+        category_ids=ids,
+        written_ids=tuple(None if id_ is None else written.get(id_, id_) for id_ in ids),
+        names=_names(ids, file.categories),
+    )
 
 
-def _category_ids(ids: Sequence[int], spec: RtdetrSpec, path: Path) -> tuple[int, ...]:
-    """Return the category id of each class index of the network's outputs; -1 if it has none.
-
-    Either the classes are the categories in the order of their ids, or, as in TAO, a class index is a category id.
+def open_coco(json_file: str, where: str) -> CocoFile:
+    """Return the content of a COCO json. A run opens its data several times; each file is read once, unless it changes.
 
     Args:
-        ids: The category ids of the json, sorted.
-        spec: The spec.
-        path: The json, for messages.
-    """
-    num_classes = spec.dataset.num_classes
-    if len(ids) == num_classes:
-        return tuple(ids)
-    if ids and not spec.dataset.remap_mscoco_category and ids[0] >= 0 and ids[-1] + 1 == num_classes:
-        return tuple(index if index in set(ids) else -1 for index in range(num_classes))
-    if not ids:
-        raise TaoqError(Fault(str(path), "names no categories", "name a COCO json with categories"))
-    what = f"is {num_classes}; {path} has {len(ids)} categories with ids up to {ids[-1]}"
-    hint = f"write {len(ids)}, or {ids[-1] + 1} if the network was trained with TAO's largest id + 1"
-    if spec.dataset.remap_mscoco_category:
-        hint = f"write {len(ids)}, or dataset.remap_mscoco_category: false if the outputs are category ids"
-    raise TaoqError(Fault("dataset.num_classes", what, hint))
-
-
-def read_images(path: Path, where: str) -> JsonObject:
-    """Read a COCO json, and check its list of images only.
-
-    Args:
-        path: The file.
-        where: The field that names it, for messages.
+        json_file: The file, as written in the spec.
+        where: The field that it is written in, for messages.
 
     Raises:
         TaoqError: If the file cannot be read, is not a COCO json, or has no images.
     """
+    path = Path(json_file)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        stat = path.stat()
+        return _open(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise TaoqError(Fault(where, f"{path} cannot be read: {error.strerror}", "name a COCO json")) from None
-    except (ValueError, RecursionError):
-        raise TaoqError(Fault(where, f"{path} is not JSON", "name a COCO json")) from None
-    if not isinstance(data, dict):
-        raise TaoqError(_not_coco(path, "it is not an object with images, annotations and categories"))
-    _require(path, data, "images", ("id", "file_name"))
-    if not data["images"]:
-        raise TaoqError(Fault(str(path), "names no images", "name a COCO json with images"))
-    return data
+    except NotJson as error:
+        raise TaoqError(Fault(where, f"{path} {error.what}", error.hint or "name a COCO json")) from None
 
 
-def _require(path: Path, data: JsonMapping, part: str, keys: Sequence[str]) -> None:
-    """Check that a part of a COCO json is a list of objects with these keys, and that their ids are unique."""
-    entries = data.get(part)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise TaoqError(_not_coco(path, f"it has no list '{part}'"))
-    for number, entry in enumerate(entries):
-        missing = [key for key in keys if key not in entry]
-        if missing:
-            raise TaoqError(_not_coco(path, f"{part}[{number}] has no '{missing[0]}'"))
-    ids = [entry["id"] for entry in entries] if "id" in keys else []
-    if not all(isinstance(id_, int) for id_ in ids) or len(set(ids)) != len(ids):
-        raise TaoqError(_not_coco(path, f"the ids of '{part}' are not unique whole numbers"))
+@functools.lru_cache(maxsize=2)  # The files for evaluation and for calibration.
+def _open(path: Path, size: int, modified: int) -> CocoFile:  # noqa: ARG001 (a file that changes is read again)
+    return completed(read_coco_file(path))
 
 
-def _not_coco(path: Path, reason: str) -> Fault:
-    return Fault(str(path), f"is not a COCO json: {reason}", "see cocodataset.org/#format-data")
+def _names(ids: OutputIds, categories: Mapping[Id, str]) -> tuple[str, ...]:
+    """Return the name of each output; those of categories that have the same name get their ids added."""
+    counts = Counter(categories.values())
+    names = []
+    for index, id_ in enumerate(ids):
+        if id_ is None or id_ not in categories:
+            names.append(f"class {index}" if id_ is None else f"category {id_}")
+        else:
+            name = categories[id_]
+            names.append(name if counts[name] == 1 else f"{name} ({id_})")
+    return tuple(names)
 
 
-def image_paths(data: JsonMapping, folder: Path, path: Path) -> list[Path]:
+def image_paths(file: CocoFile | Coco, folder: Path) -> list[Path]:
     """Return the image files that a COCO json names.
 
     Args:
-        data: The content of the json.
+        file: The json.
         folder: The folder of the images.
-        path: The json, for messages.
 
     Raises:
         TaoqError: If an image file is missing.
     """
-    files = [folder / str(image["file_name"]) for image in data["images"]]
-    missing = [file for file in files if not file.is_file()]
+    files = [_image_path(folder, name) for name in file.images.files]
+    missing = [index for index, path in enumerate(files) if path is None]
     if missing:
-        what = f"{path} names it, but there is no such image" + (
+        name = file.images.files[missing[0]]
+        what = f"{file.path} names it, but there is no such image" + (
             f"; {len(missing)} of {len(files)} are missing" if len(missing) > 1 else ""
         )
-        raise TaoqError(Fault(str(missing[0]), what, f"image_dir is {folder}; file names are relative to it"))
-    return files
+        if "://" in name:
+            hint = "taoq downloads nothing: file names must be those of files in image_dir"
+            raise TaoqError(Fault(name, what, hint))
+        raise TaoqError(Fault(str(folder / name), what, f"image_dir is {folder}; file names are relative to it"))
+    return [path for path in files if path is not None]
+
+
+def _image_path(folder: Path, name: str) -> Path | None:
+    """Return the path of an image file, whose name may have the backslashes of Windows; None if there is none."""
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+        path = folder / spelling
+        if path.is_file():
+            return path
+    return None

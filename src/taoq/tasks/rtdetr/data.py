@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taoq.errors import Fault, NotGiven, Notice, TaoqError
+from taoq.errors import Fault, NotGiven, Notice
 from taoq.network import Inputs
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
-from taoq.tasks.rtdetr.coco import Coco, image_paths, read_coco, read_images
+from taoq.tasks.rtdetr.boxes import check_boxes
+from taoq.tasks.rtdetr.coco import Coco, image_paths, open_coco, read_coco
+from taoq.tasks.rtdetr.coco_file import Id
+from taoq.tasks.rtdetr.labels import read_classmap
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import CocoSpec, RtdetrSpec
 from taoq.tasks.sections import batch_size
@@ -32,11 +35,11 @@ class Targets:
     """The targets of a batch.
 
     Attributes:
-        image_ids: COCO id of each image.
+        image_ids: Id of each image in the COCO json.
         sizes: Width and height of each image as read, in pixels, [N, 2] float32.
     """
 
-    image_ids: tuple[int, ...]
+    image_ids: tuple[Id, ...]
     sizes: Tensor
 
 
@@ -84,8 +87,7 @@ def calibration_batches(spec: RtdetrSpec) -> ImageBatches:
         raise NotGiven(Fault(f"{where}.image_dir", what, hint))
     folder = image_folder(source.image_dir, f"{where}.image_dir")
     if source.json_file:
-        path = Path(source.json_file)
-        paths = image_paths(read_images(path, f"{where}.json_file"), folder, path)
+        paths = image_paths(open_coco(source.json_file, f"{where}.json_file"), folder)
     else:
         paths = list(image_files(folder, f"{where}.image_dir"))
     sample = draw(paths, section.num_samples, section.seed)
@@ -103,9 +105,9 @@ def evaluation_batches(spec: RtdetrSpec) -> ImageBatches:
     where, source = _evaluation_source(spec)
     if not source.image_dir:
         raise NotGiven(Fault(f"{where}.image_dir", "missing: where are the images?", "name the folder of the images"))
-    paths = image_paths(coco.data, image_folder(source.image_dir, f"{where}.image_dir"), coco.path)
-    ids = [image["id"] for image in coco.data["images"]]
-    return _batches(spec, paths, ids, batch_size(spec.evaluate, spec.dataset.batch_size))
+    paths = image_paths(coco, image_folder(source.image_dir, f"{where}.image_dir"))
+    check_boxes(coco, paths)
+    return _batches(spec, paths, coco.images.ids, batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
 def inference_batches(spec: RtdetrSpec) -> ImageBatches:
@@ -132,27 +134,15 @@ def class_names(spec: RtdetrSpec) -> tuple[str, ...]:
     Raises:
         TaoqError: If the classmap cannot be read or does not fit dataset.num_classes, or the annotations are damaged.
     """
-    num_classes, classmap = spec.dataset.num_classes, spec.dataset.infer_data_sources.classmap
-    where = "dataset.infer_data_sources.classmap"
-    if not classmap:
-        if spec.dataset.test_data_sources.json_file or spec.dataset.val_data_sources.json_file:
-            return read_annotations(spec).names
-        log.warning(Notice(where, "nothing names the classes, they are numbered"))
-        return tuple(str(number) for number in range(num_classes))
-    try:
-        lines = Path(classmap).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise TaoqError(Fault(where, f"{classmap} cannot be read", "give a text file, one class a line")) from None
-    names = [line.strip() for line in lines if line.strip()]
-    if len(names) == num_classes - 1:
-        return ("background", *names)  # In TAO category ids start at 1, and class index 0 is not used.
-    if len(names) != num_classes:
-        what = f"{classmap} names {len(names)} classes, dataset.num_classes is {num_classes}"
-        raise TaoqError(Fault(where, what, "write one line per class"))
-    return tuple(names)
+    if spec.dataset.infer_data_sources.classmap:
+        return read_classmap(spec)
+    if spec.dataset.test_data_sources.json_file or spec.dataset.val_data_sources.json_file:
+        return read_annotations(spec).names
+    log.warning(Notice("dataset.infer_data_sources.classmap", "nothing names the classes, they are numbered"))
+    return tuple(str(number) for number in range(spec.dataset.num_classes))
 
 
-def _batches(spec: RtdetrSpec, paths: Sequence[Path], ids: Sequence[int], size: int) -> ImageBatches:
+def _batches(spec: RtdetrSpec, paths: Sequence[Path], ids: Sequence[Id], size: int) -> ImageBatches:
     transform = Resize(input_size(spec), spec.dataset.augmentation.preserve_aspect_ratio)
     return ImageBatches(INPUT, paths, transform, _TargetsOf(ids), size, spec.dataset.workers)
 
@@ -161,7 +151,7 @@ def _batches(spec: RtdetrSpec, paths: Sequence[Path], ids: Sequence[int], size: 
 class _TargetsOf:
     """Function that returns the targets of a batch."""
 
-    ids: Sequence[int]
+    ids: Sequence[Id]
 
     def __call__(self, indices: Sequence[int], sizes: Sequence[tuple[int, int]]) -> Targets:
         return Targets(tuple(self.ids[index] for index in indices), torch.tensor(sizes, dtype=torch.float32))

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from taoq.errors import Fault, Notice, SpecError
+from taoq.errors import Notice
 from taoq.files import digest
 from taoq.network import Outputs
 from taoq.plain import JsonMapping, JsonObject
 from taoq.tasks.rtdetr.data import Targets, read_annotations
+from taoq.tasks.rtdetr.evaluated import all_classes, check_annotations, evaluated_classes
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.predict import Detections, detections
 from taoq.tasks.rtdetr.spec import RtdetrSpec
@@ -40,7 +41,7 @@ _OVER_ALL = "_all_classes"
 _RECALLS = np.linspace(0, 1, 101)
 """The recalls at which COCO reads the precision."""
 _COLUMNS = 7
-"""Columns of a row of detections: image id, class index, score, x, y, width, height."""
+"""Columns of a row of detections: image number, class index, score, x, y, width, height."""
 
 
 class CocoMetric:
@@ -53,17 +54,9 @@ class CocoMetric:
     def __init__(self, spec: RtdetrSpec) -> None:
         self._coco = read_annotations(spec)
         self._spec = spec
-        category_ids = set(self._coco.category_ids) - {-1}
-        eval_ids = spec.dataset.eval_class_ids
-        if eval_ids == []:
-            hint = "name category ids, or leave the field out to evaluate all"
-            raise SpecError(Fault("dataset.eval_class_ids", "empty: nothing would be evaluated", hint))
-        unknown = sorted(set(eval_ids or ()) - category_ids)
-        if unknown:
-            what = f"{unknown} are no category ids of {self._coco.path}"
-            raise SpecError(Fault("dataset.eval_class_ids", what, f"its ids are {sorted(category_ids)}"))
-        classes = [index for index, id_ in enumerate(self._coco.category_ids) if id_ in category_ids]
-        self._classes = [index for index in classes if eval_ids is None or self._coco.category_ids[index] in eval_ids]
+        classes = all_classes(self._coco)
+        self._classes = evaluated_classes(self._coco, spec)
+        check_annotations(self._coco, self._classes)
         self._left_out = [index for index in classes if index not in self._classes]
         if self._left_out:
             what = (
@@ -71,10 +64,14 @@ class CocoMetric:
                 f" AP is the one over all classes, val_mAP{_OVER_ALL}"
             )
             log.warning(Notice("dataset.eval_class_ids", what))
-        self._images = {image["id"]: image for image in self._coco.data["images"]}
+        # pycocotools gets numbers of images instead of ids, in the order of the ids. Ids can be texts, or integers that
+        # a float cannot hold.
+        ids = self._coco.images.ids
+        self._by_id = sorted(range(len(ids)), key=ids.__getitem__)
+        self._numbers = np.argsort(self._by_id)
+        self._indices = {id_: index for index, id_ in enumerate(ids)}
         self._wrong_sizes: list[str] = []
         self._rows: list[NDArray[np.float64]] = []
-        self._truth: COCO | None = None
         self._precision: NDArray[np.float64] | None = None
         self._matches: list[_ClassMatches] = []
         self._per_class: dict[str, float | None] = {}
@@ -88,7 +85,7 @@ class CocoMetric:
     @property
     def num_samples(self) -> int:
         """Number of images in the json."""
-        return len(self._images)
+        return len(self._indices)
 
     @property
     def key(self) -> str:
@@ -96,18 +93,17 @@ class CocoMetric:
         spec = self._spec
         aspect = spec.dataset.augmentation.preserve_aspect_ratio
         settings = [spec.model.num_select, spec.evaluate.conf_threshold, input_size(spec), aspect]
-        truth = [self._coco.data[part] for part in ("images", "annotations", "categories")]
-        return digest([truth, self._coco.category_ids, self._classes, settings])
+        return digest([self._coco.key, self._classes, settings])
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
         """Add logits [N, queries, classes] and boxes [N, queries, 4]."""
         per_image = detections(self._spec, outputs, targets, self._spec.evaluate.conf_threshold)
         for image_id, size, image_detections in zip(targets.image_ids, targets.sizes.tolist(), per_image, strict=True):
-            image = self._images[image_id]
-            json_size = [image.get("width"), image.get("height")]
-            if None not in json_size and json_size != size:
-                self._wrong_sizes.append(str(image["file_name"]))
-            self._rows.append(_rows(image_id, image_detections))
+            index = self._indices[image_id]
+            said = self._coco.images.sizes[index]
+            if not np.isnan(said).any() and said.tolist() != size:
+                self._wrong_sizes.append(self._coco.images.files[index])
+            self._rows.append(_rows(int(self._numbers[index]), image_detections))
 
     def compute(self) -> dict[str, float]:
         """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has.
@@ -121,18 +117,17 @@ class CocoMetric:
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
         self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = _indexed(self._coco.data, self._coco.data["annotations"])
             self._matches.clear()
             parts: list[JsonMapping] = []
             for index in self._classes:
                 evaluation = self._evaluate(index, rows)
                 parts.append(evaluation.eval)
                 self._matches.append(_class_matches(evaluation))
-            joined = self._joined(self._classes, parts)
+            joined = _joined(self._classes, parts)
             over_all = joined
             if self._left_out:
                 parts += [self._evaluate(index, rows).eval for index in self._left_out]
-                over_all = self._joined([*self._classes, *self._left_out], parts)
+                over_all = _joined([*self._classes, *self._left_out], parts)
         self._precision = joined.eval["precision"]
         self._stats = [float(value) for value in joined.stats]
         for column, index in enumerate(self._classes):
@@ -179,47 +174,43 @@ class CocoMetric:
         coco = {name: value if value > -1 else None for name, value in zip(FIGURES, self._stats, strict=True)}
         return {"coco": coco, "classes": self._per_class}
 
-    def _joined(self, classes: Sequence[int], parts: Sequence[JsonMapping]) -> COCOeval:
-        """Summarize the evaluations of classes."""
-        joined = COCOeval(self._truth, _indexed(self._coco.data, ()), "bbox")
-        joined.params.catIds = [self._coco.category_ids[index] for index in classes]
-        joined.eval = {
-            "params": joined.params,
-            "precision": np.concatenate([part["precision"] for part in parts], axis=2),
-            "recall": np.concatenate([part["recall"] for part in parts], axis=1),
-            "scores": np.concatenate([part["scores"] for part in parts], axis=2),
-        }
-        joined.summarize()
-        return joined
-
     def _evaluate(self, class_index: int, rows: NDArray[np.float64]) -> COCOeval:
         """Evaluate one class."""
-        category = self._coco.category_ids[class_index]
-        results = [
-            {
-                "id": number + 1,
-                "image_id": int(row[0]),
-                "category_id": category,
-                "score": row[2],
-                "bbox": row[3:].tolist(),
-                "area": row[5] * row[6],
-                "iscrowd": 0,
-            }
-            for number, row in enumerate(rows[rows[:, 1] == class_index])
-        ]
-        evaluation = COCOeval(self._truth, _indexed(self._coco.data, results), "bbox")
-        evaluation.params.catIds = [category]
+        truth = self._coco.annotations.where(self._coco.labels == class_index)
+        truths = zip(self._numbers[truth.images], truth.boxes, truth.areas, truth.crowds, strict=True)
+        results = rows[rows[:, 1] == class_index]
+        evaluation = COCOeval(
+            self._indexed(class_index, [_annotation(*values) for values in truths]),
+            self._indexed(
+                class_index, [_annotation(row[0], row[3:], row[5] * row[6], score=row[2]) for row in results]
+            ),
+            "bbox",
+        )
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
+
+    def _indexed(self, class_index: int, annotations: Sequence[JsonObject]) -> COCO:
+        """Return an indexed COCO data set of one class."""
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": number} for number in range(self.num_samples)],
+            "categories": [{"id": class_index}],
+            "annotations": [
+                {"id": number, "category_id": class_index, **annotation}
+                for number, annotation in enumerate(annotations, start=1)
+            ],
+        }
+        coco.createIndex()
+        return coco
 
     def _results(self) -> Iterator[JsonObject]:
         """Yield all detections in the results format of COCO."""
         for rows in self._rows:
             for row in rows:
-                if (category := self._coco.category_ids[int(row[1])]) >= 0:
+                if (category := self._coco.written_ids[int(row[1])]) is not None:
                     yield {
-                        "image_id": int(row[0]),
+                        "image_id": self._coco.images.ids[self._by_id[int(row[0])]],
                         "category_id": category,
                         "bbox": [round(value, 2) for value in row[3:].tolist()],
                         "score": round(row[2], 5),
@@ -279,6 +270,20 @@ class _ClassMatches:
         return np.array(curves)
 
 
+def _joined(classes: Sequence[int], parts: Sequence[JsonMapping]) -> COCOeval:
+    """Summarize the evaluations of classes."""
+    joined = COCOeval(iouType="bbox")
+    joined.params.catIds = list(classes)
+    joined.eval = {
+        "params": joined.params,
+        "precision": np.concatenate([part["precision"] for part in parts], axis=2),
+        "recall": np.concatenate([part["recall"] for part in parts], axis=1),
+        "scores": np.concatenate([part["scores"] for part in parts], axis=2),
+    }
+    joined.summarize()
+    return joined
+
+
 def _class_matches(evaluation: COCOeval) -> _ClassMatches:
     """Return the matches of an evaluated class, for boxes of all sizes and at most 100 detections per image."""
     # `evalImgs` has all images for each range of box areas; the first range has all boxes.
@@ -306,11 +311,11 @@ def _class_matches(evaluation: COCOeval) -> _ClassMatches:
     )
 
 
-def _rows(image_id: int, image_detections: Detections) -> NDArray[np.float64]:
+def _rows(number: int, image_detections: Detections) -> NDArray[np.float64]:
     """Return the detections of an image, by descending score, as rows of `_COLUMNS` numbers."""
     boxes = image_detections.boxes.double().numpy()
     rows = np.empty((len(boxes), _COLUMNS))
-    rows[:, 0] = image_id
+    rows[:, 0] = number
     rows[:, 1] = image_detections.labels.numpy()
     rows[:, 2] = image_detections.scores.double().numpy()
     rows[:, 3:5] = boxes[:, :2]
@@ -318,12 +323,9 @@ def _rows(image_id: int, image_detections: Detections) -> NDArray[np.float64]:
     return rows
 
 
-def _indexed(data: JsonMapping, annotations: Sequence[JsonMapping]) -> COCO:
-    """Return an indexed COCO data set with these annotations."""
-    coco = COCO()
-    coco.dataset = {"images": data["images"], "categories": data["categories"], "annotations": list(annotations)}
-    coco.createIndex()
-    return coco
+def _annotation(image: float, box: NDArray[np.float64], area: float, crowd: bool = False, **more: float) -> JsonObject:
+    """Return an annotation or a detection as pycocotools takes them."""
+    return {"image_id": int(image), "bbox": box.tolist(), "area": area, "iscrowd": int(crowd), **more}
 
 
 def _draw(precision: NDArray[np.float64], names: Sequence[str], directory: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taoq.plain import JsonObject
+from taoq.plain import JsonObject, Plain
 from taoq.spec.fields import option
 from taoq.tasks import sections
 from taoq.tasks.backbones.tao_names import TAO_NETWORKS, TaoNetwork
@@ -198,12 +198,21 @@ class DatasetSpec:
     )
     infer_data_sources: ImagesSpec = option(ImagesSpec, "Images for inference", one_or_list=True)
     num_classes: int = option(
-        80, "Number of outputs per query: the number of categories, or as in TAO the largest category id + 1", minimum=1
+        80, "Number of outputs per query: the number of categories, or as in TAO at least the largest id + 1", minimum=1
     )
-    remap_mscoco_category: bool = option(
-        False,
-        "Whether outputs are numbered consecutively although category ids are not (COCO: 80 categories, ids up to 90);"
-        " not needed, because taoq tells it from num_classes",
+    category_ids: Plain = option(
+        None,
+        "What the outputs are: ordered, the categories in the order of their ids; as_ids, output k is category id k, as"
+        " in TAO; or a list with the category id of each output, null for none. Needed if the annotations allow both",
+        options=("ordered", "as_ids"),
+        or_numbers=True,
+        omit_default=True,
+    )
+    remap_mscoco_category: bool | None = option(
+        None,
+        "true: the outputs are COCO's 80 categories, whose ids go up to 90, in order, even if the annotations lack some;"
+        " false, if it is written: output k is category id k, where the annotations allow that",
+        omit_default=True,
     )
     eval_class_ids: list[int] | None = option(None, "Category ids to evaluate; the default is all")
     batch_size: int = option(4, "Images per batch", minimum=1)

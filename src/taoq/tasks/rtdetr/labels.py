@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of a spec say about the outputs of the network: names in config.json or in a classmap."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+
+from taoq.checkpoint import read_state_dict
+from taoq.errors import Fault, TaoqError
+from taoq.tasks.rtdetr.names import is_original
+from taoq.tasks.rtdetr.spec import RtdetrSpec
+
+_CHECKPOINTS = ("evaluate.checkpoint", "quantize.model_path", "inference.checkpoint", "export.checkpoint")
+"""Fields that can name a float checkpoint."""
+_FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_GENERIC = re.compile(r"(label_?)?\d+", re.IGNORECASE)
+"""Labels that are only numbers, such as those that transformers makes up."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names of the outputs of a network.
+
+    Attributes:
+        where: The file that has them.
+        names: Name of each output.
+    """
+
+    where: str
+    names: tuple[str, ...]
+
+
+def checkpoint_labels(spec: RtdetrSpec) -> Labels | None:
+    """Return the names in the config.json of the spec's Hugging Face folders; None if there are none, or several."""
+    found = {labels.names: labels for folder in _checkpoints(spec) if (labels := _config_labels(folder, spec))}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _config_labels(folder: Path, spec: RtdetrSpec) -> Labels | None:
+    path = folder / "config.json"
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["id2label"]
+        labels = tuple(str(names[str(number)]) for number in range(len(names)))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # Building the network reports a damaged file.
+    if len(labels) != spec.dataset.num_classes or all(_GENERIC.fullmatch(label) for label in labels):
+        return None
+    return Labels(str(path), labels)
+
+
+def classmap_labels(spec: RtdetrSpec) -> Labels | None:
+    """Return the names in the classmap of the spec; None if there is none that can be read."""
+    path = spec.dataset.infer_data_sources.classmap
+    try:
+        return Labels(path, read_classmap(spec)) if path else None
+    except TaoqError:
+        return None  # Inference reports a damaged file.
+
+
+def read_classmap(spec: RtdetrSpec) -> tuple[str, ...]:
+    """Return the name of each output in dataset.infer_data_sources.classmap.
+
+    Raises:
+        TaoqError: If the file cannot be read or does not fit dataset.num_classes.
+    """
+    num_classes, classmap = spec.dataset.num_classes, spec.dataset.infer_data_sources.classmap
+    where = "dataset.infer_data_sources.classmap"
+    try:
+        lines = Path(classmap).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise TaoqError(Fault(where, f"{classmap} cannot be read", "give a text file, one class a line")) from None
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) == num_classes - 1:
+        return ("background", *names)  # In TAO category ids start at 1, and class index 0 is not used.
+    if len(names) != num_classes:
+        what = f"{classmap} names {len(names)} classes, dataset.num_classes is {num_classes}"
+        raise TaoqError(Fault(where, what, "write one line per class"))
+    return tuple(names)
+
+
+def original_checkpoint(spec: RtdetrSpec) -> Path | None:
+    """Return a checkpoint of the spec that was made by TAO or by the original code, if all that can be read were.
+
+    In both, output k is category id k, unless the network is for COCO.
+    """
+    found = {path: kind for path in _checkpoints(spec) if (kind := _is_original(path)) is not None}
+    return next(iter(found)) if found and all(found.values()) else None
+
+
+def _is_original(path: Path) -> bool | None:
+    """Return whether a float checkpoint has the names of the original code; None if it cannot be read."""
+    if path.is_dir() and (path / "config.json").is_file():
+        return False
+    if path.suffix not in _FILES:
+        return None
+    try:
+        return is_original(read_state_dict(str(path)))
+    except TaoqError:
+        return None  # The file of an artifact; if it is damaged, building the network reports it.
+
+
+def _checkpoints(spec: RtdetrSpec) -> Iterator[Path]:
+    """Yield the different checkpoints that a spec names."""
+    paths = [attrgetter(field)(spec) for field in _CHECKPOINTS]
+    yield from (Path(path) for path in dict.fromkeys(paths) if path and path != "???")
