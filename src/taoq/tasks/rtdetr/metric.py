@@ -24,6 +24,7 @@ from taoq.plain import JsonMapping, JsonObject
 from taoq.tasks.rtdetr.data import Targets, read_annotations
 from taoq.tasks.rtdetr.evaluated import all_classes, check_annotations, evaluated_classes
 from taoq.tasks.rtdetr.model import input_size
+from taoq.tasks.rtdetr.plausibility import Plausibility
 from taoq.tasks.rtdetr.predict import Detections, detections
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
@@ -71,6 +72,7 @@ class CocoMetric:
         self._numbers = np.argsort(self._by_id)
         self._indices = {id_: index for index, id_ in enumerate(ids)}
         self._wrong_sizes: list[str] = []
+        self._plausibility = Plausibility(self._coco)
         self._rows: list[NDArray[np.float64]] = []
         self._precision: NDArray[np.float64] | None = None
         self._matches: list[_ClassMatches] = []
@@ -103,6 +105,7 @@ class CocoMetric:
             said = self._coco.images.sizes[index]
             if not np.isnan(said).any() and said.tolist() != size:
                 self._wrong_sizes.append(self._coco.images.files[index])
+            self._plausibility.add(index, image_detections)
             self._rows.append(_rows(int(self._numbers[index]), image_detections))
 
     def compute(self) -> dict[str, float]:
@@ -114,6 +117,8 @@ class CocoMetric:
             count, first = len(self._wrong_sizes), self._wrong_sizes[0]
             what = f"{count} image(s) have another size than it says, first {first}: are its boxes for these files?"
             log.warning(Notice(str(self._coco.path), what))
+        for doubt in self._plausibility.doubts():
+            log.warning(Notice(str(self._coco.path), doubt))
         rows = np.concatenate(self._rows) if self._rows else np.empty((0, _COLUMNS))
         self._rows = [rows]
         with contextlib.redirect_stdout(io.StringIO()):

@@ -210,7 +210,7 @@ class DatasetSpec:
     )
     remap_mscoco_category: bool | None = option(
         None,
-        "true: the outputs are COCO's 80 categories, whose ids go up to 90, in order, even if the annotations lack some;"
+        "true: the outputs are COCO's 80 categories, whose ids go up to 90, in order, even if some are not annotated;"
         " false, if it is written: output k is category id k, where the annotations allow that",
         omit_default=True,
     )
