@@ -81,7 +81,9 @@ def rtdetr() -> int:
 
 def _guarded(words: list[str]) -> int:
     """Run a command line and return its exit code. An exception that leaves this function is a bug."""
-    stderr = _log_to_stderr()
+    logger = logging.getLogger("taoq")
+    level, propagate = logger.level, logger.propagate
+    stderr = _log_to_stderr(logger)
     previous_handler = signal.signal(signal.SIGTERM, _terminated)
     locate: Callable[[str], str] = str
     try:
@@ -110,7 +112,9 @@ def _guarded(words: list[str]) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous_handler)
-        logging.getLogger("taoq").removeHandler(stderr)
+        logger.removeHandler(stderr)
+        logger.setLevel(level)
+        logger.propagate = propagate
     return 0
 
 
@@ -247,8 +251,7 @@ class _Once(logging.Filter):
         return is_new
 
 
-def _log_to_stderr() -> logging.Handler:
-    logger = logging.getLogger("taoq")
+def _log_to_stderr(logger: logging.Logger) -> logging.Handler:
     logger.setLevel(logging.DEBUG)  # for log.txt, which gets every message
     logger.propagate = False
     handler = logging.StreamHandler()

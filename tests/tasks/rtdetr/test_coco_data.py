@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,61 +25,6 @@ from taoq.tasks.rtdetr.data import (
 )
 from taoq.tasks.rtdetr.metric import CocoMetric
 
-COCO_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-
-
-@pytest.mark.parametrize(
-    ("ids", "classes", "expected"),
-    [
-        ([3, 7], 2, (3, 7)),
-        ([0, 1], 2, (0, 1)),
-        ([1, 2], 3, (-1, 1, 2)),  # TAO: the largest id + 1
-        ([1, 4], 5, (-1, 1, -1, -1, 4)),
-        (COCO_IDS, 80, tuple(COCO_IDS)),
-        (COCO_IDS, 91, tuple(number if number in COCO_IDS else -1 for number in range(91))),
-    ],
-    ids=["not contiguous", "from 0", "TAO's from 1", "TAO's with gaps", "COCO's 80", "COCO's 91"],
-)
-def test_outputs_mean_categories(tmp_path: Path, ids: list[int], classes: int, expected: tuple[int, ...]) -> None:
-    write_three_images(tmp_path, categories={id_: f"class_{id_}" for id_ in ids})
-    for remap in (False, classes == 80):
-        spec = detector_spec(tmp_path, classes=classes, dataset={"remap_mscoco_category": remap})
-        coco = read_annotations(spec)
-        assert coco.category_ids == expected
-        assert [name for name in coco.names if name.startswith("class_")] == [f"class_{id_}" for id_ in ids]
-
-
-@pytest.mark.parametrize(
-    ("ids", "classes", "remap", "message"),
-    [
-        (
-            [3, 7],
-            4,
-            False,
-            "dataset.num_classes: is 4; {json} has 2 categories with ids up to 7\n"
-            "hint: write 2, or 8 if the network was trained with TAO's largest id + 1",
-        ),
-        (
-            [3, 7],
-            8,
-            True,
-            "dataset.num_classes: is 8; {json} has 2 categories with ids up to 7\n"
-            "hint: write 2, or dataset.remap_mscoco_category: false if the outputs are category ids",
-        ),
-        ([], 1, False, "{json}: names no categories\nhint: name a COCO json with categories"),
-    ],
-    ids=["neither fits", "remapped and yet the ids", "no categories"],
-)
-def test_classes_that_do_not_fit_the_json_are_refused(
-    tmp_path: Path, ids: list[int], classes: int, remap: bool, message: str
-) -> None:
-    categories = [{"id": id_, "name": str(id_)} for id_ in ids]
-    path = write_coco(tmp_path, [{"id": 1, "file_name": "a.png"}], (), categories)
-    spec = detector_spec(tmp_path, classes=classes, num_select=1, dataset={"remap_mscoco_category": remap})
-    with pytest.raises(TaoqError) as error:
-        read_coco(str(path), "json_file", spec)
-    assert str(error.value) == message.format(json=path)
-
 
 def test_a_spec_without_annotations_is_refused(three_images: Path) -> None:
     with pytest.raises(TaoqError) as error:
@@ -92,16 +38,17 @@ def test_a_spec_without_annotations_is_refused(three_images: Path) -> None:
 def test_annotations_are_completed_and_degenerate_ones_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    boxes = [[1, 2, 30, 20], [5, 5, 0, 9], [5, 5, 9, -1], [90, 50, 30, 30]]
+    boxes = [[1, 2, 30, 20], [5, 5, 0, 9], [5, 5, 9, -1], [float("nan"), 5, 9, 9], [90, 50, 30, 30]]
     write_three_images(tmp_path, annotations=[{"image_id": 10, "category_id": 1, "bbox": box} for box in boxes])
-    with caplog.at_level(logging.WARNING, "taoq"):
-        coco = read_annotations(detector_spec(tmp_path))
-    assert [(entry["bbox"], entry["area"], entry["iscrowd"]) for entry in coco.data["annotations"]] == [
-        (boxes[0], 600, 0),
-        (boxes[3], 900, 0),  # reaches over the edge, which is usual
-    ]
-    assert caplog.messages == [
-        "dataset.test_data_sources.json_file: 2 annotation(s) without width or height are left out"
+    with caplog.at_level(logging.INFO, "taoq"):
+        rows = read_annotations(detector_spec(tmp_path)).annotations
+    assert rows.boxes.tolist() == [boxes[0], boxes[4]]  # the last reaches over the edge, which is usual
+    assert rows.areas.tolist() == [600, 900]
+    assert rows.crowds.tolist() == [False, False]
+    assert caplog.messages[:3] == [
+        "dataset.test_data_sources.json_file: 3 annotation(s) without width or height are left out",
+        "dataset.test_data_sources.json_file: 2 annotation(s) have no area: that of their box counts",
+        "dataset.test_data_sources.json_file: 1 of 2 categories have no annotations, and do not count: b",
     ]
 
 
@@ -109,17 +56,54 @@ def test_odd_values_of_annotations_are_completed(tmp_path: Path) -> None:
     common = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 20]}
     path = write_coco(
         tmp_path,
-        [{"id": 1, "file_name": "a.png", "width": "100", "height": None}],
-        [{**common, "area": None, "iscrowd": None}, {**common, "area": 7, "iscrowd": True}, {**common, "id": "x"}],
-        [{"id": 3, "name": 3}, {"id": 7, "name": "car"}],
+        [{"id": 1, "file_name": "a.png", "width": "100", "height": None}, {"id": 2, "file_name": "b.png", "width": 0}],
+        [
+            {**common, "area": None, "iscrowd": None},
+            {**common, "area": 7, "iscrowd": True},
+            {**common, "area": "8.5", "iscrowd": "1", "id": "x"},
+            {**common, "iscrowd": "0", "id": "x", "segmentation": [[1, 2, 3, 4, 5, 6]]},
+        ],
+        [{"id": 3, "name": 3}, {"id": 7}],
     )
     coco = read_coco(str(path), "json_file", detector_spec(tmp_path))
-    assert [(entry["id"], entry["area"], entry["iscrowd"]) for entry in coco.data["annotations"]] == [
-        (1, 600, 0),
-        (2, 7, 1),
-        (3, 600, 0),
+    assert coco.annotations.areas.tolist() == [600, 7, 8.5, 600]
+    assert coco.annotations.crowds.tolist() == [False, True, True, False]
+    assert coco.names == ("3", "7")
+    assert np.array_equal(coco.images.sizes, [[100, np.nan], [np.nan, np.nan]], equal_nan=True)
+
+
+def test_what_is_unusual_in_annotations_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    common = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 20]}
+    image = {"id": 1, "file_name": "a.png"}
+    path = write_coco(
+        tmp_path,
+        [image, image, {"id": 2, "file_name": "a.png"}],
+        [{**common, "area": 0}, {**common, "area": -1}, {**common, "category_id": 7, "area": 5}],
+        [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}],
+    )
+    with caplog.at_level(logging.WARNING, "taoq"):
+        coco = read_coco(str(path), "json_file", detector_spec(tmp_path))
+    assert coco.images.ids == (1, 2)
+    assert coco.names == ("cat (3)", "cat (7)")
+    assert caplog.messages == [
+        "json_file: 1 image(s) are in the list of images twice: they count once",
+        "json_file: 1 image file(s) have several ids: each counts with the annotations of its own id only",
+        "json_file: 2 annotation(s) have an area of 0 or less: COCO counts 0 as small, and ignores less",
+        "json_file: 1 annotation(s) repeat another one: same image, category and box",
     ]
-    assert coco.names == ("3", "car")
+
+
+def test_file_names_of_windows_and_absolute_ones_are_found(tmp_path: Path) -> None:
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for name in ("images/deep/a.png", "b.png", "images/c\\d.png"):
+        Image.new("RGB", (80, 40)).save(tmp_path / name)
+    names = ["deep\\a.png", str(tmp_path / "b.png"), "c\\d.png"]
+    write_coco(tmp_path, [{"id": number, "file_name": name} for number, name in enumerate(names)])
+    assert list(evaluation_batches(detector_spec(tmp_path)).paths) == [
+        tmp_path / "images" / "deep" / "a.png",
+        tmp_path / "b.png",
+        tmp_path / "images" / "c\\d.png",
+    ]
 
 
 def test_images_are_stretched_to_height_and_width_in_0_to_1(three_images: Path) -> None:
@@ -194,11 +178,12 @@ def test_names_for_inference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     (tmp_path / "names.txt").write_text("x\ny\n", encoding="utf-8")
     classmap = {"image_dir": [str(tmp_path / "images")], "classmap": str(tmp_path / "names.txt")}
     assert class_names(detector_spec(tmp_path, dataset={"infer_data_sources": classmap})) == ("x", "y")
+    (tmp_path / "names.txt").write_text("x\ny\n", encoding="utf-8-sig")
     with_background = detector_spec(tmp_path, classes=3, dataset={"infer_data_sources": classmap})
     assert class_names(with_background) == ("background", "x", "y")
     with caplog.at_level(logging.WARNING, "taoq"):
         assert class_names(detector_spec(tmp_path, dataset={"test_data_sources": {}})) == ("0", "1")
-    assert caplog.messages == ["dataset.infer_data_sources.classmap: nothing names the classes, they are numbered"]
+    assert caplog.messages[-1] == "dataset.infer_data_sources.classmap: nothing names the classes, they are numbered"
 
 
 def test_keys_change_with_all_that_figures_depend_on_and_nothing_else(tmp_path: Path) -> None:

@@ -168,7 +168,12 @@ def test_a_folder_that_is_no_checkpoint_is_refused(refusal: Refusal) -> None:
 
 
 def test_weights_that_do_not_fit_the_network_are_refused(refusal: Refusal) -> None:
-    assert refusal("evaluate", "evaluate.checkpoint=model/model.safetensors", "dataset.num_classes=11") == (
+    assert refusal(
+        "evaluate",
+        "evaluate.checkpoint=model/model.safetensors",
+        "dataset.num_classes=11",
+        "dataset.category_ids=as_ids",
+    ) == (
         1,
         [
             "model/model.safetensors: does not fit the network: tensors 8 of another shape"

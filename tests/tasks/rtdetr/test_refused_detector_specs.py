@@ -208,7 +208,8 @@ def test_a_field_of_the_work_is_refused(refusal: Refusal, action: str, override:
         (
             ("dataset.num_classes=4",),
             "dataset.num_classes: is 4; val.json has 10 categories with ids up to 10",
-            "write 10, or 11 if the network was trained with TAO's largest id + 1",
+            "write 10, or 11 if the network was trained with TAO's largest id + 1; or list the category id of each"
+            " output in dataset.category_ids",
         ),
         (
             ("dataset.num_classes=11", "dataset.remap_mscoco_category=true"),
@@ -225,15 +226,15 @@ def test_a_number_of_classes_that_does_not_fit_the_annotations_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("damage", "classes"),
-    [(lambda: edit_json(Path("val.json"), keep_four_categories), 4), (unchanged, 11)],
+    ("damage", "classes", "ids"),
+    [(lambda: edit_json(Path("val.json"), keep_four_categories), 4, "null"), (unchanged, 11, "as_ids")],
     ids=["as many as the annotations", "the largest id of the annotations + 1"],
 )
 def test_a_number_of_classes_that_fits_the_annotations_alone_is_refused(
-    refusal: Refusal, damage: Damage, classes: int
+    refusal: Refusal, damage: Damage, classes: int, ids: str
 ) -> None:
     damage()
-    assert refusal("evaluate", f"dataset.num_classes={classes}") == (
+    assert refusal("evaluate", f"dataset.num_classes={classes}", f"dataset.category_ids={ids}") == (
         2,
         fault(
             f"dataset.num_classes={classes}",

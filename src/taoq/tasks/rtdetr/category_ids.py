@@ -204,8 +204,7 @@ def _ambiguous(categories: _Categories) -> Fault:
         f" two things in {categories.num_outputs} outputs"
     )
     hint = (
-        f"write as_ids if output {first} is '{name}', as in TAO; ordered if output 0 is '{name}'; or a list with the"
-        " category id of each output"
+        f"write as_ids if output {first} is '{name}' (as in TAO), ordered if output 0 is '{name}', or a list of all ids"
     )
     if categories.for_coco:
         hint += "; or dataset.remap_mscoco_category: true if the outputs are COCO's 80 categories"

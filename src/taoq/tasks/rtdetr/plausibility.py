@@ -51,7 +51,7 @@ class Plausibility:
                 f"detections find {self._found} of its boxes, but only {self._right} with its category:"
                 " are the outputs those of dataset.category_ids?"
             )
-        enough = min(self._annotations, 2 * self._detections) >= _ENOUGH and 2 * self._detections >= self._annotations
+        enough = self._annotations >= _ENOUGH and self._detections >= self._annotations / 2
         if enough and self._found < 0.05 * self._annotations:
             yield (
                 f"{self._detections} detections find {self._found} of its {self._annotations} boxes, of any category:"
