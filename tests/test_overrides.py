@@ -55,7 +55,7 @@ VALUES: dict[str, Any] = {
     "{}": {},
     "{image_dir:/data,json_file:a.json}": {"image_dir": "/data", "json_file": "a.json"},
     "{a b: x:y, c: {d: [1, 2]}}": {"a b": "x:y", "c": {"d": [1, 2]}},
-    "{1: x, true: y}": {1: "x", True: "y"},
+    "{2: x, true: y}": {2: "x", True: "y"},
     "[{module_name:*,weights:{dtype:int8}},{module_name:fc,weights:null}]": [
         {"module_name": "*", "weights": {"dtype": "int8"}},
         {"module_name": "fc", "weights": None},

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from original import Original, shuffled
-from tao import FanBackbone, ResNet, TaoRtdetr, WidenedConvNeXt, backbone_of, lightning
+from tao_network import FanBackbone, ResNet, TaoRtdetr, WidenedConvNeXt, backbone_of, lightning
 from test_rtdetr_model import ORIGINALS, TINY_MODEL, TINY_ORIGINAL, assert_same, photograph, run, spec
 from torch import nn
 
