@@ -55,7 +55,7 @@ VALUES: dict[str, Any] = {
     "{}": {},
     "{image_dir:/data,json_file:a.json}": {"image_dir": "/data", "json_file": "a.json"},
     "{a b: x:y, c: {d: [1, 2]}}": {"a b": "x:y", "c": {"d": [1, 2]}},
-    "{2: x, true: y}": {2: "x", True: "y"},
+    "{1: x, false: y}": {1: "x", False: "y"},
     "[{module_name:*,weights:{dtype:int8}},{module_name:fc,weights:null}]": [
         {"module_name": "*", "weights": {"dtype": "int8"}},
         {"module_name": "fc", "weights": None},

@@ -246,6 +246,16 @@ def test_a_wrong_value_is_named_with_its_line(
             id="text for a list of texts",
         ),
         pytest.param(
+            {"skip_names: []": "skip_names: [fc, [conv], null, {a: b}]"},
+            "spec.yaml:34: quantize.skip_names[1]: is a list, not a single value\n"
+            "hint: the field is: Patterns of layers that stay float regardless of the rules\n"
+            "spec.yaml:34: quantize.skip_names[2]: is empty, not a single value\n"
+            "hint: the field is: Patterns of layers that stay float regardless of the rules\n"
+            "spec.yaml:34: quantize.skip_names[3]: is a section, not a single value\n"
+            "hint: the field is: Patterns of layers that stay float regardless of the rules\n",
+            id="list, nothing and section for a text of a list",
+        ),
+        pytest.param(
             {"backend_kwargs: {}": "backend_kwargs: 3"},
             "spec.yaml:35: quantize.backend_kwargs: is the value '3', not a section\n"
             "hint: the field is: Arguments for the library of the backend, checked against its signature\n",

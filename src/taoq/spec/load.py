@@ -247,7 +247,7 @@ def _other_form(value: Plain, kind: Hint, entry: Field) -> Plain:
     if not entry.metadata.get("one_or_list") or value is None:
         return value
     if typing.get_origin(kind) is list:
-        return value if isinstance(value, list) else [value]
+        return value if isinstance(value, list | dict) else [value]
     if isinstance(value, list) and len(value) <= 1:
         return value[0] if value else None
     return value
@@ -271,6 +271,11 @@ def _check_value(value: Plain, kind: Hint, entry: Field, where: str, findings: _
         value = {key: text for key, text in value.items() if text is not None}
     elif isinstance(value, str):
         value = meta["aliases"].get(value, value)
+    # OmegaConf lets containers through where single values are meant.
+    wrong = [(place, item) for place, item in _entries(value, kind, where) if isinstance(item, list | dict | None)]
+    if wrong:
+        findings.faults += [Fault(place, f"is {_kind(item)}, not a single value", hint) for place, item in wrong]
+        return value
     try:
         converted = OmegaConf.merge(_one_field(kind), {"value": value}).value
     except OmegaConfBaseException as error:
@@ -291,6 +296,15 @@ def _check_option_or_numbers(value: Plain, options: Sequence[str], where: str) -
     elif value is not None and value not in options:
         what = f"unknown value '{value}'" if not isinstance(value, dict) else "is a section, not a single value"
         yield Fault(where, what, did_you_mean(str(value), options, hint))
+
+
+def _entries(value: Plain, kind: Hint, where: str) -> list[tuple[str, Plain]]:
+    """Return the entries of a list of single values, or of a section of texts, with their fields."""
+    if isinstance(value, list) and item_type(kind) in (str, int, float, bool):
+        return [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    if isinstance(value, dict) and typing.get_args(kind)[1] is str:
+        return [(f"{where}.{key}", item) for key, item in value.items()]
+    return []
 
 
 def _check_bounds(written: Plain, converted: Plain, meta: JsonMapping, where: str, description: str) -> Iterator[Fault]:

@@ -77,12 +77,12 @@ def _parse(text: str) -> Override:
 def _merged(data: DictConfig, override: Override) -> DictConfig:
     with _located(override):
         value = _value(override.value or "")
-        present = _find(OmegaConf.to_container(data), override.path) is not None
-        if override.sign == "+" and present and not isinstance(value, list | dict):  # Hydra merges these.
+        present = _find(OmegaConf.to_container(data), override.path)
+        if override.sign == "+" and present is not None and not isinstance(value, list | dict):  # Hydra merges these.
             where = f"override {override.text}: {override.field}"
             hint = f"write ++{override.key}=..., which replaces it"
             raise SpecError(Fault(where, "the spec has it already, and + only adds", hint))
-        OmegaConf.update(data, override.key, value)
+        OmegaConf.update(data, override.key, value, merge=isinstance(present, dict) and isinstance(value, dict))
     return data
 
 
