@@ -117,8 +117,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, h
         TaoqError: If tensors are missing, unknown, or of another shape.
     """
     model_state = model.state_dict()
-    counts = [key for key in model_state if key.endswith(".num_batches_tracked") and key not in state]
-    state = {**state, **{key: torch.zeros_like(model_state[key]) for key in counts}}
+    missing = [key for key in model_state if key not in state]
+    if all(key.endswith(".num_batches_tracked") for key in missing):
+        state = {**state, **{key: torch.zeros_like(model_state[key]) for key in missing}}
     _check_fit(state, model_state, checkpoint, hint)
     # Assigning saves a copy of all weights. With tied weights (one parameter under two names) the values are copied,
     # because assigning two tensors would untie them.

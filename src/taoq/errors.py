@@ -113,4 +113,9 @@ def did_you_mean(word: str, names: Iterable[str], otherwise: str) -> str:
     matches = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
     if not matches:  # difflib scores a part of a name, or a name in another case, too low
         matches = [name for name in candidates if word.lower() in name.lower()][:3]
-    return "did you mean " + " or ".join(f"'{name}'" for name in matches) + "?" if matches else otherwise
+    return did_you_mean_any(matches, otherwise)
+
+
+def did_you_mean_any(names: Sequence[str], otherwise: str) -> str:
+    """Return a hint with the given names, or `otherwise` if there are none."""
+    return "did you mean " + " or ".join(f"'{name}'" for name in names) + "?" if names else otherwise

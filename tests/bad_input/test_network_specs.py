@@ -15,14 +15,26 @@ from support.small_spec import CALIBRATION_NOTICES, STATIC_EDITS, Edit, Refused
         pytest.param(
             {"type: resnet_18": "type: resnet_81"},
             "spec.yaml:5: model.backbone.type: no library has a network 'resnet_81'\n"
-            "hint: did you mean 'resnet_18' or 'resnet18' or 'resnetv2_18'?\n",
+            "hint: did you mean 'resnet_18' or 'resnet_18d' or 'resnet_101'?\n",
             id="unknown",
         ),
         pytest.param(
-            {"type: resnet_18": "type: fan_tiny_8_p4_hybrid"},
-            "spec.yaml:5: model.backbone.type: no library has a network 'fan_tiny_8_p4_hybrid'\n"
-            "hint: any timm or torchvision name works, and TAO's where these have the network\n",
+            {"type: resnet_18": "type: segformer_b0"},
+            "spec.yaml:5: model.backbone.type: no library has a network 'segformer_b0'\n"
+            "hint: any timm or torchvision name works, and those of TAO in docs/tao-backbones.md\n",
             id="unknown, and nothing is near",
+        ),
+        pytest.param(
+            {"type: resnet_18": "type: faster_vit_2_224"},
+            "spec.yaml:5: model.backbone.type: taoq does not build faster_vit_2_224: no library that it uses has"
+            " FasterViT\nhint: the nearest one that it builds is gc_vit_base\n",
+            id="of TAO that no library has",
+        ),
+        pytest.param(
+            {"type: resnet_18": "type: hiera_tiny_224", "args: {channels: [16, 32, 64, 128]}": "args: {}"},
+            "spec.yaml:12: dataset.img_size: is 32, but hiera_tiny_224 takes images of 224 pixels\n"
+            "hint: write 224, which TAO uses too\n",
+            id="that does not take the size of the images",
         ),
         pytest.param(
             {"type: resnet_18": "type: keras/resnet18"},

@@ -82,7 +82,7 @@ def _convolutional() -> Iterator[TaoNetwork]:
         yield TaoNetwork(
             name=f"edgenext_{size}_bn_hs",
             family="edgenext_bn_hs",
-            refused="no library has EdgeNeXt with batch norms and hard-swish",
+            refused="no library that it uses has EdgeNeXt with batch norms",
             nearest=f"edgenext_{size}",
         )
     yield from _same("efficientvit", *(f"efficientvit_b{size}" for size in range(4)))
@@ -104,9 +104,9 @@ def _windowed() -> Iterator[TaoNetwork]:
         yield from _same("swin", f"swin_{size}_patch4_window12_384", size=384)
     for size in ("xxtiny", "xtiny", "tiny", "small", "base"):
         yield TaoNetwork(name=f"gc_vit_{size}", family="gcvit", base=f"gcvit_{size}")
-    base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32], "mlp_ratio": 2, "layer_scale": 1e-5}
-    large = base | {"embed_dim": 192, "num_heads": [6, 12, 24, 48]}
-    for size, args, pixels in (("large", large, 224), ("base_384", base, 384), ("large_384", large, 384)):
+    middle = {"embed_dim": 128, "num_heads": [4, 8, 16, 32], "mlp_ratio": 2, "layer_scale": 1e-5}
+    large = middle | {"embed_dim": 192, "num_heads": [6, 12, 24, 48]}
+    for size, args, pixels in (("large", large, 224), ("base_384", middle, 384), ("large_384", large, 384)):
         yield TaoNetwork(name=f"gc_vit_{size}", family="gcvit", base="gcvit_base", args=args, size=pixels)
     for number in range(6):  # The encoder of SegFormer: PVTv2 with other widths inside its blocks.
         yield TaoNetwork(
@@ -119,7 +119,7 @@ def _windowed() -> Iterator[TaoNetwork]:
         yield TaoNetwork(
             name=f"faster_vit_{size}",
             family="fastervit",
-            refused="no library in taoq's lock has FasterViT",
+            refused="no library that it uses has FasterViT",
             nearest=f"gc_vit_{like.get(size[0], 'large')}",
         )
 

@@ -10,6 +10,7 @@ import statistics
 from taoq.errors import Fault, Notice, SpecError
 from taoq.tasks.base import DeepStream
 from taoq.tasks.classification.data import class_names_or_numbers
+from taoq.tasks.classification.names import check_size
 from taoq.tasks.classification.spec import ClassificationSpec
 
 log = logging.getLogger(__name__)
@@ -19,11 +20,12 @@ def with_size(spec: ClassificationSpec, height: int, width: int) -> Classificati
     """Return the spec for another input size (pixels).
 
     Raises:
-        SpecError: If the size is not square.
+        SpecError: If the size is not square, or if the network does not take it.
     """
     if height != width:
         what = f"the input is {height} x {width} (height x width), classification_pyt has square inputs"
         raise SpecError(Fault("export.input_height", what, "write the same input_height and input_width"))
+    check_size(spec.model.backbone, height, "export.input_height")
     return dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, img_size=height))
 
 

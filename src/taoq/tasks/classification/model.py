@@ -14,7 +14,7 @@ from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
 from taoq.plain import JsonObject
 from taoq.tasks.backbones.tao_names import TAO_NETWORKS
-from taoq.tasks.classification.names import Source, find_network
+from taoq.tasks.classification.names import Source, check_size, find_network
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.classification.weights import is_of_tao, load_weights
 
@@ -60,6 +60,7 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
     if checkpoint:
         spec = with_checkpoint(spec, checkpoint)
     source = find_network(spec.model.backbone)
+    check_size(spec.model.backbone, spec.dataset.img_size, "dataset.img_size")
     with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
         model = _create(source, spec, pretrained=checkpoint == "")
     if checkpoint:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from taoq.errors import Fault, SpecError, did_you_mean
+from taoq.errors import Fault, SpecError, did_you_mean_any
 from taoq.tasks.backbones.tao_names import TAO_NETWORKS, TaoNetwork
 from taoq.tasks.classification.spec import BackboneSpec
 
@@ -20,6 +21,10 @@ _SHORT_NAMES = (
     (r"hiera_(tiny|small|base|base_plus|large|huge)", r"hiera_\1_224"),
 )
 """Patterns of names in the style of TAO, with the timm name. They hold for more networks than TAO has."""
+
+
+_OWN_SIZE = ("vit", "hiera", "gcvit")
+"""Families that TAO builds for the size of images in their name, whatever the spec says."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,28 @@ def find_network(backbone: BackboneSpec) -> Source:
     raise SpecError(_unknown(type_, name, [prefix] if prefix else ["tao", *networks]))
 
 
+def check_size(backbone: BackboneSpec, size: int, where: str) -> None:
+    """Refuse a size of images that a network of TAO does not take.
+
+    Args:
+        backbone: The network.
+        size: Width and height of the input, pixels.
+        where: The field that sets the size.
+
+    Raises:
+        SpecError: If the network does not take it.
+    """
+    network = TAO_NETWORKS.get(backbone.type)
+    if network is None or backbone.args.keys() & {"img_size", "patch_size", "dynamic_img_size"}:
+        return
+    if network.family in _OWN_SIZE and size != network.size:
+        what = f"is {size}, but {network.name} takes images of {network.size} pixels"
+        raise SpecError(Fault(where, what, f"write {network.size}, which TAO uses too"))
+    if network.family == "radio" and size % 16:
+        what = f"is {size}, but {network.name} takes multiples of 16 pixels"
+        raise SpecError(Fault(where, what, f"write {max(16, round(size / 16) * 16)}"))
+
+
 def _tao_source(network: TaoNetwork, backbone: BackboneSpec) -> Source:
     if network.refused:
         raise SpecError(_refused(network.name, network))
@@ -89,50 +116,67 @@ def _library_names() -> Mapping[str, Sequence[str]]:
 
 
 def _refused(name: str, network: TaoNetwork) -> Fault:
-    return Fault(
-        _TYPE, f"'{name}' cannot be built: {network.refused}", f"the nearest that works is '{network.nearest}'"
-    )
+    what = f"taoq does not build {name}: {network.refused}"
+    return Fault(_TYPE, what, f"the nearest one that it builds is {network.nearest}")
 
 
 def _unknown(type_: str, name: str, sources: Iterable[str]) -> Fault:
     """Return the fault of a name that no library has, with near names of networks of the same family."""
     names = {"tao": list(TAO_NETWORKS), **_library_names()}
-    near = _relatives(name, [name for source in sources for name in names[source]])
-    refused = [TAO_NETWORKS[name] for name in near if name in TAO_NETWORKS and TAO_NETWORKS[name].refused]
-    if refused and len(refused) == len(near):
-        return _refused(name, refused[0])
-    works = [name for name in near if name not in TAO_NETWORKS or not TAO_NETWORKS[name].refused]
+    near = _nearest(name, [candidate for source in sources for candidate in names[source]])
+    network = TAO_NETWORKS.get(near[0]) if near else None
+    if network is not None and network.refused:
+        return _refused(type_, network)
     otherwise = "any timm or torchvision name works, and those of TAO in docs/tao-backbones.md"
-    return Fault(_TYPE, f"no library has a network '{type_}'", did_you_mean(name, _one_family(name, works), otherwise))
+    return Fault(_TYPE, f"no library has a network '{type_}'", did_you_mean_any(near, otherwise))
 
 
-def _first_word(name: str) -> str:
-    """Return the letters that a name begins with: `vit` of vit_base_patch16, `resnet` of resnet50."""
-    match = re.match(r"[a-z]*", name.lower())
-    return match[0] if match else ""
-
-
-def _relatives(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that begin with the same word. A misspelt word stands for the nearest one."""
+def _nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return up to three names of networks of the same family, those that begin like `name` as far as possible."""
     by_word: dict[str, list[str]] = {}
     for candidate in dict.fromkeys(names):
         by_word.setdefault(_first_word(candidate), []).append(candidate)
-    word = _first_word(name)
-    words = [word] if word in by_word else difflib.get_close_matches(word, by_word, n=1, cutoff=0.8)
-    return by_word[words[0]] if words else []
+    plain = _plain(name)
+    word = _first_word(plain)
+    if word not in by_word:
+        letters = re.sub(r"\d", "", word)
+        others = [other for other in by_word if re.sub(r"\d", "", other) != letters]  # not another version of it
+        corrected = difflib.get_close_matches(word, others, n=1, cutoff=0.8)
+        if not corrected:
+            return []
+        plain, word = plain.replace(word, corrected[0], 1), corrected[0]
+    scores = {other: (_common_prefix(plain, other), _alike(plain, other)) for other in by_word[word]}
+    ranked = sorted(scores, key=lambda other: scores[other], reverse=True)
+    best = scores[ranked[0]][0]
+    same = [other for other in ranked if scores[other][0] == best and _module(other) == _module(ranked[0])]
+    return same[:3]
 
 
-def _one_family(name: str, names: Sequence[str]) -> Sequence[str]:
-    """Return the names of networks that are in the same file of timm as the one nearest to `name`.
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
-    Different networks can begin with the same word: efficientvit_b0 and efficientvit_m0 do.
+
+def _first_word(name: str) -> str:
+    """Return the word that names a family: `vit` of vit_base_patch16, `resnet` of resnet50, `gcvit` of gc_vit_tiny."""
+    first, _, others = _plain(name).partition("_")
+    joined = first + others if first in ("c", "gc", "faster") else first
+    match = re.match(r"[a-z]*?v\d+(?![a-z\d])|[a-z]*", joined)
+    return match[0] if match else ""
+
+
+def _common_prefix(name: str, other: str) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False)))
+
+
+def _alike(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name, other).ratio()
+
+
+def _module(name: str) -> str:
+    """Return the module of timm that has a network: efficientvit_b0 and efficientvit_m0 are in two of them.
+
+    An empty string if timm does not have it.
     """
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)
-    return [candidate for candidate in names if _file(candidate) == _file(nearest[0])] if nearest else names
-
-
-def _file(name: str) -> str:
-    """Return the module of timm that has a network; an empty string if timm does not have it."""
     import timm
 
     network = TAO_NETWORKS.get(name)

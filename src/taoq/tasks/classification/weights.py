@@ -51,6 +51,11 @@ def load_weights(model: nn.Module, source: Source, checkpoint: str) -> None:
         return
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     load_state(model, from_tao(network.family, own, model), checkpoint, _FIT_HINT)
+    if network.family == "efficientvit_large":
+        what = (
+            f"TAO 7 itself cannot run the classifier of {network.name}, which gets a map; here it gets the map's mean"
+        )
+        log.warning(Notice(checkpoint, what))
     unused = [*(key for key in state if not key.startswith(prefix)), *unused_in_classifier(network.family, own)]
     if unused:
         what = f"{len(unused)} tensors are not needed for classification: {abbreviated(sorted(unused))}"
