@@ -19,7 +19,7 @@ from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
 
-from taoq.tasks.backbones.fan_blocks import Block, ClassBlock, Size, as_map, as_tokens, layer_norm
+from taoq.tasks.backbones.fan_blocks import Block, ClassBlock, Size, as_map, as_tokens, layer_norm, map_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Fan(nn.Module):
     def forward_maps(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of each stage of the stem, if it has stages, and of each block, [N, C, H, W]."""
         maps, x = self.patch_embed(images)
-        size = x.shape[-2:]
+        size = map_size(x)
         tokens = as_tokens(x) + as_tokens(self.pos_embed(size))
         for block in self.blocks:
             tokens, size = block(tokens, size)
@@ -115,7 +115,7 @@ class Fan(nn.Module):
 
     def with_class(self, x: Tensor) -> Tensor:
         """Return the class token and the tokens of a map [N, C, H, W] after class attention, [N, 1 + H * W, C]."""
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), as_tokens(x)], 1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), as_tokens(x)], 1)
         for block in self.cls_attn_blocks:
             tokens = block(tokens)
         return tokens

@@ -6,6 +6,7 @@ Tokens are [N, height * width, channels]; height and width of their map are pass
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import torch
@@ -17,14 +18,40 @@ Size = tuple[int, int]
 layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
+def constants(*sizes: int) -> tuple[int, ...]:
+    """Return sizes as constants of an exported graph, which has a fixed size of images, where tracing would keep them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(int(size) for size in sizes)
+
+
 def as_tokens(x: Tensor) -> Tensor:
     """Return a map [N, C, H, W] as tokens [N, H * W, C]."""
-    return x.flatten(2).transpose(1, 2)
+    channels, height, width = constants(*x.shape[1:])
+    return x.reshape(-1, channels, height * width).transpose(1, 2)
 
 
 def as_map(tokens: Tensor, size: Size) -> Tensor:
     """Return tokens as a map [N, C, H, W]."""
-    return tokens.transpose(1, 2).reshape(len(tokens), tokens.shape[2], *size)
+    return tokens.transpose(1, 2).reshape(-1, *constants(tokens.shape[2]), *size)
+
+
+def map_size(x: Tensor) -> Size:
+    """Return height and width of a map."""
+    height, width = constants(*x.shape[2:])
+    return height, width
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Split the channels of tokens [N, L, C] into heads, [N, heads, L, C / heads]."""
+    count, width = constants(*x.shape[1:])
+    return x.reshape(-1, count, heads, width // heads).transpose(1, 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """Join the heads of tokens again."""
+    heads, count, width = constants(*x.shape[1:])
+    return x.transpose(1, 2).reshape(-1, count, heads * width)
 
 
 class Block(nn.Module):
@@ -46,11 +73,6 @@ class Block(nn.Module):
         return self.downsample(x, size) if self.downsample else (x, size)
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Split the channels of tokens [N, L, C] into heads, [N, heads, L, C / heads]."""
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
-
-
 class TokenAttention(nn.Module):
     """Self-attention."""
 
@@ -67,7 +89,7 @@ class TokenAttention(nn.Module):
         keys, values = self.kv(x).chunk(2, 2)
         queries, keys, values = (_heads(y, self.heads) for y in (self.q(x), keys, values))
         attended = functional.scaled_dot_product_attention(queries, keys, values)
-        result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        result: Tensor = self.proj(_joined(attended))
         return result
 
 
@@ -99,7 +121,7 @@ class ChannelAttention(nn.Module):
         keys = _heads(x, self.heads).transpose(2, 3).softmax(3).mean(2, keepdim=True)
         factors = (queries @ keys.transpose(2, 3)).sigmoid() * self.temperature  # [N, heads, C / heads, 1]
         values = self.norm_v(self.mlp_v(x, size or self.fixed_size))
-        result: Tensor = values * factors.flatten(1)[:, None]
+        result: Tensor = values * _joined(factors.transpose(2, 3))
         return result
 
 
@@ -158,7 +180,7 @@ class SqueezeMlp(nn.Module):
         x = self.fc2(self.gamma * as_tokens(self.dwconv(as_map(x, size))) + x)
         mean = x.mean(1)[:, :, None, None]
         factors = self.se["conv_expand"](self.se["conv_reduce"](mean).relu()).sigmoid()
-        result: Tensor = x * factors.flatten(1)[:, None]
+        result: Tensor = x * as_tokens(factors)
         return result
 
 
@@ -174,7 +196,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, size: Size) -> tuple[Tensor, Size]:
         """Return the tokens of the smaller map, and its size."""
         smaller = self.proj(as_map(x, size))
-        return self.norm(as_tokens(smaller)), smaller.shape[-2:]
+        return self.norm(as_tokens(smaller)), map_size(smaller)
 
 
 class ClassBlock(nn.Module):
@@ -210,5 +232,5 @@ class ClassAttention(nn.Module):
         """Return the class token [N, 1, C] for tokens [N, L, C]."""
         queries, keys, values = (_heads(y, self.heads) for y in (self.q(x[:, :1]), self.k(x), self.v(x)))
         attended = functional.scaled_dot_product_attention(queries, keys, values)
-        result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        result: Tensor = self.proj(_joined(attended))
         return result

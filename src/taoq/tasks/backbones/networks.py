@@ -137,11 +137,19 @@ def _named(**layers: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def _dinov3(_: TaoNetwork, model: Any, __: int) -> nn.Module:
+    """Compute attention step by step: torch's exporter to ONNX cannot trace timm's call of the fused one."""
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    return model  # type: ignore[no-any-return]
+
+
 _CHANGES: Mapping[str, Callable[[TaoNetwork, Any, int], nn.Module]] = {
     "efficientvit": _efficientvit,
     "efficientvit_large": _efficientvit,
     "swin": _swin,
     "fan_swin": _swin,
+    "dinov3": _dinov3,
     "radio": _radio,
     "clip": _clip,
 }
