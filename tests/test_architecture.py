@@ -61,7 +61,11 @@ OWNERS = {
         "quantization/backends/onnxruntime_static.py",
         "quantization/formats/onnx",
     ),
-    "onnx_graphsurgeon": ("quantization/formats/onnx/export.py", "quantization/backends/modelopt_onnx"),
+    "onnx_graphsurgeon": (
+        "quantization/formats/onnx/export.py",
+        "quantization/formats/onnx/sizes.py",
+        "quantization/backends/modelopt_onnx",
+    ),
     "torchmetrics": ("tasks/metrics.py", "tasks/classification/metric.py"),
     "timm": ("tasks/backbones", "tasks/classification", "tasks/rtdetr/backbones.py"),
     "transformers": ("tasks/rtdetr/config.py", "tasks/rtdetr/network.py", "tasks/rtdetr/backbones.py"),

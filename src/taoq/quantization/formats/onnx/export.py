@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from taoq.errors import Fault, SpecError, TaoqError, first_line
 from taoq.quantization.formats.onnx.file import LARGEST, byte_size
 from taoq.quantization.formats.onnx.graph import Graph
+from taoq.quantization.formats.onnx.sizes import store_sizes
 from taoq.quantization.formats.torch.call import arguments, every_layer_called
 from taoq.quantization.library import library_output, replaced
 
@@ -77,8 +78,8 @@ def export_graph(
                 training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
             )
         surgeon = onnx_graphsurgeon.import_onnx(onnx.load(str(path)))
-    surgeon.fold_constants().cleanup().toposort()
-    result: onnx.ModelProto = onnx_graphsurgeon.export_onnx(surgeon)
+        surgeon.fold_constants().cleanup().toposort()
+        result = store_sizes(onnx_graphsurgeon.export_onnx(surgeon), dynamic=dynamic)
     _rename(result.graph, {name for name, _ in model.named_modules()})
     _set_output_shapes(result.graph, dynamic=dynamic)
     return Graph(result)
