@@ -24,9 +24,11 @@ class OutputSpec:
 
     Attributes:
         shape: For each axis its size, or a name ("N", "queries") if it may have any size. Axis 0 is the batch.
+        exact: Whether values are numbers of classes: they are equal or not, and their difference has no meaning.
     """
 
     shape: tuple[int | str, ...]
+    exact: bool = False
 
     def accepts(self, shape: Sequence[int | None]) -> bool:
         """Return whether a tensor of this shape can be the output; None is an unknown size."""

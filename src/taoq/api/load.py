@@ -13,7 +13,7 @@ from taoq.api.models import NO_NETWORK, artifact_folder
 from taoq.errors import Fault, SpecError, TaoqError, abbreviated
 from taoq.pipeline.artifacts import Artifact, read_artifact
 from taoq.pipeline.experiment import bind
-from taoq.pipeline.models import fitting_artifact, open_artifact, start
+from taoq.pipeline.models import experiment_for, fitting_artifact, open_artifact, start
 from taoq.pipeline.supplied import supply
 from taoq.quantization.formats import FORMATS
 from taoq.runtimes.base import Runtime
@@ -52,7 +52,7 @@ def load(
     info = FORMATS[manifest.format]
     if manifest.task:
         task = load_task(manifest.task)
-        experiment = bind(task, artifact.stored_spec.load(task.spec))
+        experiment = experiment_for(bind(task, artifact.stored_spec.load(task.spec)), str(directory))
     elif info.whole:
         experiment = supply(directory / manifest.payload, TaskSpec(), open_size=1)
     elif model is None:

@@ -95,6 +95,13 @@ def find_artifact(checkpoint: str) -> Path | None:
     return None
 
 
+def file_of(checkpoint: str) -> Path:
+    """Return the file that a path names: the payload of an artifact, which is not verified, or the path itself."""
+    directory = find_artifact(checkpoint)
+    payload = _read_json(directory / MANIFEST).get("payload") if directory else None
+    return directory / payload if directory and isinstance(payload, str) else Path(checkpoint)
+
+
 def read_artifact(directory: Path) -> Artifact:
     """Read and verify an artifact.
 

@@ -19,7 +19,7 @@ from taoq.network import Inputs
 from taoq.pipeline.artifacts import Manifest, find_artifact, read_artifact, source_is_unchanged, versions
 from taoq.pipeline.experiment import Experiment, bind
 from taoq.pipeline.memory import peak_resident, resident
-from taoq.pipeline.models import open_runtime
+from taoq.pipeline.models import experiment_for, open_runtime
 from taoq.pipeline.results.benchmark import COMPILED, FLOAT, QUANTIZED, BenchmarkResult, MeasuredModel, is_quantized_row
 from taoq.pipeline.staging import staged
 from taoq.pipeline.timing import Latency, check_batch_sizes, latency, note_fixed_batches, run_in_turns
@@ -68,6 +68,7 @@ def benchmark(experiment: Experiment, directory: Path | None = None, *, command:
     artifact = find_artifact(section.checkpoint)
     manifest = read_artifact(artifact).manifest if artifact else None
     files = {FLOAT: _baseline(section, manifest), QUANTIZED: section.checkpoint}
+    experiment = _experiment_for(experiment, files)
     models = _open(experiment, files)
     largest = max(section.batch_sizes)
     measured = tuple(
@@ -123,6 +124,20 @@ def benchmark_models(
         versions={},
         min_speedup=section.min_speedup,
     )
+
+
+def _experiment_for(experiment: Experiment, files: Mapping[str, str]) -> Experiment:
+    """Return the experiment for the inputs and outputs of both files.
+
+    Raises:
+        SpecError: If only one of them has post-processing.
+    """
+    quantized, float_ = (experiment_for(experiment, files[name]) for name in (QUANTIZED, FLOAT))
+    if quantized.outputs != float_.outputs:
+        names = " and ".join(f"{', '.join(entry.outputs)}" for entry in (quantized, float_))
+        what = f"the outputs of the two files are {names}: only one of them has post-processing"
+        raise SpecError(Fault("benchmark.baseline", what, "name the float file that it was quantized from"))
+    return quantized
 
 
 def _baseline(section: BenchmarkSpec, manifest: Manifest | None) -> str:
@@ -244,7 +259,7 @@ def _peak_memory(experiment: Experiment, file: str, batch: int) -> int | None:
 
 def _measure_peak(task: str, spec: TaskSpec, section: BenchmarkSpec, batch: int) -> int:
     logging.getLogger("taoq").addHandler(logging.NullHandler())
-    experiment = bind(load_task(task), spec)
+    experiment = experiment_for(bind(load_task(task), spec), section.checkpoint)
     inputs = noise(experiment.example(), batch)
     before = resident()
     model = open_runtime(experiment, section, "benchmark")

@@ -14,7 +14,7 @@ from pathlib import Path
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.network import Outputs, batch_size
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.models import open_runtime
+from taoq.pipeline.models import experiment_for, open_runtime
 from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.staging import staged
 from taoq.runtimes.base import Runtime
@@ -110,6 +110,7 @@ def evaluate(experiment: Experiment, directory: Path | None = None) -> EvaluateR
     """
     section = experiment.spec.evaluate
     experiment.evaluation()  # Report missing images before opening a model.
+    experiment = experiment_for(experiment, section.checkpoint)
     runtime = open_runtime(experiment, section, "evaluate")
     return evaluate_runtime(experiment, runtime, section.checkpoint, directory)
 

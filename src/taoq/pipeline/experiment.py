@@ -15,7 +15,7 @@ from taoq.network import Inputs, Outputs, OutputSpec
 from taoq.plugins import BACKENDS, TASKS, distributions
 from taoq.quantization.types import Layer
 from taoq.spec.load import StoredSpec
-from taoq.tasks.base import Batches, DeepStream, Metric, Predictions, S, Task, refuse_another_model
+from taoq.tasks.base import Batches, DeepStream, Metric, PostProcess, Predictions, S, Task, refuse_another_model
 from taoq.tasks.sections import TaskSpec
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Experiment:
         align: Reorders outputs (second argument) like a reference (first argument); None if their order is fixed.
         ambiguous: Returns which samples the network decides by a tie; None if it decides none by a tie.
         significant: Returns which entries of the outputs count; None if all do.
+        postprocess: Returns the post-processing that an exported file can have; None if the task has none.
     """
 
     task: str
@@ -78,6 +79,7 @@ class Experiment:
     align: Callable[[Outputs, Outputs], Outputs] | None = None
     ambiguous: Callable[[nn.Module, Inputs], Tensor] | None = None
     significant: Callable[[Outputs], Tensor] | None = None
+    postprocess: Callable[[], BoundPostProcess] | None = None
 
     @property
     def plugins(self) -> dict[str, str]:
@@ -101,11 +103,33 @@ class Experiment:
         return self.align(reference, outputs) if self.align else outputs
 
 
+@dataclass(frozen=True)
+class BoundPostProcess:
+    """Post-processing as a part of an exported file, bound to a spec; see `taoq.tasks.base.PostProcess`.
+
+    Attributes:
+        experiment: The experiment for files that have it.
+        inputs: Names of the inputs that the network has without it.
+        module: The network that is appended.
+        expected: Returns the outputs that a file must have, given those of its network and the inputs of the file.
+    """
+
+    experiment: Experiment
+    inputs: tuple[str, ...]
+    module: nn.Module
+    expected: Callable[[Outputs, Inputs], Outputs]
+
+    def network_inputs(self, inputs: Inputs) -> Inputs:
+        """Return those inputs of a file that its network reads, under their names in the network."""
+        return dict(zip(self.inputs, inputs.values(), strict=False))
+
+
 def bind(task: Task[S], spec: S) -> Experiment:
     """Bind a task to a spec. Opens no data and builds no network."""
     export = task.export
     inference, predictions, records = task.inference_batches, task.predictions, task.records
-    with_size, deepstream, with_checkpoint = export.with_size, export.deepstream, task.with_checkpoint
+    with_size, deepstream, postprocess = export.with_size, export.deepstream, export.postprocess
+    with_checkpoint = task.with_checkpoint
 
     def no_inference() -> SpecError:
         what = f"task {task.name} has no inference"
@@ -128,6 +152,14 @@ def bind(task: Task[S], spec: S) -> Experiment:
     def rebind(other: TaskSpec) -> Experiment:
         assert isinstance(other, task.spec)
         return bind(task, other)
+
+    def bind_postprocess(part: PostProcess[S]) -> BoundPostProcess:
+        return BoundPostProcess(
+            experiment=bind(part.task(task), spec),
+            inputs=tuple(task.example_inputs(spec)),
+            module=part.module(spec),
+            expected=lambda outputs, inputs: part.expected(spec, outputs, inputs),
+        )
 
     return Experiment(
         task=task.name,
@@ -154,6 +186,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
         align=export.align,
         ambiguous=export.ambiguous,
         significant=export.significant,
+        postprocess=None if postprocess is None else lambda: bind_postprocess(postprocess),
     )
 
 

@@ -3,35 +3,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
-import torch
 import yaml
-from torch import nn
 
 import taoq
-from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
+from taoq.errors import Fault, Notice, SpecError, TaoqError
 from taoq.files import sha256, total_size
-from taoq.network import OutputSpec, format_shape
+from taoq.network import OutputSpec
 from taoq.pipeline.artifacts import find_artifact, versions
-from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.experiment import BoundPostProcess, Experiment
 from taoq.pipeline.export_source import ExportSource, open_source
+from taoq.pipeline.export_trace import append_postprocess, trace
 from taoq.pipeline.models import OpenedModel, start
-from taoq.pipeline.proof import prove
+from taoq.pipeline.proof import Proof, prove, prove_postprocess
 from taoq.pipeline.results.export import ExportResult
 from taoq.pipeline.staging import Stage, staged
 from taoq.plain import JsonObject
 from taoq.quantization.formats import FORMATS, format_of
-from taoq.quantization.formats.onnx import qdq
-from taoq.quantization.formats.onnx.export import OPSETS, export_graph
+from taoq.quantization.formats.onnx.export import OPSETS
 from taoq.quantization.formats.onnx.file import read_graph, read_properties, write_graph, write_properties
 from taoq.quantization.formats.onnx.graph import Graph, opset
-from taoq.quantization.formats.onnx.layers import OPSET
-from taoq.quantization.formats.torch.call import call
-from taoq.runtimes.base import noise, torch_device
+from taoq.runtimes.base import torch_device
 from taoq.spec.load import spec_to_dict
 from taoq.tasks.base import DeepStream
 from taoq.tasks.sections import ExportSpec
@@ -100,6 +97,9 @@ def check_target(section: ExportSpec, target: Path) -> None:
     if not first <= section.opset_version <= last:
         what = f"torch's exporter writes opset {first} to {last}, not {section.opset_version}"
         raise SpecError(Fault("export.opset_version", what, "write 17, which every network here takes"))
+    if section.postprocess and section.serialize_nvdsinfer:
+        what = "DeepStream's parser reads the outputs of the network, without post-processing"
+        raise SpecError(Fault("export.postprocess", what, "leave it out, or serialize_nvdsinfer"))
     if section.batch_size == 0:
         raise SpecError(Fault("export.batch_size", "0 images are no batch", "write -1 for any number of images"))
     if find_artifact(str(target)):
@@ -147,21 +147,20 @@ def write_export(
         command: Command line, for the report.
 
     Raises:
-        SpecError: If the task has no configuration for DeepStream, which the section asks for.
+        SpecError: If the section asks for post-processing or a configuration for DeepStream, and the task has none.
         TaoqError: If the network cannot be exported, or if the outputs differ; the file is then not written.
     """
     section = experiment.spec.export
-    deepstream = _deepstream(experiment)
-    graph = _trace(experiment, section, source, device)
+    deepstream, postprocess = _deepstream(experiment), _postprocess(experiment)
+    network = trace(experiment, source, postprocess, device)
+    graph = append_postprocess(network, experiment, source, postprocess) if postprocess else network
     write_properties(graph, _properties(experiment, origin))
     with staged(target.parent, target.name) as stage:
         file = stage.path / target.name
         write_graph(graph, file)
         onnx.checker.check_model(str(file), full_check=True)
         size = total_size(file)
-        exported = OpenedModel(read_graph(file), _ONNX.name, file, bool(source.scales))
-        runtime = start(experiment, exported, "cpu", "export.on_cpu")
-        proof = prove(experiment, source.reference, runtime, quantized=exported.quantized)
+        proof = _prove(experiment, source, postprocess, network, file)
         if deepstream:
             _write_deepstream(deepstream, experiment, target, stage)
         result = ExportResult(
@@ -173,7 +172,7 @@ def write_export(
             size=size,
             inputs={
                 name: OutputSpec((section.batch_size if section.batch_size > 0 else "any", *tensor.shape[1:]))
-                for name, tensor in experiment.example().items()
+                for name, tensor in (postprocess.experiment if postprocess else experiment).example().items()
             },
             proof=proof,
             versions=versions((*_LIBRARIES, *experiment.libraries)) | experiment.plugins,
@@ -212,43 +211,37 @@ def refuse_replacement(section: ExportSpec, target: Path, source_sha256: str) ->
     log.info(Notice("export.onnx_file", f"{target} was made from the same checkpoint and will be replaced"))
 
 
-def _trace(experiment: Experiment, section: ExportSpec, source: ExportSource, device: str) -> Graph:
-    """Trace the network, and insert Q/DQ nodes if it is quantized."""
-    version = section.opset_version
-    if source.scales and version < OPSET:
-        what = f"a quantized graph needs {OPSET}; {version} is not enough"
-        log.info(Notice("export.opset_version", what))
-        version = OPSET
-    example = noise(experiment.example(), max(section.batch_size, 1))
-    inputs = {name: tensor.to(device) for name, tensor in example.items()}
-    source.network.to(device)
-    _check_runs(source.network, inputs, section)
-    graph = export_graph(
-        source.network,
-        inputs,
-        list(experiment.outputs),
-        opset=version,
-        dynamic=section.batch_size < 0,
-        fold=not source.scales,  # folding batch norms would change the weights that the scales belong to
-        verbose=section.verbose,
-    )
-    source.network.to("cpu")
-    if source.scales:
-        qdq.place_scales(graph, source.layers, source.scales)
-    return graph
+def _prove(
+    experiment: Experiment, source: ExportSource, postprocess: BoundPostProcess | None, network: Graph, file: Path
+) -> Proof:
+    """Compare a file with the torch network; one with post-processing in two steps, first without it.
+
+    Raises:
+        TaoqError: If the outputs differ.
+    """
+    quantized = bool(source.scales)
+    graph = read_graph(file)
+    if postprocess is None:
+        runtime = start(experiment, OpenedModel(graph, _ONNX.name, file, quantized), "cpu", "export.on_cpu")
+        return prove(experiment, source.reference, runtime, quantized=quantized)
+    runtime = start(experiment, OpenedModel(network, _ONNX.name, None, quantized), "cpu", "export.on_cpu")
+    proof = prove(experiment, source.reference, runtime, quantized=quantized)
+    whole = start(postprocess.experiment, OpenedModel(graph, _ONNX.name, file, quantized), "cpu", "export.on_cpu")
+    return dataclasses.replace(proof, outputs={**proof.outputs, **prove_postprocess(postprocess, runtime, whole)})
 
 
-def _check_runs(network: nn.Module, inputs: Mapping[str, torch.Tensor], section: ExportSpec) -> None:
-    try:
-        with torch.inference_mode():
-            call(network, inputs)
-    except Exception as error:  # The network's code may raise anything.
-        shapes = ", ".join(format_shape(tensor.shape) for tensor in inputs.values())
-        what = f"the network does not run on inputs of {shapes}: {first_line(error)}"
-        where, hint = "export.checkpoint", "check the input size in the spec"
-        if section.input_height or section.input_width:
-            where, hint = "export.input_height", "leave input_height and input_width out"
-        raise TaoqError(Fault(where, what, hint)) from error
+def _postprocess(experiment: Experiment) -> BoundPostProcess | None:
+    """Return the post-processing of the task if the section asks for it.
+
+    Raises:
+        SpecError: If the task has none.
+    """
+    if not experiment.spec.export.postprocess:
+        return None
+    if experiment.postprocess is None:
+        what = f"{experiment.task or 'this network'} has no post-processing: the metric takes the network's outputs"
+        raise SpecError(Fault("export.postprocess", what, "leave it out"))
+    return experiment.postprocess()
 
 
 def _deepstream(experiment: Experiment) -> DeepStream | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from taoq.network import batch_size
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.models import open_runtime
+from taoq.pipeline.models import experiment_for, open_runtime
 from taoq.pipeline.results.inference import InferenceResult
 from taoq.pipeline.staging import staged
 from taoq.status import track
@@ -20,6 +20,8 @@ def infer(experiment: Experiment, directory: Path) -> InferenceResult:
         experiment: The experiment.
         directory: Folder for the predictions.
     """
+    experiment.inference()  # Report missing images before opening a model.
+    experiment = experiment_for(experiment, experiment.spec.inference.checkpoint)
     batches = experiment.inference()
     runtime = open_runtime(experiment, experiment.spec.inference, "inference")
     with staged(directory) as stage:

@@ -13,7 +13,7 @@ from torch import nn
 
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
-from taoq.pipeline.artifacts import MANIFEST, Artifact, find_artifact, read_artifact, versions
+from taoq.pipeline.artifacts import MANIFEST, Artifact, file_of, find_artifact, read_artifact, versions
 from taoq.pipeline.experiment import Experiment, restored
 from taoq.plain import JsonMapping, Options
 from taoq.plugins import BACKENDS
@@ -48,6 +48,23 @@ class OpenedModel:
     path: Path | None
     quantized: bool
     artifact: Artifact | None = None
+
+
+def experiment_for(experiment: Experiment, checkpoint: str) -> Experiment:
+    """Return the experiment for the inputs and outputs of a file: that with post-processing if the file has it.
+
+    Args:
+        experiment: The experiment.
+        checkpoint: The file, or the folder of an artifact.
+    """
+    if experiment.postprocess is None or not checkpoint:
+        return experiment
+    path = str(file_of(checkpoint))
+    names = set(load_format(format_of(path).name).output_names(path))
+    if set(experiment.outputs) <= names or not names:
+        return experiment
+    processed = experiment.postprocess().experiment
+    return processed if set(processed.outputs) <= names else experiment
 
 
 def open_float(experiment: Experiment, backend: Backend[M]) -> M:

@@ -12,7 +12,7 @@ from typing import Any, Generic
 from taoq.errors import Fault, NotGiven, SpecError, did_you_mean
 from taoq.pipeline.artifacts import find_artifact
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.models import device_for, open_float
+from taoq.pipeline.models import device_for, experiment_for, open_float
 from taoq.quantization.backends import load_backend
 from taoq.quantization.backends.base import AnyBackend, Backend, M
 from taoq.quantization.capability import check as check_section
@@ -77,7 +77,7 @@ def check(experiment: Experiment, directory: Path | None) -> Checked:
     if faults:
         raise SpecError(*faults)
     _check_source(section, directory, backend)
-    return Checked(experiment=experiment, backend=backend)
+    return Checked(experiment=experiment_for(experiment, section.model_path), backend=backend)
 
 
 def prepare(checked: Checked) -> Prepared[Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from taoq.errors import Fault, NotGiven, Notice, TaoqError
 from taoq.network import Inputs, Outputs, batch_size, first_samples
-from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.experiment import BoundPostProcess, Experiment
 from taoq.pipeline.models import OpenedModel, start
 from taoq.plain import JsonObject
 from taoq.runtimes.base import Runtime, noise
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _QUANTIZED_TOLERANCE = 0.1
 """Least tolerance of a Q/DQ graph: two runtimes may round a value to different steps of 1/127 of the range."""
+_EXAMINED = 8
+"""How many times as many images as are compared are looked at, because images with ties are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +32,13 @@ class OutputDifference:
 
     Attributes:
         largest_difference: Largest absolute difference of any value; infinite if the outputs cannot be subtracted.
-        largest_value: Largest magnitude in the output of the torch network.
+        largest_value: Largest magnitude in the expected output.
+        accepted: Largest accepted difference.
     """
 
     largest_difference: float
     largest_value: float
-
-    def within(self, tolerance: float) -> bool:
-        """Return whether the difference is at most `tolerance` times the largest value."""
-        return self.largest_difference <= tolerance * max(self.largest_value, 1e-12)
+    accepted: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,11 @@ class Proof:
 
     def to_json(self) -> JsonObject:
         """Return the entry of `<name>_export.json`."""
-        return dataclasses.asdict(self)
+        outputs = {
+            name: {"largest_difference": output.largest_difference, "largest_value": output.largest_value}
+            for name, output in self.outputs.items()
+        }
+        return dataclasses.asdict(self) | {"outputs": outputs}
 
 
 def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quantized: bool) -> Proof:
@@ -77,13 +81,14 @@ def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quant
     section = experiment.spec.export
     tolerance = max(section.tolerance, _QUANTIZED_TOLERANCE) if quantized else section.tolerance
     network = start(experiment, OpenedModel(reference, "torch", None, quantized), "cpu", "export.on_cpu")
-    compared, ties = 0, 0
+    compared, ties, significant = 0, 0, False
     outputs: dict[str, OutputDifference] = {}
     for inputs in _images(experiment, section.check_images):
         if experiment.ambiguous is not None:
             clear = ~experiment.ambiguous(reference, inputs)
             ties += int((~clear).sum())
             inputs = {name: tensor[clear] for name, tensor in inputs.items()}
+        inputs = first_samples(inputs, section.check_images - compared)
         if batch_size(inputs):
             compared += batch_size(inputs)
             expected = network.run(inputs)
@@ -91,15 +96,50 @@ def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quant
                 hint = "look for NaN or infinite values in the checkpoint"
                 raise TaoqError(Fault("export.checkpoint", "the network's outputs are not finite", hint))
             differences = output_differences(experiment, expected, graph.run(inputs), only_significant=quantized)
-            outputs = {name: _larger(outputs.get(name), difference) for name, difference in differences.items()}
+            outputs = _larger(outputs, differences)
+            significant |= experiment.significant is None or bool(experiment.significant(expected).any())
+        if compared == section.check_images:
+            break
     if not compared:
         what = f"the outputs cannot be compared on any of {ties} images: the network decides by ties"
         raise TaoqError(Fault("export.check_images", what, "give images like those that the network was trained on"))
     if ties:
         what = f"{ties} image(s) left out, where the network decides by a tie"
         log.warning(Notice("export.check_images", what))
-    _check(outputs, tolerance)
+    if quantized and not significant:
+        what = f"the quantized network finds nothing in these {compared} image(s): no outputs were compared"
+        log.warning(Notice("export.check_images", what))
+    outputs = _checked(experiment, outputs, tolerance)
     return Proof(images=compared, left_out_for_ties=ties, tolerance=tolerance, outputs=outputs)
+
+
+def prove_postprocess(postprocess: BoundPostProcess, network: Runtime, graph: Runtime) -> dict[str, OutputDifference]:
+    """Compare the outputs of a file with post-processing with what `evaluate` makes of the outputs of its network.
+
+    Args:
+        postprocess: The post-processing.
+        network: The exported network without post-processing.
+        graph: The whole file.
+
+    Returns:
+        The difference of each output, by name.
+
+    Raises:
+        TaoqError: If the outputs differ.
+    """
+    experiment = postprocess.experiment
+    section = experiment.spec.export
+    outputs: dict[str, OutputDifference] = {}
+    left = section.check_images
+    for inputs in _images(experiment, left):
+        inputs = first_samples(inputs, left)
+        left -= batch_size(inputs)
+        expected = postprocess.expected(network.run(postprocess.network_inputs(inputs)), inputs)
+        differences = output_differences(experiment, expected, graph.run(inputs), only_significant=False)
+        outputs = _larger(outputs, differences)
+        if not left:
+            break
+    return _checked(experiment, outputs, section.tolerance)
 
 
 def output_differences(
@@ -135,17 +175,34 @@ def output_differences(
     return result
 
 
-def _larger(first: OutputDifference | None, second: OutputDifference) -> OutputDifference:
-    if first is None:
-        return second
-    return OutputDifference(
-        largest_difference=max(first.largest_difference, second.largest_difference),
-        largest_value=max(first.largest_value, second.largest_value),
-    )
+def _larger(
+    first: Mapping[str, OutputDifference], second: Mapping[str, OutputDifference]
+) -> dict[str, OutputDifference]:
+    """Return the larger differences and values of each output. There may be none yet in `first`."""
+    return {
+        name: OutputDifference(
+            largest_difference=max(first.get(name, output).largest_difference, output.largest_difference),
+            largest_value=max(first.get(name, output).largest_value, output.largest_value),
+        )
+        for name, output in second.items()
+    }
 
 
-def _check(outputs: Mapping[str, OutputDifference], tolerance: float) -> None:
-    too_large = {name: difference for name, difference in outputs.items() if not difference.within(tolerance)}
+def _checked(
+    experiment: Experiment, outputs: Mapping[str, OutputDifference], tolerance: float
+) -> dict[str, OutputDifference]:
+    """Return the differences with those that are accepted.
+
+    Raises:
+        TaoqError: If a difference is larger.
+    """
+    checked = {
+        name: dataclasses.replace(
+            output, accepted=0.0 if experiment.outputs[name].exact else tolerance * max(output.largest_value, 1e-12)
+        )
+        for name, output in outputs.items()
+    }
+    too_large = {name: output for name, output in checked.items() if output.largest_difference > output.accepted}
     if too_large:
         names = "; ".join(
             f"{name} by {difference.largest_difference:.2g}, its largest value is {difference.largest_value:.3g}"
@@ -153,17 +210,23 @@ def _check(outputs: Mapping[str, OutputDifference], tolerance: float) -> None:
         )
         hint = f"the file was not written; export.tolerance is {tolerance:g} of the largest value"
         raise TaoqError(Fault("export.tolerance", f"torch and ONNX differ: {names}", hint))
+    return checked
 
 
 def _images(experiment: Experiment, number: int) -> Iterator[Inputs]:
-    """Yield batches of `number` images of the spec in all; if the spec names none, warn and yield noise."""
-    spec = experiment.spec
-    calibration = dataclasses.replace(spec.quantize.calibration, num_samples=number, batch_size=None)
-    experiment = experiment.rebind(
-        dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, calibration=calibration))
-    )
+    """Yield batches of images of the spec, until the caller has enough; if the spec names none, warn and yield noise.
+
+    The first `number` of them are those that calibration with as many images would draw. Some may be left out for ties,
+    so up to `_EXAMINED` times as many follow.
+    """
+    most = _EXAMINED * number
+    drawn = _with_samples(experiment, number)
     reasons = []
-    for source in (experiment.calibration, experiment.evaluation, experiment.inference):
+    for source, more in (
+        (drawn.calibration, experiment.calibration),
+        (experiment.evaluation, None),
+        (experiment.inference, None),
+    ):
         try:
             batches: Batches = source()
         except NotGiven as error:
@@ -174,14 +237,34 @@ def _images(experiment: Experiment, number: int) -> Iterator[Inputs]:
             what = f"{error.faults[0].what}; export looks for other images"
             log.warning(Notice(error.faults[0].where, what))
             continue
-        left = number
-        for batch in batches:
-            yield first_samples(batch.inputs, left)
-            left -= batch_size(batch.inputs)
-            if left <= 0:
-                return
+        yield from _samples(batches, 0, number)
+        if batches.num_samples >= number:
+            yield from _samples(more() if more else batches, number, most)
         return
     what = f"the spec has no images ({reasons[0].where}: {reasons[0].what}): compared on noise"
     log.warning(Notice("export.check_images", what))
-    for seed in range(number):
+    for seed in range(most):
         yield noise(experiment.example(), 1, seed)
+
+
+def _with_samples(experiment: Experiment, number: int) -> Experiment:
+    """Return the experiment with this number of calibration images."""
+    spec = experiment.spec
+    calibration = dataclasses.replace(spec.quantize.calibration, num_samples=number, batch_size=None)
+    return experiment.rebind(
+        dataclasses.replace(spec, quantize=dataclasses.replace(spec.quantize, calibration=calibration))
+    )
+
+
+def _samples(batches: Batches, start: int, end: int) -> Iterator[Inputs]:
+    """Yield the inputs of the samples from number `start` to before `end`, batch by batch."""
+    position = 0
+    for batch in batches:
+        size = batch_size(batch.inputs)
+        kept = slice(max(start - position, 0), end - position)
+        inputs = {name: tensor[kept] for name, tensor in batch.inputs.items()}
+        if batch_size(inputs):
+            yield inputs
+        position += size
+        if position >= end:
+            return

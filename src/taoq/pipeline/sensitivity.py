@@ -132,6 +132,8 @@ class Trials(Generic[M]):
             aligned = self.experiment.aligned(before, after)
             entries = _significant_entries(self.experiment, before)
             for name, values in before.items():
+                if self.experiment.outputs[name].exact:
+                    continue
                 clean = values[entries].double()
                 signals[name] = signals.get(name, 0.0) + float(clean.square().sum())
                 error = aligned[name][entries].double() - clean

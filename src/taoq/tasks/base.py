@@ -156,6 +156,7 @@ class Export(Generic[S]):
         ambiguous: Return which samples the network decides by a tie, so that two runtimes may disagree, [N] bool.
         significant: Return which entries of the outputs two runtimes must agree on, [N, entries] bool. For quantized
             networks, whose outputs depend on how a runtime rounds.
+        postprocess: Post-processing that can be part of the file.
     """
 
     with_size: Callable[[S, int, int], S] | None = None
@@ -163,6 +164,24 @@ class Export(Generic[S]):
     align: Callable[[Outputs, Outputs], Outputs] | None = None
     ambiguous: Callable[[nn.Module, Inputs], Tensor] | None = None
     significant: Callable[[Outputs], Tensor] | None = None
+    postprocess: PostProcess[S] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostProcess(Generic[S]):
+    """Post-processing of a network's outputs, as a part of an exported file.
+
+    Attributes:
+        module: Return a network that takes the outputs of the task's network, and further inputs, by name.
+        expected: Return what `evaluate` makes of the outputs of the network (second argument), given the inputs of the
+            file: the outputs that the file must have.
+        task: Return the task as it is for files with post-processing, whose inputs are those of the network, in order,
+            and then the further ones. Its metric and predictions take the outputs of the file.
+    """
+
+    module: Callable[[S], nn.Module]
+    expected: Callable[[S, Outputs, Inputs], Outputs]
+    task: Callable[[Task[S]], Task[S]]
 
 
 def _no_alias(name: str) -> str:  # noqa: ARG001 (no layer has an alias)

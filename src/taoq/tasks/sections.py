@@ -147,6 +147,12 @@ class ExportSpec:
     verbose: bool = option(False, "Show the output of torch's exporter; log.txt has it in any case")
     format: str = option("onnx", "File format; no public library reads TAO's xdl", options=("onnx",))
     serialize_nvdsinfer: bool = option(False, "Also write nvdsinfer_config.yaml and labels.txt for DeepStream")
+    postprocess: bool = option(
+        False,
+        "Append the post-processing of evaluate to the network; in rtdetr the inputs are images and orig_target_sizes"
+        " (width, height), the outputs labels, boxes and scores",
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,8 +119,8 @@ def proof_table(proof: Proof) -> Table:
     for column in ("largest difference", "largest value", "accepted"):
         table.add_column(column, justify="right")
     for name, output in proof.outputs.items():
-        limit = proof.tolerance * output.largest_value
-        table.add_row(name, f"{output.largest_difference:.2g}", f"{output.largest_value:.3g}", f"{limit:.2g}")
+        numbers = (f"{output.largest_difference:.2g}", f"{output.largest_value:.3g}", f"{output.accepted:.2g}")
+        table.add_row(name, *numbers)
     return table
 
 

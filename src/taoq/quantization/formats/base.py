@@ -38,6 +38,9 @@ class ModelFormat(Protocol[M]):
             TaoqError: If the file is damaged or does not fit the network.
         """
 
+    def output_names(self, path: str) -> Sequence[str]:
+        """Return the names of the outputs in a file; empty if it has none, or if it cannot be read."""
+
     def is_quantized(self, model: M) -> bool:
         """Return whether a model that was read from a file is quantized."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -190,5 +191,6 @@ def fit(size: tuple[int, int], image: tuple[float, float]) -> tuple[int, int]:
         size: Height and width of the input.
         image: Width and height of the image.
     """
-    scale = min(size[0] / image[1], size[1] / image[0])
-    return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
+    width, height = map(int, image)
+    scale = min(Fraction(size[0], height), Fraction(size[1], width))  # exact, so that a half is always rounded the same
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -49,13 +49,21 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
 
     Args:
         spec: The spec.
-        outputs: pred_logits [N, queries, classes]; pred_boxes [N, queries, 4], as center and size in 0..1.
+        outputs: pred_logits [N, queries, classes]; pred_boxes [N, queries, 4], as center and size in 0..1. Or labels,
+            boxes and scores of a file with post-processing, which are the detections.
         targets: The sizes of the images.
         threshold: Smallest score of a detection.
     """
-    scores = outputs["pred_logits"].sigmoid()
-    num_classes = scores.shape[-1]
-    best = scores.flatten(1).topk(min(spec.model.num_select, scores[0].numel()), dim=1)
+    if "scores" in outputs:
+        for row, image_scores in enumerate(outputs["scores"]):
+            keep = image_scores >= threshold
+            yield Detections(image_scores[keep], outputs["labels"][row][keep].long(), outputs["boxes"][row][keep])
+        return
+    num_classes = outputs["pred_logits"].shape[-1]
+    # Stable, so that of equal scores the first is selected, as by TopK of ONNX.
+    ordered = outputs["pred_logits"].flatten(1).sort(dim=1, descending=True, stable=True)
+    logits, best = ordered.values[:, : spec.model.num_select], ordered.indices[:, : spec.model.num_select]
+    scores = logits.sigmoid()
     center, size = outputs["pred_boxes"].chunk(2, dim=-1)
     corners = torch.cat([center - size / 2, center + size / 2], -1)
     height, width = input_size(spec)
@@ -64,10 +72,10 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
         if spec.dataset.augmentation.preserve_aspect_ratio:
             fit_width, fit_height = fit((height, width), (w, h))
             scale *= torch.tensor([width / fit_width, height / fit_height])
-        boxes = corners[row][best.indices[row] // num_classes] * scale.repeat(2)
+        boxes = corners[row][best[row] // num_classes] * scale.repeat(2)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))
-        keep = best.values[row] >= threshold
-        yield Detections(best.values[row][keep], (best.indices[row] % num_classes)[keep], boxes[keep])
+        keep = scores[row] >= threshold
+        yield Detections(scores[row][keep], (best[row] % num_classes)[keep], boxes[keep])
 
 
 class DetectionPredictions:

@@ -13,6 +13,7 @@ from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, significant, 
 from taoq.tasks.rtdetr.metric import CocoMetric
 from taoq.tasks.rtdetr.model import build_model, with_checkpoint
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
+from taoq.tasks.rtdetr.postprocess import POSTPROCESS
 from taoq.tasks.rtdetr.predict import DetectionPredictions
 from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec
 
@@ -69,7 +70,12 @@ TASK = Task(
     check_same_model=check_same_model,
     kpi=kpi,
     export=Export(
-        with_size=with_size, deepstream=deepstream, align=align, ambiguous=ambiguous, significant=significant
+        with_size=with_size,
+        deepstream=deepstream,
+        align=align,
+        ambiguous=ambiguous,
+        significant=significant,
+        postprocess=POSTPROCESS,
     ),
     alias=original_name,
     sensitive=SENSITIVE,

@@ -85,6 +85,25 @@ def export_graph(
     return Graph(result)
 
 
+def append(graph: Graph, tail: Graph, name: str) -> Graph:
+    """Return a graph followed by another one, which reads outputs of the first and may have further inputs.
+
+    Args:
+        graph: The first graph; it is modified.
+        tail: The second graph, with the same opset. Its outputs become the outputs.
+        name: Path that the names of its nodes begin with, as if it was a module of this name.
+    """
+    proto, prefix = graph.proto, f"/{name}"
+    renamed = onnx.compose.add_prefix_graph(tail.proto, prefix, rename_inputs=False, rename_outputs=False)
+    made = {value.name for value in proto.output}
+    proto.node.extend(renamed.node)
+    proto.initializer.extend(renamed.initializer)
+    proto.input.extend(value for value in renamed.input if value.name not in made)
+    del proto.output[:]
+    proto.output.extend(renamed.output)
+    return Graph(graph.model)
+
+
 @contextlib.contextmanager
 def _errors_reported(opset: int) -> Iterator[None]:
     """Turn exceptions of torch's exporter into errors of the opset or of the network."""

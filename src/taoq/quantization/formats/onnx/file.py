@@ -54,6 +54,14 @@ def read_graph(path: Path) -> Graph:
     return Graph(model)
 
 
+def read_output_names(path: Path) -> list[str]:
+    """Return the names of the outputs in a file, without reading weights beside it; empty if it cannot be read."""
+    try:
+        return [value.name for value in onnx.load(str(path), load_external_data=False).graph.output]
+    except (DecodeError, OSError, ValueError):
+        return []
+
+
 def write_graph(graph: Graph, path: Path, *, external: bool = False) -> None:
     """Write a graph to a file. A model above 2 GB gets its weights in a second file beside it.
 

@@ -15,7 +15,7 @@ from taoq.network import Inputs
 from taoq.plain import JsonMapping
 from taoq.quantization.formats.base import ModelFormat, Values
 from taoq.quantization.formats.onnx import measures
-from taoq.quantization.formats.onnx.file import byte_size, is_quantized, read_graph, read_properties
+from taoq.quantization.formats.onnx.file import byte_size, is_quantized, read_graph, read_output_names, read_properties
 from taoq.quantization.formats.onnx.graph import Graph
 from taoq.quantization.formats.onnx.layers import prepare
 from taoq.quantization.types import LayerError
@@ -32,6 +32,10 @@ class OnnxFormat:
     def read(self, path: str, build: Callable[[str | None], nn.Module]) -> Graph:
         """Read a graph from a file and check it."""
         return read_graph(Path(path))
+
+    def output_names(self, path: str) -> Sequence[str]:
+        """Return the names of the outputs in a file; empty if it cannot be read."""
+        return read_output_names(Path(path))
 
     def is_quantized(self, model: Graph) -> bool:
         """Return whether the graph has quantized tensors."""

@@ -24,6 +24,10 @@ class TorchFormat:
         """Build the network and load a checkpoint into it."""
         return build(path)
 
+    def output_names(self, path: str) -> Sequence[str]:
+        """Return no names: a checkpoint has only weights."""
+        return ()
+
     def is_quantized(self, model: nn.Module) -> bool:
         """Return False: loading a checkpoint refuses quantized payloads, which the backend of the artifact loads."""
         return False
