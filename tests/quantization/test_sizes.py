@@ -105,4 +105,3 @@ def test_the_graph_computes_the_same_for_any_batch(name: str) -> None:
         outputs, expected = run(graph, x), function(x)
         assert outputs.shape == expected.shape
         np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
-
