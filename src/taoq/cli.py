@@ -51,13 +51,14 @@ _OTHER_ACTIONS = {
     "distill": "taoq does not train: quantize what TAO has distilled",
 }
 """Actions of TAO that taoq does not have and that are near none of its own, with a hint."""
+_ONE_GPU = "taoq runs on one GPU, which the section of the action names: device=cuda:N, in export gpu_id=N"
 _OPTIONS_OF_TAO = {
     "-k": "taoq does not encrypt files: leave it out",
     "-r": "write results_dir=FOLDER",
     "--results_dir": "write results_dir=FOLDER",
-    "--gpus": "taoq runs on one GPU: write {action}.device=cuda:N",
-    "--num_gpus": "taoq runs on one GPU: write {action}.device=cuda:N",
-    "--gpu_ids": "taoq runs on one GPU: write {action}.device=cuda:N",
+    "--gpus": _ONE_GPU,
+    "--num_gpus": _ONE_GPU,
+    "--gpu_ids": _ONE_GPU,
 }
 """Options of older versions of TAO, with a hint."""
 _OPTIONS = {"quantize": BACKENDS, "evaluate": RUNTIMES, "inference": RUNTIMES, "benchmark": RUNTIMES}
@@ -217,10 +218,9 @@ class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises SpecError."""
 
     def error(self, message: str) -> NoReturn:
-        where = self.prog.removeprefix("taoq ")
         option = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
-        hint = _OPTIONS_OF_TAO.get(option, f"see {self.prog} --help").format(action=where.rpartition(" ")[2])
-        raise SpecError(Fault(where, message, hint))
+        hint = _OPTIONS_OF_TAO.get(option, f"see {self.prog} --help")
+        raise SpecError(Fault(self.prog.removeprefix("taoq "), message, hint))
 
 
 class _Formatter(logging.Formatter):

@@ -9,6 +9,8 @@ import pytest
 from support.commands import Taoq
 from support.small_spec import Refused
 
+ONE_GPU = "taoq runs on one GPU, which the section of the action names: device=cuda:N, in export gpu_id=N"
+
 
 @pytest.mark.parametrize(
     ("override", "message"),
@@ -167,11 +169,11 @@ def test_a_wrong_override_is_named(work: Path, refused: Refused, override: str, 
         (["-e", "spec.yaml", "--fast"], "unrecognized arguments: --fast\nhint: see taoq {} --help\n"),
         (
             ["-e", "spec.yaml", "--gpus", "2"],
-            "unrecognized arguments: --gpus\nhint: taoq runs on one GPU: write quantize.device=cuda:N\n",
+            f"unrecognized arguments: --gpus\nhint: {ONE_GPU}\n",
         ),
         (
             ["-e", "spec.yaml", "--num_gpus=2"],
-            "unrecognized arguments: --num_gpus=2\nhint: taoq runs on one GPU: write quantize.device=cuda:N\n",
+            f"unrecognized arguments: --num_gpus=2\nhint: {ONE_GPU}\n",
         ),
         (
             ["-e", "spec.yaml", "-k", "key"],

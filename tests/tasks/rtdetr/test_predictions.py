@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from support.coco import detector_outputs, detector_spec
 from support.commands import read_json
-from taoq.errors import SpecError
+from taoq.errors import SpecError, TaoqError
 from taoq.tasks.images import SUFFIXES, save_picture
 from taoq.tasks.rtdetr.data import inference_batches
 from taoq.tasks.rtdetr.predict import DetectionPredictions
@@ -61,6 +61,16 @@ def test_inference_writes_whole_kitti_lines_and_a_json_that_coco_reads(tmp_path:
     }
     with contextlib.redirect_stdout(io.StringIO()):
         assert len(COCO(str(out / "detections.json")).getAnnIds(imgIds=[1], catIds=[1])) == 1
+
+
+def test_an_empty_folder_name_is_not_the_current_folder(tmp_path: Path) -> None:
+    write_images(tmp_path, "first/a.png")
+    spec = detector_spec(tmp_path, dataset={"infer_data_sources": {"image_dir": [str(tmp_path / "first"), ""]}})
+    with pytest.raises(TaoqError) as error:
+        inference_batches(spec)
+    assert str(error.value) == (
+        "dataset.infer_data_sources.image_dir: one of the folders is empty text\nhint: name a folder of images"
+    )
 
 
 def test_what_scores_below_the_threshold_is_left_out(tmp_path: Path) -> None:

@@ -37,8 +37,6 @@ FIGURES = (
 """The twelve numbers of COCO in the order of `COCOeval.stats`. The first two, AP and AP50, have their names in TAO."""
 _IOU_THRESHOLDS = {"val_mAP": slice(None), "val_mAP50": slice(0, 1), "AP75": slice(5, 6)}
 """The figures that models can be compared by, and which of COCO's ten IoU thresholds (0.5 to 0.95) each averages."""
-_OVER_ALL = "_all_classes"
-"""The suffix of a figure over all classes, beside the same figure over those of eval_class_ids."""
 _RECALLS = np.linspace(0, 1, 101)
 """The recalls at which COCO reads the precision."""
 _COLUMNS = 7
@@ -55,16 +53,12 @@ class CocoMetric:
     def __init__(self, spec: RtdetrSpec) -> None:
         self._coco = read_annotations(spec)
         self._spec = spec
-        classes = all_classes(self._coco)
+        self._all_classes = all_classes(self._coco)
         self._classes = evaluated_classes(self._coco, spec)
         check_annotations(self._coco, self._classes)
-        self._left_out = [index for index in classes if index not in self._classes]
-        if self._left_out:
-            what = (
-                f"{len(self._classes)} of {len(classes)} classes are evaluated; TAO's evaluate ignores this field: its"
-                f" AP is the one over all classes, val_mAP{_OVER_ALL}"
-            )
-            log.warning(Notice("dataset.eval_class_ids", what))
+        if self._classes != self._all_classes:
+            what = f"{len(self._classes)} of {len(self._all_classes)} classes are evaluated"
+            log.warning(Notice("dataset.eval_class_ids", f"{what}; TAO's evaluate ignores this field"))
         # pycocotools gets numbers of images instead of ids, in the order of the ids. Ids can be texts, or integers that
         # a float cannot hold.
         ids = self._coco.images.ids
@@ -109,10 +103,7 @@ class CocoMetric:
             self._rows.append(_rows(int(self._numbers[index]), image_detections))
 
     def compute(self) -> dict[str, float]:
-        """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has.
-
-        If dataset.eval_class_ids leaves classes out, AP and AP50 over all classes follow them.
-        """
+        """Return the twelve numbers of COCO, in 0..1, without those for a size of boxes that no annotation has."""
         if self._wrong_sizes:
             count, first = len(self._wrong_sizes), self._wrong_sizes[0]
             what = f"{count} image(s) have another size than it says, first {first}: are its boxes for these files?"
@@ -129,20 +120,13 @@ class CocoMetric:
                 parts.append(evaluation.eval)
                 self._matches.append(_class_matches(evaluation))
             joined = _joined(self._classes, parts)
-            over_all = joined
-            if self._left_out:
-                parts += [self._evaluate(index, rows).eval for index in self._left_out]
-                over_all = _joined([*self._classes, *self._left_out], parts)
         self._precision = joined.eval["precision"]
         self._stats = [float(value) for value in joined.stats]
         for column, index in enumerate(self._classes):
             precision = self._precision[:, :, column, 0, -1]
             defined = precision[precision > -1]
             self._per_class[self._coco.names[index]] = float(defined.mean()) if defined.size else None
-        figures = dict(zip(FIGURES, self._stats, strict=True))
-        if self._left_out:
-            figures |= {f"{name}{_OVER_ALL}": float(over_all.stats[index]) for index, name in enumerate(FIGURES[:2])}
-        return {name: value for name, value in figures.items() if value > -1}
+        return {name: value for name, value in zip(FIGURES, self._stats, strict=True) if value > -1}
 
     def resampled(self, figure: str, counts: NDArray[np.int64]) -> float:
         """Compute a figure with each image counted `counts` times. Call `compute` first.
@@ -167,7 +151,8 @@ class CocoMetric:
         """Write detections.json, in the results format of COCO, and precision_recall.png.
 
         Returns:
-            The twelve numbers of COCO, and AP by class name; None for those that are not defined.
+            The twelve numbers of COCO, and AP by class name; None for those that are not defined. If eval_class_ids
+            leaves classes out, also AP and AP50 over all classes, which are logged.
         """
         with (directory / "detections.json").open("w", encoding="utf-8") as file:
             file.write("[")
@@ -177,7 +162,22 @@ class CocoMetric:
         assert self._precision is not None
         _draw(self._precision, [self._coco.names[index] for index in self._classes], directory)
         coco = {name: value if value > -1 else None for name, value in zip(FIGURES, self._stats, strict=True)}
-        return {"coco": coco, "classes": self._per_class}
+        details: JsonObject = {"coco": coco, "classes": self._per_class}
+        if self._classes != self._all_classes:
+            details["all_classes"] = self._over_all_classes()
+        return details
+
+    def _over_all_classes(self) -> JsonObject:
+        """Compute and log AP and AP50 over all classes, whatever eval_class_ids says."""
+        (rows,) = self._rows
+        with contextlib.redirect_stdout(io.StringIO()):
+            parts = [self._evaluate(index, rows).eval for index in self._all_classes]
+            stats = _joined(self._all_classes, parts).stats
+        figures = {name: float(value) for name, value in zip(FIGURES[:2], stats[:2], strict=True)}
+        values = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        what = f"over all {len(self._all_classes)} classes, as TAO's evaluate counts: {values}"
+        log.warning(Notice("dataset.eval_class_ids", what))
+        return figures
 
     def _evaluate(self, class_index: int, rows: NDArray[np.float64]) -> COCOeval:
         """Evaluate one class."""
