@@ -18,6 +18,7 @@ import torch
 from timm.layers import LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
+from torch.nn import functional
 
 from taoq.tasks.backbones.fan_blocks import Block, ClassBlock, Size, as_map, as_tokens, layer_norm, map_size
 
@@ -165,23 +166,27 @@ class ConvolutionPatches(nn.Module):
 
 
 class FourierPositions(nn.Module):
-    """Position embeddings: sines and cosines of the place in the map, and a learned projection of them."""
+    """Position embeddings: sines and cosines of the place in the map, and a learned projection of them.
+
+    They depend on the size of the map alone. The projection is therefore no layer that could be quantized: it would be
+    a constant in an exported graph.
+    """
 
     def __init__(self, width: int, waves: int = 32) -> None:
         """Build the projection of 2 * `waves` values to `width` channels."""
         super().__init__()
         self.waves = waves
-        self.token_projection = nn.Conv2d(2 * waves, width, 1)
+        weight = nn.init.trunc_normal_(torch.empty(width, 2 * waves, 1, 1), std=0.02)
+        self.token_projection = nn.ParameterDict({"weight": weight, "bias": torch.zeros(width)})
 
     def forward(self, size: Size) -> Tensor:
         """Return the embeddings of a map, [1, channels, height, width]."""
-        weight = self.token_projection.weight
+        weight, bias = self.token_projection["weight"], self.token_projection["bias"]
         pairs = torch.arange(self.waves, device=weight.device) // 2
         periods = 10000 ** (2 * pairs.to(weight.dtype) / self.waves)
         rows, columns = (self._waves(length, periods) for length in size)
         grid = torch.cat([rows[:, None].expand(-1, size[1], -1), columns[None].expand(size[0], -1, -1)], 2)
-        result: Tensor = self.token_projection(grid.permute(2, 0, 1)[None])
-        return result
+        return functional.conv2d(grid.permute(2, 0, 1)[None], weight, bias)
 
     @staticmethod
     def _waves(length: int, periods: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.nn import functional
 
 Size = tuple[int, int]
@@ -19,9 +20,9 @@ layer_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 def constants(*sizes: int) -> tuple[int, ...]:
-    """Return sizes as constants of an exported graph, which has a fixed size of images, where tracing would keep them."""
+    """Return sizes as constants of an exported graph, whose images have one size; tracing would compute them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TracerWarning)
         return tuple(int(size) for size in sizes)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, Notice, SpecError, TaoqError, first_line
 from taoq.plain import JsonObject
-from taoq.tasks.backbones.tao_names import TAO_NETWORKS
+from taoq.tasks.backbones.tao_names import OWN, TAO_NETWORKS
 from taoq.tasks.classification.names import Source, check_size, find_network
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.classification.weights import is_of_tao, load_weights
@@ -112,7 +112,11 @@ def _create(source: Source, spec: ClassificationSpec, *, pretrained: bool) -> nn
             raise TaoqError(
                 Fault("model.backbone.pretrained", what, "download the weights where there is a network")
             ) from error
-        hint = f"see the constructor of {name} in {library}"
+        hint = (
+            f"see the constructor of {name} in {library}"
+            if library != OWN
+            else "see FanConfig in docs/tao-backbones.md"
+        )
         raise SpecError(Fault("model.backbone.args", what, hint)) from error
     except OSError as error:  # the download, or the cache of the hub
         what = f"the pretrained weights of {name} cannot be downloaded: {first_line(error)}"
