@@ -17,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    "README.md", "docs/python.md", "docs/rtdetr.md", "docs/cost.md", "examples/digits/README.md", "bench/README.md",
+    "README.md", "docs/python.md", "docs/rtdetr.md", "docs/onnx.md", "docs/cost.md", "examples/digits/README.md",
+    "examples/digit_scenes/README.md", "bench/README.md",
 )  # fmt: skip
 BLOCK = re.compile(r"(?<=^```console\n)\$ (?P<command>[^\n]+)\n.*?(?=^```$)", re.MULTILINE | re.DOTALL)
 

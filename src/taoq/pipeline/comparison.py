@@ -13,7 +13,7 @@ from taoq.errors import Fault, Notice, SpecError, TaoqError
 from taoq.pipeline.accuracy import budget_figure
 from taoq.pipeline.artifacts import Artifact, Manifest, find_artifact, read_artifact, source_is_unchanged
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.models import fitting_artifact
+from taoq.pipeline.models import experiment_for, fitting_artifact
 from taoq.pipeline.timing import check_batch_sizes
 from taoq.quantization.formats import FORMATS, load_format
 from taoq.spec.fields import changed
@@ -99,8 +99,9 @@ def read_artifacts(experiment: Experiment, artifacts: Sequence[str]) -> Comparis
 
     Raises:
         TaoqError: If an artifact is damaged, belongs to another task or network, or its float model is missing.
-        SpecError: If an artifact is named twice, or if a field is invalid.
+        SpecError: If an artifact is named twice, if only some have post-processing, or if a field is invalid.
     """
+    experiment = _experiment_for(experiment, artifacts)
     section = experiment.spec.benchmark
     check_batch_sizes(section.batch_sizes)
     for name in changed(section, _UNUSED):
@@ -112,6 +113,17 @@ def read_artifacts(experiment: Experiment, artifacts: Sequence[str]) -> Comparis
     figure = budget_figure(experiment)
     experiment.evaluation()  # reports missing data before a model is opened
     return Comparison(experiment, compared, figure)
+
+
+def _experiment_for(experiment: Experiment, artifacts: Sequence[str]) -> Experiment:
+    """Return the experiment for the inputs and outputs of the artifacts, which all must have the same."""
+    first = experiment_for(experiment, artifacts[0])
+    for path in artifacts[1:]:
+        other = experiment_for(experiment, path)
+        if other.outputs != first.outputs:
+            what = f"has the outputs {', '.join(other.outputs)}; {artifacts[0]} has {', '.join(first.outputs)}"
+            raise SpecError(Fault(path, what, "compare artifacts that all have post-processing, or none of them"))
+    return first
 
 
 def _folder(name: str) -> Path:
