@@ -13,7 +13,7 @@ from torch import nn
 from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, NotGiven, Notice, SpecError
 from taoq.tasks.rtdetr.config import NUM_STAGES, TAO_DECODER, check_config, create_network, make_config
-from taoq.tasks.rtdetr.spec import UPSAMPLE, RtdetrSpec, is_resnet, is_tao, tao_network
+from taoq.tasks.rtdetr.spec import RESNETS, UPSAMPLE, RtdetrSpec, is_resnet, is_tao, tao_network
 from taoq.tasks.rtdetr.weights import is_widened, load_network, resnet_of
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
         model = _create(spec)
     else:
         if Path(checkpoint).is_dir():
+            _refuse_tao_backbone(spec, checkpoint)
             check_config(Path(checkpoint), make_config(spec))
         with WithoutInitialisation():
             model = _create(spec)
@@ -60,6 +61,16 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
     if spec.model.fuse:
         fuse(detector)
     return detector.eval().requires_grad_(False)
+
+
+def _refuse_tao_backbone(spec: RtdetrSpec, folder: str) -> None:
+    """Refuse a spec whose backbone is TAO's, with a folder of Hugging Face."""
+    what = f"and {folder} is a folder of Hugging Face, whose network has a ResNet-vd"
+    if not is_resnet(spec.model):
+        hint = f"give a checkpoint of TAO, or write one of {', '.join(RESNETS)}"
+        raise SpecError(Fault("model.backbone", f"is {spec.model.backbone}, {what}", hint))
+    if is_tao(spec.model):
+        raise SpecError(Fault("model.resnet", f"is {spec.model.resnet}, {what}", "leave it out"))
 
 
 def _say_assumptions(spec: RtdetrSpec, *, original: bool) -> None:
@@ -97,8 +108,10 @@ def with_checkpoint(spec: RtdetrSpec, checkpoint: str) -> RtdetrSpec:
     Raises:
         TaoqError: If the checkpoint is a file that cannot be read.
     """
-    model, path = spec.model, Path(checkpoint)
-    if is_resnet(model) and model.resnet == "auto" and path.is_file() and resnet_of(checkpoint) == "plain":
+    model = spec.model
+    if not Path(checkpoint).is_file():
+        return spec
+    if is_resnet(model) and model.resnet == "auto" and resnet_of(checkpoint) == "plain":
         log.info(Notice("model.resnet", f"plain: {checkpoint} has the ResNet of TAO, not that of RT-DETR's authors"))
         return dataclasses.replace(spec, model=dataclasses.replace(model, resnet="plain"))
     if model.backbone.startswith("convnextv2_") and UPSAMPLE not in model.backbone_args and is_widened(checkpoint):
