@@ -110,7 +110,7 @@ class _Text:
                 if self._more():  # The value may have been cut off.
                     continue
                 raise NotJson("is not JSON") from None
-            if end == len(self._text) and self._more():  # A number may go on.
+            if end > len(self._text) - 3 and self._more():  # A number may go on: 1 is all that is read of `1e-`.
                 continue
             self._at = end
             return value

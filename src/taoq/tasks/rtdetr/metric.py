@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,32 +183,17 @@ class CocoMetric:
     def _evaluate(self, class_index: int, rows: NDArray[np.float64]) -> COCOeval:
         """Evaluate one class."""
         truth = self._coco.annotations.where(self._coco.labels == class_index)
-        truths = zip(self._numbers[truth.images], truth.boxes, truth.areas, truth.crowds, strict=True)
-        results = rows[rows[:, 1] == class_index]
+        numbers, found = self._numbers[truth.images], rows[rows[:, 1] == class_index]
+        # pycocotools skips images without annotations and detections, but needs time for each.
+        images = np.union1d(numbers, found[:, 0]).astype(int).tolist()
         evaluation = COCOeval(
-            self._indexed(class_index, [_annotation(*values) for values in truths]),
-            self._indexed(
-                class_index, [_annotation(row[0], row[3:], row[5] * row[6], score=row[2]) for row in results]
-            ),
+            _indexed(images, numbers, truth.boxes, truth.areas, truth.crowds, np.zeros(len(truth))),
+            _indexed(images, found[:, 0], found[:, 3:], found[:, 5] * found[:, 6], np.zeros(len(found)), found[:, 2]),
             "bbox",
         )
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
-
-    def _indexed(self, class_index: int, annotations: Sequence[JsonObject]) -> COCO:
-        """Return an indexed COCO data set of one class."""
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": number} for number in range(self.num_samples)],
-            "categories": [{"id": class_index}],
-            "annotations": [
-                {"id": number, "category_id": class_index, **annotation}
-                for number, annotation in enumerate(annotations, start=1)
-            ],
-        }
-        coco.createIndex()
-        return coco
 
     def _results(self) -> Iterator[JsonObject]:
         """Yield all detections in the results format of COCO."""
@@ -293,7 +279,7 @@ def _class_matches(evaluation: COCOeval) -> _ClassMatches:
     """Return the matches of an evaluated class, for boxes of all sizes and at most 100 detections per image."""
     # `evalImgs` has all images for each range of box areas; the first range has all boxes.
     per_image = evaluation.evalImgs[: len(evaluation.params.imgIds)]
-    entries = [(number, entry) for number, entry in enumerate(per_image) if entry is not None]
+    entries = [(int(entry["image_id"]), entry) for entry in per_image if entry is not None]
     numbers = [number for number, _ in entries]
     scores = np.array([score for _, entry in entries for score in entry["dtScores"]])
     order = np.argsort(-scores, kind="stable")
@@ -328,9 +314,46 @@ def _rows(number: int, image_detections: Detections) -> NDArray[np.float64]:
     return rows
 
 
-def _annotation(image: float, box: NDArray[np.float64], area: float, crowd: bool = False, **more: float) -> JsonObject:
-    """Return an annotation or a detection as pycocotools takes them."""
-    return {"image_id": int(image), "bbox": box.tolist(), "area": area, "iscrowd": int(crowd), **more}
+def _indexed(
+    images: Sequence[int],
+    numbers: NDArray[Any],
+    boxes: NDArray[np.float64],
+    areas: NDArray[np.float64],
+    crowds: NDArray[Any],
+    scores: NDArray[np.float64],
+) -> COCO:
+    """Return an indexed COCO data set of one class.
+
+    Args:
+        images: Numbers of its images.
+        numbers: Number of the image of each annotation or detection, [n].
+        boxes: Left, top, width, height, [n, 4].
+        areas: Areas, [n].
+        crowds: Whether they are crowds, [n].
+        scores: Scores of detections, [n].
+    """
+    columns = numbers.astype(int), boxes, areas, crowds.astype(int), scores
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": number} for number in images],
+        "categories": [{"id": 0}],
+        "annotations": [
+            {
+                "id": id_,
+                "category_id": 0,
+                "image_id": number,
+                "bbox": box,
+                "area": area,
+                "iscrowd": crowd,
+                "score": score,
+            }
+            for id_, (number, box, area, crowd, score) in enumerate(
+                zip(*(column.tolist() for column in columns), strict=True), start=1
+            )
+        ],
+    }
+    coco.createIndex()
+    return coco
 
 
 def _draw(precision: NDArray[np.float64], names: Sequence[str], directory: Path) -> None:
