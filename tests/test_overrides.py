@@ -88,10 +88,13 @@ def test_a_value_that_hydra_refuses_is_not_in_the_grammar(text: str) -> None:
         ("a=b", "a=b"),
         ("/data/model (1).pth", "/data/model (1).pth"),
         ("Bäume", "Bäume"),
+        ("/data/run #1", "/data/run #1"),
+        ("~/model.pth", "~/model.pth"),
         ('{"a": [1, "x"]}', {"a": [1, "x"]}),
+        ("'it''s'", "it's"),
     ],
 )
-def test_a_value_that_hydra_refuses_is_read_as_yaml(text: str, value: object) -> None:
+def test_a_value_that_hydra_refuses_is_a_text_or_yaml(text: str, value: object) -> None:
     assert source_of({}, [f"key={text}"]).data.key == value
 
 

@@ -20,6 +20,8 @@ NO_INTERPOLATION = "does not parse as an interpolation"
 INTERPOLATION_HINT = "give it a value, or write the path of an existing field as ${section.field}"
 _ONCE = "write each key once in a section"
 PLAIN = "a spec is plain YAML data"
+_OF_YAML = tuple("[{'\"!&|>%`")
+"""Characters that begin anything but a plain text in YAML."""
 _FORM = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^+~=][^=]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
 
 
@@ -121,11 +123,12 @@ def _located(override: Override) -> Iterator[None]:
 
 
 def _value(text: str) -> object:
-    """Convert a value: by Hydra's grammar, as in TAO, and as YAML if it is not in the grammar."""
+    """Convert a value by Hydra's grammar, as TAO does. What is not in the grammar is YAML, or a plain text as it is."""
     try:
         return parse_value(text)
     except NotHydraError:
-        # OmegaConf reads YAML as in a spec file, for example 1e-3 as a number.
+        if not text.lstrip().startswith(_OF_YAML):
+            return text.strip()
         data = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
         assert isinstance(data, dict)
         return data["value"]
