@@ -107,6 +107,13 @@ def test_a_file_has_only_standard_operators_and_no_batch_norm(float_file: FloatF
     assert not types & {"BatchNormalization", "Identity", "Constant", "ATen", "PythonOp"}
 
 
+@pytest.mark.parametrize(("network", "nodes"), [("resnet_18", []), ("vit_tiny", ["Shape", "Where"]), ("detector", [])])
+def test_sizes_are_constants(float_file: FloatFile, network: str, nodes: list[str]) -> None:
+    """The ViT repeats its class token for each image of the batch; no other size depends on the batch."""
+    types = [node.op_type for node in onnx.load(str(float_file(network))).graph.node]
+    assert [name for name in types if name in ("Shape", "Where", "ConstantOfShape", "Range", "Size")] == nodes
+
+
 def test_the_opset_of_the_spec_is_written(taoq: Taoq, export_network: Words, model_file: Path) -> None:
     code, out, _ = taoq(*export_network("resnet_18", "export.opset_version=18"))
     assert code == 0

@@ -109,7 +109,7 @@ def prove(experiment: Experiment, reference: nn.Module, graph: Runtime, *, quant
     if quantized and not significant:
         what = f"the quantized network finds nothing in these {compared} image(s): no outputs were compared"
         log.warning(Notice("export.check_images", what))
-    outputs = _checked(experiment, outputs, tolerance)
+    outputs = _checked(experiment, outputs, tolerance, "torch and ONNX")
     return Proof(images=compared, left_out_for_ties=ties, tolerance=tolerance, outputs=outputs)
 
 
@@ -139,7 +139,7 @@ def prove_postprocess(postprocess: BoundPostProcess, network: Runtime, graph: Ru
         outputs = _larger(outputs, differences)
         if not left:
             break
-    return _checked(experiment, outputs, section.tolerance)
+    return _checked(experiment, outputs, section.tolerance, "evaluate and the post-processing in the file")
 
 
 def output_differences(
@@ -189,9 +189,15 @@ def _larger(
 
 
 def _checked(
-    experiment: Experiment, outputs: Mapping[str, OutputDifference], tolerance: float
+    experiment: Experiment, outputs: Mapping[str, OutputDifference], tolerance: float, compared: str
 ) -> dict[str, OutputDifference]:
-    """Return the differences with those that are accepted.
+    """Return the differences, with the largest that is accepted of each output.
+
+    Args:
+        experiment: The experiment, which knows the outputs in which no difference is accepted.
+        outputs: The differences.
+        tolerance: Accepted difference, as a fraction of the largest value.
+        compared: What was compared, for the message.
 
     Raises:
         TaoqError: If a difference is larger.
@@ -209,7 +215,7 @@ def _checked(
             for name, difference in too_large.items()
         )
         hint = f"the file was not written; export.tolerance is {tolerance:g} of the largest value"
-        raise TaoqError(Fault("export.tolerance", f"torch and ONNX differ: {names}", hint))
+        raise TaoqError(Fault("export.tolerance", f"{compared} differ: {names}", hint))
     return checked
 
 

@@ -60,22 +60,28 @@ def detections(spec: RtdetrSpec, outputs: Outputs, targets: Targets, threshold: 
             yield Detections(image_scores[keep], outputs["labels"][row][keep].long(), outputs["boxes"][row][keep])
         return
     num_classes = outputs["pred_logits"].shape[-1]
-    # Stable, so that of equal scores the first is selected, as by TopK of ONNX.
-    ordered = outputs["pred_logits"].flatten(1).sort(dim=1, descending=True, stable=True)
-    logits, best = ordered.values[:, : spec.model.num_select], ordered.indices[:, : spec.model.num_select]
-    scores = logits.sigmoid()
     center, size = outputs["pred_boxes"].chunk(2, dim=-1)
     corners = torch.cat([center - size / 2, center + size / 2], -1)
     height, width = input_size(spec)
     for row, (w, h) in enumerate(targets.sizes.tolist()):
+        logits = outputs["pred_logits"][row].flatten()
+        best = _highest(logits, spec.model.num_select)
+        scores = logits[best].sigmoid()
         scale = torch.tensor([w, h])
         if spec.dataset.augmentation.preserve_aspect_ratio:
             fit_width, fit_height = fit((height, width), (w, h))
             scale *= torch.tensor([width / fit_width, height / fit_height])
-        boxes = corners[row][best[row] // num_classes] * scale.repeat(2)
+        boxes = corners[row][best // num_classes] * scale.repeat(2)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([w, h, w, h]))
-        keep = scores[row] >= threshold
-        yield Detections(scores[row][keep], (best[row] % num_classes)[keep], boxes[keep])
+        keep = scores >= threshold
+        yield Detections(scores[keep], (best % num_classes)[keep], boxes[keep])
+
+
+def _highest(values: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` highest values, by descending value; of equal ones the first, as ONNX does."""
+    lowest = values.topk(min(count, len(values))).values[-1]
+    candidates = (values >= lowest).nonzero().squeeze(1)  # More than `count` if others are equal to the last one.
+    return candidates[values[candidates].sort(descending=True, stable=True).indices[:count]]
 
 
 class DetectionPredictions:
