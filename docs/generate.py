@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from taoq.checkpoint import WithoutInitialisation
 from taoq.plugins import BACKENDS, RUNTIMES, TASKS
 from taoq.quantization.backends import load_backend
 from taoq.quantization.capability import Capability
@@ -13,6 +17,12 @@ from taoq.quantization.spec import QuantizeSpec
 from taoq.runtimes import find_runtime
 from taoq.spec.schema import markdown
 from taoq.tasks import load_task
+from taoq.tasks.backbones.fan import FanConfig
+from taoq.tasks.backbones.networks import create_network
+from taoq.tasks.backbones.tao_names import OWN, TAO_NETWORKS, TaoNetwork
+from taoq.tasks.rtdetr.backbones import create_backbone
+from taoq.tasks.rtdetr.spec import BACKBONES as DETECTORS
+from taoq.tasks.rtdetr.spec import ModelSpec, tao_network
 
 HERE = Path(__file__).parent
 GENERATED = "<!-- made by docs/generate.py: do not edit -->\n"
@@ -22,6 +32,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Yield the path and the text of each generated page."""
     yield HERE / "schema-quantize.md", quantize_page()
     yield HERE / "support.md", support_page()
+    yield HERE / "tao-backbones.md", backbones_page()
     for row in TASKS.own:
         yield HERE / f"schema-{row.name}.md", task_page(row.name)
 
@@ -96,6 +107,110 @@ def support_page() -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+CHECKPOINTS = {
+    "resnet": "same names",
+    "vit": "same names",
+    "hiera": "same names",
+    "fan": "same names",
+    "fan_swin": "names converted",
+    "convnext": "names converted",
+    "edgenext": "names converted",
+    "efficientvit": "names converted; two variants",
+    "efficientvit_large": "names converted; two variants",
+    "swin": "names converted; two variants",
+    "gcvit": "names converted",
+    "mit": "names converted",
+    "dinov2": "names converted, positions resized",
+    "dinov3": "names converted",
+    "radio": "names converted, positions resized",
+    "clip": "names converted, positions resized; text encoder left out",
+}
+"""What is done with a checkpoint of TAO, by family of networks."""
+
+BACKBONES = """\
+`model.backbone.type` of classification_pyt takes these names of TAO 7. Each network was built to write this table; the
+parameters are those of a network for 1000 classes. What a network computes from a checkpoint of TAO is compared in
+`tests/tasks/classification/test_tao_*.py` with a second implementation under TAO's names.
+
+- *same names*: the tensors have the same names in TAO and in the library.
+- *names converted*: taoq renames them. A file with the library's own names loads, too.
+- *two variants*: timm has another network of the same name. `swin_*` of TAO has no norm before the classifier, shifts
+  windows on maps of any size and pads before it shifts; `efficientvit_*` has one linear layer as classifier, and other
+  epsilons. taoq sees from the checkpoint which one it is, says so, and stores it as `model.backbone.variant`.
+- *positions resized*: TAO resizes position embeddings for each batch, taoq once to `dataset.img_size`, in the same way.
+
+TAO builds `vit_*`, `hiera_*` and `gc_vit_*` for the size of images in the table; another `dataset.img_size` is an
+error. `c_radio_*` takes multiples of 16. TAO itself cannot run its classifiers `efficientvit_l*`, which do not average
+the last map; taoq averages it, with a warning. Checkpoints that were trained with `freeze_norm` load, too.
+
+`dinov3_*` is in newer versions of TAO. FAN is not in a library: it is `taoq/tasks/backbones/fan.py`.
+"""
+
+
+DETECTOR_BACKBONES = """\
+`model.backbone` of rtdetr takes these names of TAO; `fan_tiny`, `fan_small`, `fan_base` and `fan_large` are short for
+those of FAN. Each backbone was built to write this table. The outputs of TAO's networks from their checkpoints are
+compared in `tests/tasks/rtdetr/test_tao_checkpoints.py`. `resnet_*` is also the name of the authors' ResNet-vd.
+"""
+
+
+def backbones_page() -> str:
+    """Return the page about TAO's backbones, made by building each of them."""
+    lines = [
+        "# The backbones of TAO\n",
+        GENERATED,
+        BACKBONES,
+        *table(
+            ("name in TAO", "network", "size", "parameters", "checkpoint of TAO"),
+            map(backbone_cells, TAO_NETWORKS.values()),
+        ),
+        "",
+        "`model.backbone.args` overrides arguments of the network in timm. Those of `fan_*` are:\n",
+        *table(("argument", "meaning"), fan_arguments()),
+        "",
+        "## In rtdetr\n",
+        DETECTOR_BACKBONES,
+        *table(("name in TAO", "network", "channels of the feature maps", "parameters"), detector_cells()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def backbone_cells(network: TaoNetwork) -> Sequence[str]:
+    """Return the cells of a network in the table of backbones."""
+    if network.refused:
+        return (f"`{network.name}`", "none", "-", "-", f"refused: {network.refused}; nearest is `{network.nearest}`")
+    with torch.device("meta"), WithoutInitialisation():
+        model = create_network(network, 1000, network.size, {})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    given = "".join(f", {name} {value}" for name, value in network.args.items())
+    source = "taoq's own" if network.library == OWN else f"{network.library} `{network.base}`{given}"
+    return (f"`{network.name}`", source, str(network.size), f"{parameters / 1e6:.1f} M", CHECKPOINTS[network.family])
+
+
+def detector_cells() -> Iterator[Sequence[str]]:
+    """Yield the cells of each backbone of TAO's RT-DETR."""
+    for name in DETECTORS:
+        model = ModelSpec(backbone=name, resnet="plain")
+        network = tao_network(model)
+        if network.refused:
+            yield f"`{name}`", "none", f"refused: {network.refused}; nearest is `{network.nearest}`", "-"
+            continue
+        with torch.device("meta"), WithoutInitialisation():
+            backbone = create_backbone(model)
+        source = "taoq's own" if network.library == OWN else f"{network.library} `{network.base}`"
+        parameters = sum(tensor.numel() for tensor in backbone.state_dict().values())
+        yield f"`{name}`", source, ", ".join(map(str, backbone.channels)), f"{parameters / 1e6:.1f} M"
+
+
+def fan_arguments() -> Iterator[Sequence[str]]:
+    """Yield the arguments of a FAN, and their descriptions."""
+    text = (FanConfig.__doc__ or "").partition("Attributes:\n")[2]
+    for line in text.strip().splitlines():
+        name, _, meaning = line.strip().partition(": ")
+        assert name in {field.name for field in dataclasses.fields(FanConfig)}
+        yield f"`{name}`", meaning
 
 
 def support_cells(capability: Capability) -> Sequence[str]:

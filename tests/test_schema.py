@@ -22,7 +22,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def test_generated_pages_are_not_stale() -> None:
     pages = list(load_script(DOCS / "generate.py").pages())
-    assert len(pages) == 4
+    assert len(pages) == 5
     for path, text in pages:
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run make docs"
 

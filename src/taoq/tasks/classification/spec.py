@@ -35,8 +35,8 @@ class BackboneSpec:
 
     type: str = option(
         "",
-        "Name of the network in TAO (resnet_50, vit_base_patch16), timm or torchvision; timm/NAME or torchvision/NAME"
-        " to choose the library",
+        "Name of the network in TAO (fan_small_12_p4_hybrid, resnet_50), timm or torchvision; timm/NAME or"
+        " torchvision/NAME to choose the library",
         example="resnet_50",
     )
     args: JsonObject = option(dict, "Arguments for the network's constructor in its library")

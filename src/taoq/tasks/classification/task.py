@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from taoq.network import OutputSpec
+from taoq.tasks.backbones.tao_names import TAO_NETWORKS
 from taoq.tasks.base import Export, Task, refuse_differences
 from taoq.tasks.classification.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
 from taoq.tasks.classification.export import deepstream, with_size
@@ -25,8 +26,12 @@ def check_same_model(spec: ClassificationSpec, stored: ClassificationSpec) -> No
         "dataset.augmentation.mean",
         "dataset.augmentation.std",
     ]
-    if spec.model.backbone.type:
+    named, made = spec.model.backbone, stored.model.backbone
+    if named.type:
         fields.append("model.backbone.type")
+    network = TAO_NETWORKS.get(made.type)
+    if network and network.two_variants and named.variant not in ("auto", made.variant.replace("auto", "library")):
+        fields.append("model.backbone.variant")
     refuse_differences(spec, stored, fields)
 
 

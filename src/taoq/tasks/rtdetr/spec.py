@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from taoq.plain import JsonObject, Plain
@@ -21,6 +22,7 @@ _FANS = {
 """TAO's FAN backbones, and the names that the same networks have in its classification."""
 _CONVNEXT_V2_SMALL = TaoNetwork(name="convnextv2_small", family="convnext", base="convnextv2_small")
 """A backbone that TAO's classification does not have."""
+_SMALLEST_EDGENEXT = "edgenext_x_small"
 UPSAMPLE = "upsample"
 """The argument in `backbone_args` that says whether a convolution widens each feature map of a ConvNeXt V2."""
 BACKBONES = (
@@ -147,7 +149,10 @@ def tao_network(model: ModelSpec) -> TaoNetwork:
     """Return the network of TAO that is the backbone."""
     if model.backbone == _CONVNEXT_V2_SMALL.name:
         return _CONVNEXT_V2_SMALL
-    return TAO_NETWORKS[_FANS.get(model.backbone, model.backbone)]
+    network = TAO_NETWORKS[_FANS.get(model.backbone, model.backbone)]
+    if network.refused and network.nearest not in BACKBONES:
+        return dataclasses.replace(network, nearest=_SMALLEST_EDGENEXT)
+    return network
 
 
 def is_tao(model: ModelSpec) -> bool:
