@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/quantize.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/detection.py
+	$(BIN)/python bench/annotations.py
 	$(BIN)/python bench/onnx_files.py
 	$(BIN)/python bench/analyze.py
 

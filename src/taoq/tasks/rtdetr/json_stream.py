@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from taoq.plain import Plain
 
-_CHUNK = 2**22
+_CHUNK = 2**20
 """Bytes that are read at a time."""
 _space = re.compile(r"[ \t\n\r]*").match
 _decode = json.JSONDecoder().raw_decode
