@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 _SAMPLE = 200
 """Number of image files whose size is compared with the json."""
 _CORRECT = "write each bbox as [x, y, width, height], in pixels of the image file"
+_CORNERS = ("[left, top, right, bottom]", "[top, left, bottom, right]")
 _MANY = 50
 """Smallest number of boxes of which some lie in the right or lower half of their images."""
 _LEAST = 3
@@ -78,21 +79,20 @@ def _check_fractions(coco: Coco) -> None:
 
 
 def _check_formats(coco: Coco, boxes: Floats, sizes: Floats, far_outside: NDArray[np.bool_]) -> None:
-    """Refuse boxes of which many reach far outside of their images, unless they are read in another format.
+    """Refuse boxes of which many reach far outside of their images, if they do not in another format.
 
-    In a box of another format, some values exceed the image when they are read as [x, y, width, height]. In the format
-    that it has, all boxes of the file fit. Boxes that are only badly drawn do not fit there either.
+    Boxes that are only badly drawn are few, or do not fit in another format either: as corners, most boxes of natural
+    scenes end before they begin; as centers, those near the left and the upper edge reach outside.
     """
     count, total = int(far_outside.sum()), len(boxes)
-    if count < _LEAST:
+    if count < max(_LEAST, 0.05 * total):
         return
     what = f"{count} of {total} boxes reach far outside of their images as [x, y, width, height]"
     for name, corners in _other_formats(boxes).items():
         fit = _fits(corners, sizes)
-        fits_all = count >= 0.02 * total and (~fit).sum() <= count / 20
-        # Two formats in one file: only the boxes with right > left and bottom > top can have their corners written.
-        fits_some = "right" in name and count >= 0.05 * total and (far_outside & ~fit).sum() <= count / 20
-        if fits_all or fits_some:
+        # Only part of the boxes may be in this format, where few others fit by chance.
+        doubtful = ~fit & far_outside if name in _CORNERS else ~fit
+        if doubtful.sum() <= count / 5:
             what += f", and {int(fit.sum())} of {total} boxes fit as {name}"
             raise TaoqError(Fault(str(coco.path), what, _CORRECT))
     if 2 * count >= total:
@@ -101,11 +101,12 @@ def _check_formats(coco: Coco, boxes: Floats, sizes: Floats, far_outside: NDArra
 
 def _other_formats(boxes: Floats) -> dict[str, Floats]:
     """Return the corners of boxes (left, top, right, bottom) if their values have another meaning."""
+    corners, turned_corners = _CORNERS
     return {
-        "[left, top, right, bottom]": boxes,
+        corners: boxes,
         "[center x, center y, width, height]": _corners(boxes - boxes[:, [2, 3, 2, 3]] * [0.5, 0.5, 0, 0]),
         "[y, x, height, width]": _corners(boxes[:, [1, 0, 3, 2]]),
-        "[top, left, bottom, right]": boxes[:, [1, 0, 3, 2]],
+        turned_corners: boxes[:, [1, 0, 3, 2]],
     }
 
 
