@@ -215,9 +215,7 @@ def test_inference_writes_pictures_labels_and_one_json(
     assert {len(line.split()) for line in lines} == {16}
 
 
-def test_scenes_without_annotations_define_no_accuracy(
-    taoq: Taoq, scenes: Path, scenes_words: Words, tmp_path: Path
-) -> None:
+def test_scenes_without_annotations_are_refused(taoq: Taoq, scenes: Path, scenes_words: Words, tmp_path: Path) -> None:
     data = read_json(scenes / "val_24.json")
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps(data | {"annotations": [], "images": data["images"][:2]}), encoding="utf-8")
@@ -228,8 +226,8 @@ def test_scenes_without_annotations_define_no_accuracy(
     assert (code, err.splitlines()[-2:]) == (
         1,
         [
-            "the evaluation data: val_mAP has no value: nothing in these 2 image(s) defines it",
-            "hint: evaluate on images with something to find",
+            f"{empty}: has no annotations with a box, so there is nothing to find",
+            "hint: name a COCO json with annotations",
         ],
     )
     assert not (tmp_path / "results" / "quantize" / "manifest.json").exists()

@@ -180,9 +180,3 @@ def test_resamples_without_the_figure_are_left_out_and_counted(tmp_path: Path) -
     seed = next(seed for seed in range(99) if not np.random.default_rng(seed).multinomial(6, [1 / 6] * 6)[2])
     with pytest.raises(ValueError, match=r"^val_mAP has no value in any of 1 resample\(s\)$"):
         difference(exact, shifted, "val_mAP", resamples=1, seed=seed)
-
-
-def test_a_figure_without_a_value_is_refused(tmp_path: Path) -> None:
-    metric = detector(tmp_path, [], 0.0)
-    with pytest.raises(ValueError, match=r"^val_mAP has no value: nothing in 6 image\(s\) defines it$"):
-        difference(metric, metric, "val_mAP")
