@@ -139,8 +139,22 @@ def without_prefix(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
+def read_names(checkpoint: str) -> list[str]:
+    """Return the names of the tensors of a checkpoint, without reading their values where the format allows that.
+
+    Raises:
+        TaoqError: As `read_state_dict`.
+    """
+    return list(read_state_dict(checkpoint, mapped=True))
+
+
+def read_state_dict(checkpoint: str, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, by name.
+
+    Args:
+        checkpoint: The file.
+        mapped: Map a file of torch into memory, so that only what is used of its values is read. The tensors are then
+            valid only while the file does not change.
 
     Raises:
         TaoqError: If the file is missing or damaged, or holds code or no tensors.
@@ -166,7 +180,7 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
         # Many training scripts save their command line. A Namespace only holds values, so it runs nothing.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch warns about the pickle protocol of a damaged file
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and head.startswith(_ZIP))
     except pickle.UnpicklingError as error:
         if "torchao" in str(error):
             raise TaoqError(_quantized(checkpoint)) from None

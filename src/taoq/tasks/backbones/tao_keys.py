@@ -8,7 +8,7 @@ message should name the tensors that do not fit, so taoq has tables of its own; 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -153,18 +153,18 @@ LAYOUTS: Mapping[str, Layout] = {
 """The layout of each family whose names differ between TAO and the library."""
 
 
-def tao_prefix(family: str, state: Mapping[str, Tensor]) -> str | None:
+def tao_prefix(family: str, names: Iterable[str]) -> str | None:
     """Return what stands in front of TAO's names in a checkpoint.
 
     Args:
         family: A key of `LAYOUTS`.
-        state: Tensors by name.
+        names: Names of the tensors of the checkpoint.
 
     Returns:
         The prefix, `model.` in a checkpoint of classification_pyt; None if the names are not those of TAO.
     """
     marker = LAYOUTS[family].marker
-    return next((key.removesuffix(marker) for key in state if key == marker or key.endswith(f".{marker}")), None)
+    return next((key.removesuffix(marker) for key in names if key == marker or key.endswith(f".{marker}")), None)
 
 
 def from_tao(family: str, state: Mapping[str, Tensor], network: nn.Module) -> State:

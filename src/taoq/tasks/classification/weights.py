@@ -7,7 +7,7 @@ import logging
 
 from torch import nn
 
-from taoq.checkpoint import load_prefixed, load_state, read_state_dict
+from taoq.checkpoint import load_prefixed, load_state, read_names, read_state_dict
 from taoq.errors import Fault, Notice, SpecError, abbreviated
 from taoq.tasks.backbones.tao_keys import LAYOUTS, from_tao, tao_prefix, unused_in_classifier
 from taoq.tasks.backbones.tao_names import TaoNetwork
@@ -24,7 +24,7 @@ def is_of_tao(network: TaoNetwork, checkpoint: str) -> bool:
     Raises:
         TaoqError: If the file cannot be read.
     """
-    return network.family in LAYOUTS and tao_prefix(network.family, read_state_dict(checkpoint)) is not None
+    return network.family in LAYOUTS and tao_prefix(network.family, read_names(checkpoint)) is not None
 
 
 def load_weights(model: nn.Module, source: Source, checkpoint: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from taoq.checkpoint import read_state_dict
+from taoq.checkpoint import read_names
 from taoq.errors import Fault, TaoqError
 from taoq.tasks.rtdetr.names import is_original
 from taoq.tasks.rtdetr.spec import RtdetrSpec
@@ -99,7 +99,7 @@ def _is_original(path: Path) -> bool | None:
     if path.suffix not in _FILES:
         return None
     try:
-        return is_original(read_state_dict(str(path)))
+        return is_original(read_names(str(path)))
     except TaoqError:
         return None  # The file of an artifact; if it is damaged, building the network reports it.
 

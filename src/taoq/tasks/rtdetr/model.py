@@ -158,9 +158,9 @@ def check_spec(spec: RtdetrSpec) -> None:
     if model.depth_mult != 1:
         what = f"{model.depth_mult}: transformers' fusion blocks have three RepVGG blocks, which is depth_mult 1"
         faults.append(Fault("model.depth_mult", what, "write 1, which all published RT-DETR networks have"))
-    if not is_resnet(model) and tao_network(model).refused:
-        what = f"taoq does not build {model.backbone}: {tao_network(model).refused}"
-        faults.append(Fault("model.backbone", what, f"the nearest one that it builds is {tao_network(model).nearest}"))
+    if not is_resnet(model) and (network := tao_network(model)).refused:
+        what = f"taoq does not build {model.backbone}: {network.refused}"
+        faults.append(Fault("model.backbone", what, f"the nearest one that it builds is {network.nearest}"))
     if model.frozen_fm.enabled:
         what = "no library has TAO's frozen foundation model"
         faults.append(Fault("model.frozen_fm.enabled", what, "use a network without it"))

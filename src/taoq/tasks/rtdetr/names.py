@@ -8,7 +8,7 @@ name as an alias for patterns. Original names: github.com/lyuwenyu/RT-DETR, rtde
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -113,9 +113,9 @@ def from_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def is_original(state: Mapping[str, Tensor]) -> bool:
+def is_original(names: Iterable[str]) -> bool:
     """Return whether a checkpoint has original names, with any prefix."""
-    return any(name.endswith("decoder.dec_score_head.0.weight") for name in state)
+    return any(name.endswith("decoder.dec_score_head.0.weight") for name in names)
 
 
 def from_original(state: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from taoq.checkpoint import load_state, read_state_dict, without_prefix
+from taoq.checkpoint import load_state, read_names, read_state_dict, without_prefix
 from taoq.errors import Fault, Notice, SpecError, TaoqError, abbreviated
 from taoq.tasks.rtdetr.names import from_hub, from_original, is_original, original_name
 
@@ -101,7 +101,7 @@ def resnet_of(checkpoint: str) -> str:
     Raises:
         TaoqError: If the file cannot be read.
     """
-    return _resnet_in(read_state_dict(checkpoint))
+    return _resnet_in(read_names(checkpoint))
 
 
 def is_widened(checkpoint: str) -> bool:
@@ -110,11 +110,11 @@ def is_widened(checkpoint: str) -> bool:
     Raises:
         TaoqError: If the file cannot be read.
     """
-    return any(name.endswith("backbone.conv_512.weight") for name in read_state_dict(checkpoint))
+    return any(name.endswith("backbone.conv_512.weight") for name in read_names(checkpoint))
 
 
-def _resnet_in(state: Mapping[str, Tensor]) -> str:
-    return next((kind for kind, name in _RESNETS.items() if any(key.endswith(name) for key in state)), "")
+def _resnet_in(names: Collection[str]) -> str:
+    return next((kind for kind, name in _RESNETS.items() if any(key.endswith(name) for key in names)), "")
 
 
 def _refuse_other_detector(state: Mapping[str, Tensor], checkpoint: str) -> None:
@@ -132,7 +132,7 @@ def _refuse_other_detector(state: Mapping[str, Tensor], checkpoint: str) -> None
 def _refuse_other_resnet(state: Mapping[str, Tensor], network: nn.Module, checkpoint: str) -> None:
     """Refuse a checkpoint with the other kind of ResNet than the spec names explicitly."""
     given = _resnet_in(state)
-    expected = _resnet_in({original_name(f"model.{name}"): value for name, value in network.state_dict().items()})
+    expected = _resnet_in([original_name(f"model.{name}") for name in network.state_dict()])
     if given and expected and given != expected:
         what = f"is {expected}, but the ResNet of {checkpoint} is {given}"
         raise SpecError(Fault("model.resnet", what, "leave it out: it is seen from the checkpoint"))
