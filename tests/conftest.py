@@ -9,12 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from taoq.cli import main
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
 SCENES = ROOT / "examples" / "digit_scenes"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random weights are the same in every order of the tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

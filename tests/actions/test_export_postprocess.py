@@ -289,8 +289,8 @@ def mixed_files_are_refused(taoq: Taoq, scenes_words: Words, folder: Path, netwo
 
 def test_another_number_of_detections_is_another_file(taoq: Taoq, scenes_words: Words, file: Path) -> None:
     code, _, err = taoq(*scenes_words("evaluate", f"evaluate.checkpoint={file}", "model.num_select=12"))
-    assert (code, err) == (
-        2,
-        "override model.num_select=12: model.num_select: is 12, the artifact was made with 30\n"
-        "hint: use the spec that it was quantized with\n",
-    )
+    assert code == 2
+    assert err.splitlines()[-2:] == [
+        "override model.num_select=12: model.num_select: is 12, the artifact was made with 30",
+        "hint: use the spec that it was quantized with",
+    ]

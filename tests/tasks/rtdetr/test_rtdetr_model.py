@@ -86,11 +86,6 @@ def test_the_docs_state_the_bound_of_these_tests() -> None:
     )
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 ORIGINALS = {
     "basic blocks, half-width fusion, as R18": (
         {"widths": (16, 24, 32, 40), "depths": (2, 2, 2, 2), "bottleneck": False, "expansion": 0.5, "layers": 3},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from taoq.tasks.rtdetr.model import build_model, with_checkpoint
 
 SIZES = {"width": 32, "heads": 4, "inner": 48, "queries": 20, "classes": 5, "layers": 2, "expansion": 0.5}
 FIELDS: dict[str, Any] = {**TINY_MODEL, "dec_layers": 2, "expansion": 0.5}
-RESNETS = {
-    "resnet_18": ResNet(64, (64, 128, 256, 512), (2, 2, 2, 2), False, (1, 2, 3)),
-    "resnet_34": ResNet(64, (64, 128, 256, 512), (3, 4, 6, 3), False, (1, 2, 3)),
-    "resnet_50": ResNet(64, (64, 128, 256, 512), (3, 4, 6, 3), True, (1, 2, 3)),
-    "resnet_101": ResNet(64, (64, 128, 256, 512), (3, 4, 23, 3), True, (1, 2, 3)),
+RESNETS: dict[str, Callable[[], nn.Module]] = {
+    "resnet_18": lambda: ResNet(64, (64, 128, 256, 512), (2, 2, 2, 2), False, (1, 2, 3)),
+    "resnet_34": lambda: ResNet(64, (64, 128, 256, 512), (3, 4, 6, 3), False, (1, 2, 3)),
+    "resnet_50": lambda: ResNet(64, (64, 128, 256, 512), (3, 4, 6, 3), True, (1, 2, 3)),
+    "resnet_101": lambda: ResNet(64, (64, 128, 256, 512), (3, 4, 23, 3), True, (1, 2, 3)),
 }
 
 
@@ -37,7 +38,7 @@ def tao_checkpoint(backbone: nn.Module, path: Path) -> nn.Module:
 
 @pytest.mark.parametrize("name", RESNETS)
 def test_a_resnet_of_tao_gives_the_outputs_of_tao(tmp_path: Path, name: str) -> None:
-    network = tao_checkpoint(RESNETS[name], tmp_path / "rtdetr_model_latest.pth")
+    network = tao_checkpoint(RESNETS[name](), tmp_path / "rtdetr_model_latest.pth")
     for size, fuse in (((128, 128), True), ((96, 160), False)):
         built = build_model(
             spec({**FIELDS, "backbone": name, "fuse": fuse}, size, 5), str(tmp_path / "rtdetr_model_latest.pth")
@@ -55,25 +56,32 @@ def fan(blocks: int, heads: int, stem: list[int]) -> dict[str, Any]:
     return {"widths": [24] * blocks, "heads": [heads] * blocks, "stem": stem, "stem_widths": [16, 24]}
 
 
-BACKBONES: dict[str, tuple[nn.Module, dict[str, Any]]] = {
-    "convnext_tiny": (WidenedConvNeXt(DEPTHS, WIDTHS), CONVNEXT),
-    "convnext_xlarge": (WidenedConvNeXt(DEPTHS, WIDTHS), CONVNEXT),
-    "convnextv2_nano": (backbone_of(ConvNeXt(DEPTHS, WIDTHS, 1, grn=True), WIDTHS[1:]), CONVNEXT),
-    "convnextv2_small": (backbone_of(ConvNeXt(DEPTHS, WIDTHS, 1, grn=True), WIDTHS[1:]), CONVNEXT),
-    "convnextv2_tiny": (WidenedConvNeXt(DEPTHS, WIDTHS, grn=True), CONVNEXT),  # as TAO 6.0 had it
-    "edgenext_x_small": (backbone_of(EdgeNeXt(DEPTHS, WIDTHS, 4, 1), WIDTHS[1:]), CONVNEXT),
-    "efficientvit_b0": (backbone_of(EfficientVit(B["widths"], B["depths"], 8, 1), B["widths"][2:], "norm"), B),
-    "efficientvit_l0": (backbone_of(EfficientVitLarge(L["widths"], L["depths"], 32, 1), L["widths"][2:], "norm"), L),
-    "efficientvit_l3": (backbone_of(EfficientVitLarge(L["widths"], L["depths"], 32, 1), L["widths"][2:], "norm"), L),
-    "fan_tiny_8_p4_hybrid": (FanBackbone([24] * 3, [4] * 3, [2, 1], 2), fan(3, 4, [2, 1])),
-    "fan_small_12_p4_hybrid": (FanBackbone([24] * 2, [4] * 2, [1, 1], 1), fan(2, 4, [1, 1])),
-    "fan_large_12_p4_hybrid": (FanBackbone([24] * 20, [3] * 20, [1, 1], 18), fan(20, 3, [1, 1])),
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "convnext_tiny": (lambda: WidenedConvNeXt(DEPTHS, WIDTHS), CONVNEXT),
+    "convnext_xlarge": (lambda: WidenedConvNeXt(DEPTHS, WIDTHS), CONVNEXT),
+    "convnextv2_nano": (lambda: backbone_of(ConvNeXt(DEPTHS, WIDTHS, 1, grn=True), WIDTHS[1:]), CONVNEXT),
+    "convnextv2_small": (lambda: backbone_of(ConvNeXt(DEPTHS, WIDTHS, 1, grn=True), WIDTHS[1:]), CONVNEXT),
+    "convnextv2_tiny": (lambda: WidenedConvNeXt(DEPTHS, WIDTHS, grn=True), CONVNEXT),  # as TAO 6.0 had it
+    "edgenext_x_small": (lambda: backbone_of(EdgeNeXt(DEPTHS, WIDTHS, 4, 1), WIDTHS[1:]), CONVNEXT),
+    "efficientvit_b0": (lambda: backbone_of(EfficientVit(B["widths"], B["depths"], 8, 1), B["widths"][2:], "norm"), B),
+    "efficientvit_l0": (
+        lambda: backbone_of(EfficientVitLarge(L["widths"], L["depths"], 32, 1), L["widths"][2:], "norm"),
+        L,
+    ),
+    "efficientvit_l3": (
+        lambda: backbone_of(EfficientVitLarge(L["widths"], L["depths"], 32, 1), L["widths"][2:], "norm"),
+        L,
+    ),
+    "fan_tiny_8_p4_hybrid": (lambda: FanBackbone([24] * 3, [4] * 3, [2, 1], 2), fan(3, 4, [2, 1])),
+    "fan_small_12_p4_hybrid": (lambda: FanBackbone([24] * 2, [4] * 2, [1, 1], 1), fan(2, 4, [1, 1])),
+    "fan_large_12_p4_hybrid": (lambda: FanBackbone([24] * 20, [3] * 20, [1, 1], 18), fan(20, 3, [1, 1])),
 }
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_another_backbone_of_tao_gives_the_outputs_of_tao(tmp_path: Path, name: str) -> None:
-    backbone, args = BACKBONES[name]
+    build, args = BACKBONES[name]
+    backbone = build()
     network = tao_checkpoint(backbone, tmp_path / "tao.pth")
     for size, fuse in (((128, 128), True), ((96, 160), False)):
         fields = {**FIELDS, "backbone": name, "backbone_args": args, "fuse": fuse}
@@ -94,7 +102,7 @@ def test_the_stages_may_be_others(tmp_path: Path) -> None:
 
 
 def test_frozen_batch_norms_have_no_batch_counts(tmp_path: Path) -> None:
-    network = shuffled(TaoRtdetr(RESNETS["resnet_18"], **SIZES))
+    network = shuffled(TaoRtdetr(RESNETS["resnet_18"](), **SIZES))
     checkpoint = lightning(network)
     state = checkpoint["state_dict"]
     counts = [name for name in state if ".backbone." in name and name.endswith("num_batches_tracked")]
@@ -108,7 +116,7 @@ def test_frozen_batch_norms_have_no_batch_counts(tmp_path: Path) -> None:
 def test_the_kind_of_resnet_is_seen_from_the_checkpoint_and_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tao_checkpoint(RESNETS["resnet_18"], tmp_path / "tao.pth")
+    tao_checkpoint(RESNETS["resnet_18"](), tmp_path / "tao.pth")
     theirs, _ = ORIGINALS["basic blocks, half-width fusion, as R18"]
     torch.save(Original(**theirs, **TINY_ORIGINAL).state_dict(), tmp_path / "authors.pth")
     own = spec({**FIELDS, "backbone": "resnet_18"}, (128, 128), 5)
@@ -124,7 +132,7 @@ def test_the_kind_of_resnet_is_seen_from_the_checkpoint_and_said(
 def test_a_kind_of_resnet_that_the_checkpoint_does_not_have_is_refused(
     tmp_path: Path, said: str, file: str, other: str
 ) -> None:
-    tao_checkpoint(RESNETS["resnet_18"], tmp_path / "tao.pth")
+    tao_checkpoint(RESNETS["resnet_18"](), tmp_path / "tao.pth")
     torch.save(Original(depths=(2, 2, 2, 2), bottleneck=False, **SIZES).state_dict(), tmp_path / "authors.pth")
     with pytest.raises(SpecError) as error:
         build_model(spec({**FIELDS, "backbone": "resnet_18", "resnet": said}, (128, 128), 5), str(tmp_path / file))
@@ -136,7 +144,7 @@ def test_a_kind_of_resnet_that_the_checkpoint_does_not_have_is_refused(
 
 def test_an_artifact_knows_its_resnet(detector_folder: Path, taoq: Taoq) -> None:
     """The artifact is rebuilt from its manifest, with the spec of TAO, which does not name the kind."""
-    network = shuffled(TaoRtdetr(RESNETS["resnet_18"], **{**SIZES, "classes": 10}))
+    network = shuffled(TaoRtdetr(RESNETS["resnet_18"](), **{**SIZES, "classes": 10}))
     torch.save(lightning(network), "tao.pth")
     document = yaml.safe_load(Path("spec.yaml").read_text())
     document["model"] = {**FIELDS, "backbone": "resnet_18"}
