@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from support.networks import seeded
 from taoq import plugins
 from taoq.errors import RequirementNotMet, SpecError, TaoqError
 from taoq.pipeline.artifacts import find_artifact, read_artifact
+from taoq.pipeline.evaluate import measure
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.prepare import check, prepare
 from taoq.pipeline.quantize import quantize
@@ -373,3 +376,26 @@ def test_what_the_capability_excludes_is_refused_before_any_work(backend: FakeBa
         "hint: leave it out"
     )
     assert backend.steps == []
+
+
+class Undefined:
+    """A metric that its data do not define."""
+
+    figures = ("accuracy",)
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        pass
+
+    def compute(self) -> dict[str, float]:
+        return {}
+
+
+def test_a_figure_that_the_data_do_not_define_is_refused() -> None:
+    experiment = dataclasses.replace(experiment_of(), metric=Undefined)
+    network: Any = SimpleNamespace(run=lambda inputs: {})
+    with pytest.raises(TaoqError) as error:
+        measure(experiment, [network], "accuracy")
+    assert str(error.value) == (
+        f"the evaluation data: accuracy has no value: nothing in these {SAMPLES} image(s) defines it\n"
+        "hint: evaluate on images with something to find"
+    )

@@ -12,6 +12,7 @@ import torch
 from support.tao import lightning, shuffled
 from support.tao.attentional import Fan
 from support.tao.classifiers import CLASSES, assert_same, build
+from taoq.errors import SpecError
 from taoq.tasks.backbones.fan import FANS, create_fan
 
 SHAPES: Mapping[str, dict[str, Any]] = {
@@ -46,3 +47,12 @@ def test_a_fan_has_the_published_size(name: str) -> None:
         assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert abs(millions - PUBLISHED.get(name, millions)) < 0.1
+
+
+def test_an_unknown_argument_of_a_fan_is_refused() -> None:
+    with pytest.raises(SpecError) as error:
+        build("fan_tiny_8_p4_hybrid", None, 64, {"depth": 8})
+    assert str(error.value) == (
+        "model.backbone.args: taoq cannot build fan_tiny_8_p4_hybrid: FanConfig.__init__() got an unexpected keyword"
+        " argument 'depth'\nhint: see the arguments of FAN in docs/tao-backbones.md"
+    )

@@ -19,9 +19,10 @@ from support.tao.classifiers import CLASSES, assert_same, build, photographs, sp
 from support.tao.convolutional import ConvNeXt, EdgeNeXt, EfficientVit, EfficientVitLarge
 from support.tao.transformers import Clip
 from support.tao.windowed import MixTransformer, Swin
-from taoq.errors import TaoqError
+from taoq.errors import SpecError, TaoqError
 from taoq.tasks.backbones.tao_keys import from_tao
 from taoq.tasks.classification.model import build_model, with_checkpoint
+from taoq.tasks.classification.task import check_same_model
 
 DEPTHS, WIDTHS = (1, 1, 2, 1), (8, 16, 24, 32)
 CONVNEXT: dict[str, Any] = {"depths": list(DEPTHS), "dims": list(WIDTHS)}
@@ -90,6 +91,19 @@ def test_a_variant_that_contradicts_the_checkpoint_is_refused(variant: str, has:
         f"model.backbone.variant: is {variant}, but {path} has {has} names of the tensors of efficientvit_b3\n"
         "hint: leave it out: it is seen from the checkpoint"
     )
+
+
+@pytest.mark.parametrize(("said", "made"), [("tao", "auto"), ("library", "tao")])
+def test_an_artifact_of_the_other_variant_is_refused(said: str, made: str) -> None:
+    own, stored = (spec("efficientvit_b3", 224, VIT_B, variant=variant) for variant in (said, made))
+    with pytest.raises(SpecError) as error:
+        check_same_model(own, stored)
+    assert str(error.value) == (
+        f"model.backbone.variant: is {said}, the artifact was made with {made}\n"
+        "hint: use the spec that it was quantized with"
+    )
+    for variant in ("auto", made if made == "tao" else "library"):
+        check_same_model(spec("efficientvit_b3", 224, VIT_B, variant=variant), stored)
 
 
 @pytest.mark.parametrize("container", ["plain", "model", "state_dict"])

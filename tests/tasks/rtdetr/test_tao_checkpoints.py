@@ -156,3 +156,10 @@ def test_an_artifact_knows_its_resnet(detector_folder: Path, taoq: Taoq) -> None
     assert yaml.safe_load(Path("results/quantize/experiment.yaml").read_text())["model"]["resnet"] == "plain"
     code, _, err = taoq("rtdetr", "evaluate", "-e", "tao.yaml", "evaluate.checkpoint=results/quantize")
     assert code == 0, err
+    words = ("evaluate.checkpoint=results/quantize", "model.resnet=vd")
+    code, _, err = taoq("rtdetr", "evaluate", "-e", "tao.yaml", *words)
+    assert code == 2
+    assert err.splitlines()[-2:] == [
+        "override model.resnet=vd: model.resnet: is vd, the artifact was made with plain",
+        "hint: use the spec that it was quantized with",
+    ]

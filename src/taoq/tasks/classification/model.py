@@ -115,7 +115,7 @@ def _create(source: Source, spec: ClassificationSpec, *, pretrained: bool) -> nn
         hint = (
             f"see the constructor of {name} in {library}"
             if library != OWN
-            else "see FanConfig in docs/tao-backbones.md"
+            else "see the arguments of FAN in docs/tao-backbones.md"
         )
         raise SpecError(Fault("model.backbone.args", what, hint)) from error
     except OSError as error:  # the download, or the cache of the hub

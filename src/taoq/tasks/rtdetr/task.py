@@ -15,7 +15,7 @@ from taoq.tasks.rtdetr.model import build_model, with_checkpoint
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
 from taoq.tasks.rtdetr.postprocess import POSTPROCESS
 from taoq.tasks.rtdetr.predict import DetectionPredictions
-from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec
+from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec, is_resnet
 
 
 def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
@@ -31,6 +31,8 @@ def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
     ]
     if spec.model != ModelSpec():
         fields += ["model.architecture", "model.backbone", "model.hidden_dim", "model.dec_layers", "model.num_queries"]
+    if is_resnet(stored.model) and spec.model.resnet not in ("auto", stored.model.resnet.replace("auto", "vd")):
+        fields.append("model.resnet")
     refuse_differences(spec, stored, fields)
 
 
