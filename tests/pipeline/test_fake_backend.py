@@ -392,7 +392,7 @@ class Undefined:
 
 def test_a_figure_that_the_data_do_not_define_is_refused() -> None:
     experiment = dataclasses.replace(experiment_of(), metric=Undefined)
-    network: Any = SimpleNamespace(run=lambda inputs: {})
+    network: Any = SimpleNamespace(run=lambda _: {})
     with pytest.raises(TaoqError) as error:
         measure(experiment, [network], "accuracy")
     assert str(error.value) == (
