@@ -33,9 +33,11 @@ def load(task: Task[S], source: SpecSource, *needed: str) -> S:
 
     Raises:
         SpecError: If the spec is invalid; lists every fault.
+        TaoqError: If files that the spec takes values from cannot be read.
     """
     not_needed = tuple(name for name in ACTIONS if name not in needed)
-    return load_spec(source, task.spec, unused=task.unused, not_needed=not_needed)
+    spec = load_spec(source, task.spec, unused=task.unused, not_needed=not_needed)
+    return task.complete(spec, source.is_written) if task.complete else spec
 
 
 def load_experiment(task: Task[S], source: SpecSource, *needed: str) -> Experiment:

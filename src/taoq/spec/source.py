@@ -35,6 +35,10 @@ class SpecSource:
     overrides: Mapping[str, str]
     command: str
 
+    def is_written(self, field: str) -> bool:
+        """Return whether the user wrote a field, in the file or as an override; null is the same as leaving it out."""
+        return OmegaConf.select(self.data, field, throw_on_missing=False, throw_on_resolution_failure=False) is not None
+
     def locate(self, where: str, schema: type | None = None) -> str:
         """Prefix a field with its file and line, or with the override that set it.
 

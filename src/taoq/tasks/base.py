@@ -211,6 +211,8 @@ class Task(Generic[S]):
         predictions: Return a writer into a folder for `inference`.
         records: Return a writer of what `evaluate` keeps of each sample into a folder; None if it keeps nothing.
         network: Return the part of a spec that defines the network, besides its checkpoint.
+        complete: Return the spec with what libraries say about fields that the user did not write; the second argument
+            says whether a field was written. Called once, when a spec is loaded.
         with_checkpoint: Return the spec with what a float checkpoint (second argument) shows about its network; an
             artifact stores this spec, so that it can be rebuilt without the checkpoint.
         check_same_model: Raise SpecError if a spec and the spec in a manifest define different networks. By default,
@@ -235,6 +237,7 @@ class Task(Generic[S]):
     predictions: Callable[[S, Path], Predictions] | None = None
     records: Callable[[S, Path], Predictions] | None = None
     network: Callable[[S], object] = _model_section
+    complete: Callable[[S, Callable[[str], bool]], S] | None = None
     with_checkpoint: Callable[[S, str], S] | None = None
     check_same_model: Callable[[S, S], None] | None = None
     unused: Mapping[str, str] = field(default_factory=dict)

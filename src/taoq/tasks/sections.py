@@ -172,3 +172,10 @@ class TaskSpec:
     export: ExportSpec = option(ExportSpec, "What to export to ONNX")
     analyze: AnalyzeSpec = option(AnalyzeSpec, "How to rank layers by their sensitivity to quantization")
     benchmark: BenchmarkSpec = option(BenchmarkSpec, "Which models to time, and how")
+
+
+def checkpoints(spec: TaskSpec) -> list[str]:
+    """Return the checkpoints that a spec names, each once, in the order in which a user runs the actions."""
+    sections = (spec.evaluate, spec.inference, spec.export, spec.benchmark)
+    paths = [spec.quantize.model_path, *(section.checkpoint for section in sections)]
+    return list(dict.fromkeys(path for path in paths if path))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision import transforms
 
 from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError
 from taoq.network import Inputs
-from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.classification.spec import AugmentationSpec, ClassificationSpec
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
+from taoq.tasks.preprocessing import Preprocessing, interpolation_faults
 from taoq.tasks.sections import batch_size
 
 log = logging.getLogger(__name__)
+
+_WHERE = "dataset.augmentation"
 
 
 def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
@@ -167,7 +170,7 @@ def inference_batches(spec: ClassificationSpec) -> ImageBatches:
 
 
 def _batches(spec: ClassificationSpec, paths: list[Path], labels: list[int], size: int) -> ImageBatches:
-    transform = evaluation_transform(spec)
+    transform = preprocessing(spec.dataset.augmentation, spec.dataset.img_size)
     return ImageBatches("input", paths, transform, _Labels(labels), size, spec.dataset.workers)
 
 
@@ -181,23 +184,37 @@ class _Labels:
         return torch.tensor([self.labels[index] for index in indices])
 
 
-def evaluation_transform(spec: ClassificationSpec) -> transforms.Compose:
-    """Return the transform of TAO: resize to a square (PIL bilinear, no crop), scale to 0..1, normalize.
+def preprocessing(augmentation: AugmentationSpec, size: int) -> Preprocessing:
+    """Return the transform of a spec; without fields of taoq's own that of TAO: resize to a square, no crop.
+
+    Args:
+        augmentation: The section `dataset.augmentation`.
+        size: Width and height of the input, pixels.
 
     Raises:
-        SpecError: If mean or std are not three numbers, or if a std is 0.
+        SpecError: If a field is wrong; lists every fault.
     """
-    augmentation, size = spec.dataset.augmentation, spec.dataset.img_size
-    for name, values in (("mean", augmentation.mean), ("std", augmentation.std)):
+    faults = []
+    for name, values in (("mean", augmentation.mean), ("std", augmentation.std), ("pad_color", augmentation.pad_color)):
         if len(values) != 3 or (name == "std" and 0.0 in values):
             what = "three numbers for red, green, blue" + (" that are not 0" if name == "std" else "")
-            raise SpecError(
-                Fault(f"dataset.augmentation.{name}", f"{values} is not {what}", "for example [0.5, 0.5, 0.5]")
-            )
-    return transforms.Compose(
-        [
-            transforms.Resize((size, size)),
-            transforms.ToTensor(),
-            transforms.Normalize(augmentation.mean, augmentation.std),
-        ]
+            example = "[114, 114, 114]" if name == "pad_color" else "[0.5, 0.5, 0.5]"
+            faults.append(Fault(f"{_WHERE}.{name}", f"{values} is not {what}", f"for example {example}"))
+    if augmentation.resize_to is not None and augmentation.crop_fraction != 1:
+        what = "says what images are resized to, and so does resize_to"
+        faults.append(Fault(f"{_WHERE}.crop_fraction", what, "write one of the two"))
+    faults += interpolation_faults(augmentation.interpolation, antialias=augmentation.antialias, where=_WHERE)
+    if faults:
+        raise SpecError(*faults)
+    return Preprocessing(
+        size=(size, size),
+        resize=augmentation.resize,
+        resize_to=augmentation.resize_to or math.floor(size / augmentation.crop_fraction),
+        interpolation=augmentation.interpolation,
+        antialias=augmentation.antialias,
+        crop_rounding=augmentation.crop_rounding,
+        pad_color=tuple(augmentation.pad_color),
+        channel_order=augmentation.channel_order,
+        mean=tuple(augmentation.mean),
+        std=tuple(augmentation.std),
     )

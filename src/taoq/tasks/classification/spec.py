@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from taoq.plain import JsonObject
 from taoq.spec.fields import option
 from taoq.tasks import sections
+from taoq.tasks.preprocessing import CHANNEL_ORDERS, CROP_ROUNDINGS, INTERPOLATIONS, RESIZES
 from taoq.tasks.sections import TaskSpec
 
 _TRAINING = "used only in training"
@@ -80,8 +81,56 @@ class ImagesSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSpec:
-    """The fields of TAO's augmentation that evaluation uses, too."""
+    """How images become inputs: the fields of TAO's augmentation that evaluation uses, too, and taoq's own."""
 
+    preprocessing: str = option(
+        "",
+        "Take the fields below and img_size, where the spec does not write them, from the published network: timm,"
+        " torchvision or huggingface; with /NAME those of other weights (timm/resnet50.a1_in1k,"
+        " torchvision/IMAGENET1K_V1, huggingface/FOLDER)",
+        pattern=r"|(timm|torchvision)(/[\w.]+)?|huggingface(/.+)?",
+        omit_default=True,
+    )
+    resize: str = option(
+        "squash",
+        "squash: resize both sides, as TAO does; shorter_side: resize the shorter side, and cut off the rest of the"
+        " other around the centre; fit_and_pad: resize the longer side, and pad the other on both sides",
+        options=RESIZES,
+        omit_default=True,
+    )
+    crop_fraction: float = option(
+        1.0,
+        "Part of the resized side that is left after cropping: img_size / crop_fraction is what images are resized to,"
+        " rounded down",
+        minimum=0.1,
+        maximum=10,
+        omit_default=True,
+    )
+    resize_to: int | None = option(
+        None, "What images are resized to, pixels, instead of crop_fraction", minimum=1, omit_default=True
+    )
+    interpolation: str = option("bilinear", "Interpolation of the resize", options=INTERPOLATIONS, omit_default=True)
+    antialias: bool = option(
+        True,
+        "Antialias where images shrink, as Pillow does; false for networks that are fed by OpenCV's resize",
+        omit_default=True,
+    )
+    crop_rounding: str = option(
+        "even",
+        "Where a crop begins that cuts off an odd number of pixels: half of it, rounded to the even number (timm,"
+        " torchvision) or down (transformers)",
+        options=CROP_ROUNDINGS,
+        omit_default=True,
+    )
+    pad_color: list[int] = option(
+        lambda: [0, 0, 0], "Red, green and blue of padding, 0 to 255", minimum=0, maximum=255, omit_default=True
+    )
+    channel_order: str = option(
+        "rgb",
+        "Order of the channels in the input; mean and std are those of red, green and blue",
+        options=CHANNEL_ORDERS,
+        omit_default=True,
+    )
     mean: list[float] = option(
         lambda: [0.485, 0.456, 0.406],
         "Mean of each channel (red, green, blue), which is subtracted from images scaled to 0..1",
@@ -105,14 +154,14 @@ class DatasetSpec:
     classes_file: str = option("", "File to read the class names from, instead of classes.txt in root_dir")
     num_classes: int = option(20, "Number of classes", minimum=1)
     img_size: int = option(
-        224, "Width and height of the input, pixels; images are resized to it without cropping", minimum=1
+        224, "Width and height of the input, pixels; see augmentation for how images become that", minimum=1
     )
     batch_size: int = option(8, "Images per batch", minimum=1)
     workers: int = option(8, "Number of processes that read images; at most one per processor", minimum=0)
     val_dataset: ImagesSpec = option(ImagesSpec, "Labelled images for evaluate")
     test_dataset: ImagesSpec = option(ImagesSpec, "Images for inference, and for evaluate if val_dataset is not given")
     quant_calibration_dataset: ImagesSpec = option(ImagesSpec, "Images for calibration; labels are not needed")
-    augmentation: AugmentationSpec = option(AugmentationSpec, "Normalization of the input")
+    augmentation: AugmentationSpec = option(AugmentationSpec, "How images become inputs")
 
 
 @dataclass(frozen=True, kw_only=True)

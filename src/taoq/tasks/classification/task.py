@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from taoq.network import OutputSpec
 from taoq.tasks.backbones.tao_names import TAO_NETWORKS
 from taoq.tasks.base import Export, Task, refuse_differences
@@ -11,20 +13,21 @@ from taoq.tasks.classification.export import deepstream, with_size
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.model import build_model, with_checkpoint
 from taoq.tasks.classification.predict import ClassificationPredictions, EvaluationTable
-from taoq.tasks.classification.spec import UNUSED, ClassificationSpec
+from taoq.tasks.classification.published import with_published
+from taoq.tasks.classification.spec import UNUSED, AugmentationSpec, ClassificationSpec
 
 
 def check_same_model(spec: ClassificationSpec, stored: ClassificationSpec) -> None:
     """Refuse an artifact of another network than that of the spec. The spec may leave the network out.
 
     Raises:
-        SpecError: If network, number of classes, input size or normalization differ.
+        SpecError: If network, number of classes, input size or preprocessing differ.
     """
-    fields = [
-        "dataset.num_classes",
-        "dataset.img_size",
-        "dataset.augmentation.mean",
-        "dataset.augmentation.std",
+    fields = ["dataset.num_classes", "dataset.img_size"]
+    fields += [
+        f"dataset.augmentation.{entry.name}"
+        for entry in dataclasses.fields(AugmentationSpec)
+        if entry.name != "preprocessing"
     ]
     named, made = spec.model.backbone, stored.model.backbone
     if named.type:
@@ -50,6 +53,7 @@ TASK = Task(
     metric=AccuracyMetric,
     predictions=ClassificationPredictions,
     records=EvaluationTable,
+    complete=with_published,
     with_checkpoint=with_checkpoint,
     check_same_model=check_same_model,
     export=Export(with_size=with_size, deepstream=deepstream),

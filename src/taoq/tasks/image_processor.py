@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the image processor in a folder of Hugging Face."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from PIL import Image
+
+from taoq.errors import Fault, TaoqError, first_line
+
+PROCESSOR_FILE = "preprocessor_config.json"
+
+
+def read_processor(folder: str, where: str) -> Any:
+    """Return the image processor of preprocessor_config.json; its class fills in what the file leaves out.
+
+    The class is that of transformers: code in the folder is never run. It is the one that resizes with Pillow, as taoq
+    does and as networks were trained, where transformers has that; the others resize tensors, which differs by up to 8
+    levels of 255 in places, with the interpolation bicubic.
+
+    Args:
+        folder: The folder.
+        where: The field that names it, for messages.
+
+    Raises:
+        TaoqError: If the file is missing or cannot be read.
+    """
+    from transformers import AutoImageProcessor
+
+    options = {"local_files_only": True, "trust_remote_code": False, "backend": "pil"}
+    try:
+        return cast(Any, AutoImageProcessor).from_pretrained(folder, **options)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        what = f"{folder} has no {PROCESSOR_FILE} that transformers can read: {first_line(error)}"
+        raise TaoqError(Fault(where, what, "name a folder with the file of an image processor")) from None
+
+
+def interpolation_of(processor: Any) -> str:
+    """Return the interpolation of a processor's resize, by its name in taoq."""
+    return Image.Resampling(int(processor.resample)).name.lower()
