@@ -1,11 +1,11 @@
-# make demo, make test and make check each install what they need, once, and again when the lock changes.
+# make demo, make test, make soak and make check each install what they need, once, and again when the lock changes.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check docs figures bench clean
+.PHONY: demo test soak check docs figures bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/digits/make_data.py
@@ -15,6 +15,10 @@ demo: $(INSTALLED)
 # in two processes, each with one thread: networks this small are slower on more
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# the tests that take long, or much memory
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -68,7 +68,12 @@ OWNERS = {
     ),
     "torchmetrics": ("tasks/metrics.py", "tasks/classification/metric.py"),
     "timm": ("tasks/backbones", "tasks/classification", "tasks/rtdetr/backbones.py"),
-    "transformers": ("tasks/rtdetr/config.py", "tasks/rtdetr/network.py", "tasks/rtdetr/backbones.py"),
+    "transformers": (
+        "tasks/rtdetr/config.py",
+        "tasks/rtdetr/network.py",
+        "tasks/rtdetr/backbones.py",
+        "tasks/image_processor.py",
+    ),
     "pycocotools": ("tasks/rtdetr/metric.py", "tasks/rtdetr/matches.py"),
     "rich": ("views/tables.py", "status.py", "actions/base.py"),
     "jinja2": ("views/pages.py",),

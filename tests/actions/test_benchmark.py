@@ -180,6 +180,7 @@ def test_a_torch_artifact_is_measured_too(taoq: Taoq, digits_words: Words, tmp_p
     assert [model["size"] for model in results["models"]] == [manifest.float_size, manifest.size]
 
 
+@pytest.mark.soak
 def test_a_model_that_torch_compile_fails_on_is_measured_without_it(
     taoq: Taoq, digits_words: Words, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import yaml
 
-from support.commands import Taoq, Words
+from support.commands import Taoq, Words, read_json
 from support.exported import files_of, properties_of, shape_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +52,9 @@ def test_a_detector_for_deepstream_with_a_size_and_a_batch(taoq: Taoq, export_ne
     assert shape_of(graph.input[0]) == [4, 3, 128, 192]
     assert [shape_of(value) for value in graph.output] == [[4, 30, 10], [4, 30, 4]]
     assert properties_of(file)["spec"]["dataset"]["augmentation"]["eval_spatial_size"] == [128, 192]
+    preprocessing = properties_of(file)["preprocessing"]
+    assert (preprocessing["resize"], preprocessing["height"], preprocessing["width"]) == ("squash", 128, 192)
+    assert read_json(tmp_path / "model_export.json")["preprocessing"] == preprocessing
     assert yaml.safe_load((tmp_path / "nvdsinfer_config.yaml").read_text()) == {
         "property": {
             "gpu-id": 0,

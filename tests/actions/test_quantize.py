@@ -42,6 +42,7 @@ def test_the_artifact_folder(taoq: Taoq, digits_words: Words, directory: Path) -
     assert (manifest.sha256, manifest.size) == (sha256(payload), payload.stat().st_size)
     assert manifest.size < 0.32 * manifest.float_size
     assert manifest.calibration == {"num_samples": 200, "seed": 0}
+    assert (manifest.preprocessing["resize"], manifest.preprocessing["resize_to"]) == ("squash", 32)
     assert manifest.source["sha256"] == sha256(Path(manifest.source["path"]))
     assert set(manifest.versions) == {"python", "torch", "nvidia-modelopt", "timm", "torchvision"}
     rows = {row["layer"]: row for row in manifest.plan}

@@ -99,6 +99,7 @@ def test_the_command_line_has_the_task(installed: dict[str, str], tmp_path: Path
     )
 
 
+@pytest.mark.soak
 def test_every_backend_quantizes_it(installed: dict[str, str], data: Path, tmp_path: Path) -> None:
     spec = tmp_path / "segmentation.yaml"
     text = (EXAMPLE / "segmentation.yaml").read_text()

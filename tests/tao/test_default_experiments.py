@@ -92,6 +92,7 @@ def test_what_tao_leaves_open_is_named(name: str, action: str) -> None:
     )
 
 
+@pytest.mark.soak
 @every_task
 def test_any_field_and_any_section_may_be_null(name: str) -> None:
     task = load_task(name)

@@ -42,6 +42,7 @@ class Manifest:
         versions: Versions of Python, the libraries, and the packages that provide the task or the backend.
         accuracy: Result of the check of `quantize.accuracy`: metric, float, quantized, drop, max_drop, met; empty
             without a check.
+        preprocessing: What becomes of a file before it is an input of the network; empty if the task does not say it.
     """
 
     schema_version: int
@@ -59,6 +60,7 @@ class Manifest:
     calibration: Mapping[str, int]
     versions: Mapping[str, str]
     accuracy: JsonMapping = field(default_factory=dict)
+    preprocessing: JsonMapping = field(default_factory=dict)
 
     @property
     def layers_quantized(self) -> int:

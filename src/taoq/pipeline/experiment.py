@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from taoq.errors import Fault, SpecError
 from taoq.network import Inputs, Outputs, OutputSpec
+from taoq.plain import JsonMapping
 from taoq.plugins import BACKENDS, TASKS, distributions
 from taoq.quantization.types import Layer
 from taoq.spec.load import StoredSpec
@@ -39,6 +40,7 @@ class Experiment:
         predictions: Opens a writer of predictions into a folder.
         records: Opens a writer of what `evaluate` keeps of each sample into a folder; None if it keeps nothing.
         network: Settings that identify the network, besides the checkpoint; plain data or a dataclass.
+        preprocessing: Returns what becomes of a file before it is an input; empty if nobody says it.
         libraries: Distributions that define the network.
         alias: Returns another name of a layer; empty if it has none.
         sensitive: Patterns on aliases of layers that are known to lose accuracy, with the kind of layer.
@@ -70,6 +72,7 @@ class Experiment:
     rebind: Callable[[TaskSpec], Experiment]
     refuse_another_model: Callable[[TaskSpec], None]
     records: Callable[[Path], Predictions] | None = None
+    preprocessing: Callable[[], JsonMapping] = dict
     libraries: tuple[str, ...] = ()
     alias: Callable[[str], str] = str
     sensitive: Mapping[str, str] = field(default_factory=dict)
@@ -129,7 +132,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
     export = task.export
     inference, predictions, records = task.inference_batches, task.predictions, task.records
     with_size, deepstream, postprocess = export.with_size, export.deepstream, export.postprocess
-    with_checkpoint = task.with_checkpoint
+    with_checkpoint, preprocessing = task.with_checkpoint, task.preprocessing
 
     def no_inference() -> SpecError:
         what = f"task {task.name} has no inference"
@@ -177,6 +180,7 @@ def bind(task: Task[S], spec: S) -> Experiment:
         rebind=rebind,
         refuse_another_model=refuse_other,
         records=None if records is None else lambda directory: records(spec, directory),
+        preprocessing=dict if preprocessing is None else lambda: preprocessing(spec),
         libraries=task.libraries,
         alias=task.alias,
         sensitive=task.sensitive,

@@ -174,6 +174,7 @@ def write_export(
                 name: OutputSpec((section.batch_size if section.batch_size > 0 else "any", *tensor.shape[1:]))
                 for name, tensor in (postprocess.experiment if postprocess else experiment).example().items()
             },
+            preprocessing=experiment.preprocessing(),
             proof=proof,
             versions=versions((*_LIBRARIES, *experiment.libraries)) | experiment.plugins,
             command=command,
@@ -190,6 +191,7 @@ def _properties(experiment: Experiment, origin: Mapping[str, str]) -> JsonObject
         "task": experiment.task,
         "source": dict(origin),
         "spec": spec_to_dict(experiment.spec),
+        "preprocessing": experiment.preprocessing(),
     }
 
 

@@ -208,6 +208,7 @@ def _result(
         calibration={"num_samples": batches.num_samples, "seed": section.calibration.seed} if batches else {},
         versions=versions((*capability.libraries, *experiment.libraries)) | experiment.plugins,
         accuracy=accuracy.to_json() if accuracy else {},
+        preprocessing=experiment.preprocessing(),
     )
     return QuantizeResult(
         manifest=manifest,

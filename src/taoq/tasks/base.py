@@ -217,6 +217,8 @@ class Task(Generic[S]):
             artifact stores this spec, so that it can be rebuilt without the checkpoint.
         check_same_model: Raise SpecError if a spec and the spec in a manifest define different networks. By default,
             all fields of the section `model` must be equal.
+        preprocessing: Return what becomes of a file before it is an input of the network, for manifests and exported
+            files; whoever deploys the network has to do the same. None if the task does not say it.
         unused: Patterns of fields that its spec accepts but does not use, with the reason.
         libraries: Distributions that its networks come from; their versions go into the manifest.
         alias: Return a second name of a layer, which patterns match and the plan shows; empty if there is none.
@@ -240,6 +242,7 @@ class Task(Generic[S]):
     complete: Callable[[S, Callable[[str], bool]], S] | None = None
     with_checkpoint: Callable[[S, str], S] | None = None
     check_same_model: Callable[[S, S], None] | None = None
+    preprocessing: Callable[[S], JsonMapping] | None = None
     unused: Mapping[str, str] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
     alias: Callable[[str], str] = _no_alias

@@ -3,13 +3,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
 
-from taoq.errors import Fault, TaoqError, first_line
+from taoq.errors import Fault, SpecError, TaoqError, first_line
+from taoq.tasks.sections import TaskSpec, checkpoints
 
 PROCESSOR_FILE = "preprocessor_config.json"
+
+
+def processor_folder(spec: TaskSpec, folder: str, where: str) -> str:
+    """Return the folder of an image processor.
+
+    Args:
+        spec: The spec.
+        folder: The folder that it names; empty for the first checkpoint that is such a folder.
+        where: The field that names it, for messages.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    folders = [path for path in ([folder] if folder else checkpoints(spec)) if Path(path, PROCESSOR_FILE).is_file()]
+    if not folders:
+        what = f"{folder} is no folder" if folder else "no checkpoint of the spec is a folder"
+        hint = "write huggingface/FOLDER with the folder that has it"
+        raise SpecError(Fault(where, f"{what} with {PROCESSOR_FILE}", hint))
+    return folders[0]
 
 
 def read_processor(folder: str, where: str) -> Any:

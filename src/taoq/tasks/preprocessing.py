@@ -94,12 +94,24 @@ class Preprocessing:
             return image
         return image.crop((left, top, left + width, top + height))
 
+    @property
+    def pads(self) -> bool:
+        """Whether resized images can be smaller than the input."""
+        return self.resize == "fit_and_pad" or self.resize_to < self.size[0]
+
+    @property
+    def crops(self) -> bool:
+        """Whether resized images can be larger than the input."""
+        return self.resize == "shorter_side" or self.resize_to > self.size[0]
+
     def to_json(self) -> JsonObject:
         """Return what whoever deploys the network has to do with an image, for the manifest and exported files."""
         steps: JsonObject = {"resize": self.resize, "resize_to": self.resize_to, "interpolation": self.interpolation}
         steps["antialias"] = self.antialias
-        if self.resize != "squash" or self.resize_to != self.size[0]:
-            steps |= {"crop_rounding": self.crop_rounding, "pad_color": list(self.pad_color)}
+        if self.crops:
+            steps["crop_rounding"] = self.crop_rounding
+        if self.pads:
+            steps["pad_color"] = list(self.pad_color)
         return steps | {
             "height": self.size[0],
             "width": self.size[1],
@@ -113,10 +125,10 @@ class Preprocessing:
         """Return one line, for the log."""
         side = {"squash": "both sides", "shorter_side": "shorter side", "fit_and_pad": "longer side"}[self.resize]
         parts = [f"{side} to {self.resize_to}, {self.interpolation}" + ("" if self.antialias else " without antialias")]
-        if self.resize == "fit_and_pad":
-            parts.append(f"padded with {list(self.pad_color)} to {self.size[0]}")
-        elif self.resize != "squash" or self.resize_to != self.size[0]:
+        if self.crops:
             parts.append(f"centre crop {self.size[0]}")
+        if self.pads:
+            parts.append(f"padded with {list(self.pad_color)} to {self.size[0]}")
         if self.channel_order != "rgb":
             parts.append(self.channel_order)
         return "; ".join([*parts, f"mean {_short(self.mean)}", f"std {_short(self.std)}"])

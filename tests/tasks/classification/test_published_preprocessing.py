@@ -136,6 +136,11 @@ def test_a_written_field_stays_and_a_difference_is_said(caplog: pytest.LogCaptur
     ]
 
 
+def test_another_size_is_cropped_in_proportion() -> None:
+    spec = completed("torchvision/resnet50", "torchvision", "dataset.img_size", img_size=448)
+    assert preprocessing(spec.dataset.augmentation, 448).resize_to == 464  # twice 232
+
+
 def test_another_mean_than_the_published_one_is_said(caplog: pytest.LogCaptureFixture) -> None:
     completed("vit_base_patch16_224", "")
     assert caplog.messages == [

@@ -270,6 +270,7 @@ print((peak_resident() - before) / 1024**2)
 """
 
 
+@pytest.mark.soak
 def test_evaluation_of_300_000_detections_takes_little_memory(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], cwd=TESTS, capture_output=True, text=True, check=True

@@ -191,6 +191,7 @@ print((peak_resident() - before) / (Path(sys.argv[1]) / "val.json").stat().st_si
 """
 
 
+@pytest.mark.soak
 def test_a_json_takes_less_memory_than_its_size(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     numbers = range(40_000)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from support.coco import QUERIES, detector_spec
 from taoq.quantization.formats.onnx.export import export_graph
-from taoq.tasks.rtdetr.data import Targets, fit
+from taoq.tasks.preprocessing import fit
+from taoq.tasks.rtdetr.data import Targets
 from taoq.tasks.rtdetr.postprocess import POSTPROCESS
 from taoq.tasks.rtdetr.predict import detections
 from taoq.tasks.rtdetr.spec import RtdetrSpec

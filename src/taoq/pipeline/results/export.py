@@ -9,7 +9,7 @@ from pathlib import Path
 
 from taoq.network import OutputSpec
 from taoq.pipeline.proof import Proof
-from taoq.plain import JsonObject
+from taoq.plain import JsonMapping, JsonObject
 from taoq.views.pages import as_html, megabytes
 
 
@@ -25,6 +25,7 @@ class ExportResult:
         quantized_layers: Number of quantized layers.
         size: Size of the file in bytes, external weights included.
         inputs: Shape of each input.
+        preprocessing: What becomes of a file before it is an input; empty if the task does not say it.
         proof: Comparison of the file's outputs with those of the torch network.
         versions: Versions of Python and of the libraries.
         command: Command line; empty for a call from Python.
@@ -37,6 +38,7 @@ class ExportResult:
     quantized_layers: int
     size: int
     inputs: Mapping[str, OutputSpec]
+    preprocessing: JsonMapping
     proof: Proof
     versions: Mapping[str, str]
     command: str = ""
@@ -50,6 +52,7 @@ class ExportResult:
             "nodes": self.nodes,
             "quantized_layers": self.quantized_layers,
             "size": self.size,
+            "preprocessing": dict(self.preprocessing),
             "proof": self.proof.to_json(),
             "versions": dict(self.versions),
             "command": self.command,

@@ -85,7 +85,7 @@ def _sides(size: Any) -> dict[str, int]:
 
 def _given(size: Any) -> dict[str, int]:
     """Return the parts of a size that are not None."""
-    return {name: value for name, value in dict(size or {}).items() if value}
+    return {name: value for name, value in sorted(dict(size or {}).items()) if value}
 
 
 def _normalization(processor: Any) -> dict[str, list[float]]:

@@ -8,22 +8,24 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from taoq.errors import Fault, Notice, SpecError, did_you_mean
+from taoq.spec.fields import default_value
 from taoq.tasks.classification.data import preprocessing
 from taoq.tasks.classification.names import Source, find_network
 from taoq.tasks.classification.processor_fields import fields_of_processor
 from taoq.tasks.classification.spec import AugmentationSpec, ClassificationSpec
-from taoq.tasks.image_processor import PROCESSOR_FILE
-from taoq.tasks.sections import checkpoints
+from taoq.tasks.image_processor import processor_folder
+from taoq.tasks.published import IsWritten, fill_in, warn_of
 
 log = logging.getLogger(__name__)
 
 _AUGMENTATION = "dataset.augmentation"
 _PREPROCESSING = f"{_AUGMENTATION}.preprocessing"
-_SIZE = "dataset.img_size"
+_DEFAULTS = {
+    entry.name: default_value(entry) for entry in dataclasses.fields(AugmentationSpec) if entry.name != "preprocessing"
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,15 @@ class Published:
     size: int
     fields: Mapping[str, Any]
 
+    def fields_at(self, size: int) -> dict[str, Any]:
+        """Return all fields of `dataset.augmentation` for another size of the input, of which the same part is cut."""
+        fields = {**_DEFAULTS, **self.fields}
+        if size != self.size and fields["resize_to"]:
+            fields |= {"resize_to": None, "crop_fraction": self.size / fields["resize_to"]}
+        return fields
 
-def with_published(spec: ClassificationSpec, is_written: Callable[[str], bool]) -> ClassificationSpec:
+
+def with_published(spec: ClassificationSpec, is_written: IsWritten) -> ClassificationSpec:
     """Return the spec with the preprocessing of the published network in the fields that the user did not write.
 
     Logs what was taken, and warns of fields that differ from the published network's.
@@ -60,40 +69,22 @@ def with_published(spec: ClassificationSpec, is_written: Callable[[str], bool]) 
         return spec
     library, _, weights = chosen.partition("/")
     published = _READERS[library](spec, weights)
-    own, size = spec.dataset.augmentation, spec.dataset.img_size
-    defaults = AugmentationSpec()
-    taken: dict[str, Any] = {}
-    given: list[tuple[str, object, object]] = []
-    for entry in dataclasses.fields(AugmentationSpec):
-        if entry.name == "preprocessing":
-            continue
-        value = published.fields.get(entry.name, getattr(defaults, entry.name))
-        if is_written(f"{_AUGMENTATION}.{entry.name}"):
-            given.append((f"{_AUGMENTATION}.{entry.name}", getattr(own, entry.name), value))
-        else:
-            taken[entry.name] = value
-    if is_written(_SIZE):
-        given.append((_SIZE, size, published.size))
-    else:
-        size = published.size
+    dataset, of_size = fill_in(spec.dataset, "dataset", {"img_size": published.size}, is_written)
+    fields = published.fields_at(dataset.img_size)
     # Both say what images are resized to.
-    if is_written(f"{_AUGMENTATION}.resize_to"):
-        taken["crop_fraction"] = 1.0
-    elif is_written(f"{_AUGMENTATION}.crop_fraction"):
-        taken["resize_to"] = None
-    dataset = dataclasses.replace(spec.dataset, img_size=size, augmentation=dataclasses.replace(own, **taken))
-    spec = dataclasses.replace(spec, dataset=dataset)
-    log.info(Notice(_PREPROCESSING, f"{library}: {published.name}: {preprocessing(dataset.augmentation, size)}"))
-    for where, value, theirs in given:
-        if value != theirs:
-            what = f"is {value} as the spec says, instead of the {theirs} of {published.name}"
-            log.warning(Notice(where, what))
-    return spec
+    for name, other in (("resize_to", "crop_fraction"), ("crop_fraction", "resize_to")):
+        if is_written(f"{_AUGMENTATION}.{name}"):
+            fields[other] = getattr(dataset.augmentation, other)
+    augmentation, others = fill_in(dataset.augmentation, _AUGMENTATION, fields, is_written)
+    transform = preprocessing(augmentation, dataset.img_size)
+    log.info(Notice(_PREPROCESSING, f"{library}: {published.name}: {transform}"))
+    warn_of([*of_size, *others], published.name)
+    return dataclasses.replace(spec, dataset=dataclasses.replace(dataset, augmentation=augmentation))
 
 
 def _compare_normalization(spec: ClassificationSpec) -> None:
     """Warn if mean and std are not those of the published network of this name."""
-    if not spec.model.backbone.type:
+    if not spec.model.backbone.type or spec.model.backbone.args:  # Arguments make it another network.
         return
     with contextlib.suppress(SpecError):  # A name that no library has is refused where the network is built.
         source = find_network(spec.model.backbone)
@@ -196,12 +187,7 @@ def _of_torchvision(name: str, weights: str = "") -> Published:
 
 def _huggingface(spec: ClassificationSpec, folder: str) -> Published:
     """Return what preprocessor_config.json says, in a folder or in that of the checkpoint."""
-    folders = [path for path in ([folder] if folder else checkpoints(spec)) if Path(path, PROCESSOR_FILE).is_file()]
-    if not folders:
-        what = f"{folder} is no folder" if folder else "no checkpoint of the spec is a folder"
-        hint = "write huggingface/FOLDER with the folder that has it"
-        raise SpecError(Fault(_PREPROCESSING, f"{what} with {PROCESSOR_FILE}", hint))
-    folder = folders[0]
+    folder = processor_folder(spec, folder, _PREPROCESSING)
     size, fields = fields_of_processor(folder, _PREPROCESSING)
     return Published(folder, size, fields)
 

@@ -8,7 +8,13 @@ import dataclasses
 from taoq.network import OutputSpec
 from taoq.tasks.backbones.tao_names import TAO_NETWORKS
 from taoq.tasks.base import Export, Task, refuse_differences
-from taoq.tasks.classification.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
+from taoq.tasks.classification.data import (
+    calibration_batches,
+    evaluation_batches,
+    example_inputs,
+    inference_batches,
+    preprocessing,
+)
 from taoq.tasks.classification.export import deepstream, with_size
 from taoq.tasks.classification.metric import AccuracyMetric
 from taoq.tasks.classification.model import build_model, with_checkpoint
@@ -56,5 +62,6 @@ TASK = Task(
     complete=with_published,
     with_checkpoint=with_checkpoint,
     check_same_model=check_same_model,
+    preprocessing=lambda spec: preprocessing(spec.dataset.augmentation, spec.dataset.img_size).to_json(),
     export=Export(with_size=with_size, deepstream=deepstream),
 )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taoq.errors import Fault, NotGiven, Notice
+from taoq.errors import Fault, NotGiven, Notice, SpecError
 from taoq.network import Inputs
+from taoq.plain import JsonObject
 from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
+from taoq.tasks.preprocessing import fit, interpolation_faults, resized
 from taoq.tasks.rtdetr.boxes import check_boxes
 from taoq.tasks.rtdetr.coco import Coco, image_paths, open_coco, read_coco
 from taoq.tasks.rtdetr.coco_file import Id
@@ -144,8 +145,7 @@ def class_names(spec: RtdetrSpec) -> tuple[str, ...]:
 
 
 def _batches(spec: RtdetrSpec, paths: Sequence[Path], ids: Sequence[Id], size: int) -> ImageBatches:
-    transform = Resize(input_size(spec), spec.dataset.augmentation.preserve_aspect_ratio)
-    return ImageBatches(INPUT, paths, transform, _TargetsOf(ids), size, spec.dataset.workers)
+    return ImageBatches(INPUT, paths, preprocessing(spec), _TargetsOf(ids), size, spec.dataset.workers)
 
 
 @dataclass(frozen=True)
@@ -165,32 +165,52 @@ class Resize:
     Attributes:
         size: Height and width of the input, pixels.
         keep_shape: Whether to keep the aspect ratio and pad with black to the right and below.
+        interpolation: Interpolation of the resize.
+        antialias: Whether to antialias.
     """
 
     size: tuple[int, int]
     keep_shape: bool
+    interpolation: str = "bilinear"
+    antialias: bool = True
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the image as a float32 tensor, [3, height, width]."""
         height, width = self.size
         if self.keep_shape:
+            new_width, new_height = fit(self.size, image.size)
             canvas = Image.new("RGB", (width, height))
-            canvas.paste(image.resize(fit(self.size, image.size), Image.Resampling.BILINEAR))
+            canvas.paste(resized(image, (new_height, new_width), self.interpolation, antialias=self.antialias))
             image = canvas
         else:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = resized(image, self.size, self.interpolation, antialias=self.antialias)
         # Made contiguous before the conversion to float, because copying bytes is cheaper.
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div_(255)
 
+    def to_json(self) -> JsonObject:
+        """Return what whoever deploys the network has to do with an image, as that of a classifier."""
+        steps: JsonObject = {"resize": "fit_and_pad" if self.keep_shape else "squash"}
+        if self.keep_shape:
+            steps |= {"padding": "right and bottom", "pad_color": [0, 0, 0]}
+        return steps | {
+            "interpolation": self.interpolation,
+            "antialias": self.antialias,
+            "height": self.size[0],
+            "width": self.size[1],
+            "channel_order": "rgb",
+            "scale": 1 / 255,
+        }
 
-def fit(size: tuple[int, int], image: tuple[float, float]) -> tuple[int, int]:
-    """Return the width and height, in pixels, to which an image must be scaled to just fit the input.
 
-    Args:
-        size: Height and width of the input.
-        image: Width and height of the image.
+def preprocessing(spec: RtdetrSpec) -> Resize:
+    """Return the transform of a spec.
+
+    Raises:
+        SpecError: If the size or the interpolation is wrong.
     """
-    width, height = map(int, image)
-    scale = min(Fraction(size[0], height), Fraction(size[1], width))  # exact, so that a half is always rounded the same
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    augmentation, where = spec.dataset.augmentation, "dataset.augmentation"
+    if faults := interpolation_faults(augmentation.interpolation, antialias=augmentation.antialias, where=where):
+        raise SpecError(*faults)
+    size = input_size(spec)
+    return Resize(size, augmentation.preserve_aspect_ratio, augmentation.interpolation, augmentation.antialias)

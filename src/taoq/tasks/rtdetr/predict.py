@@ -19,7 +19,8 @@ from taoq.network import Outputs
 from taoq.plain import JsonObject
 from taoq.tasks.base import Batch
 from taoq.tasks.images import read_image, save_picture
-from taoq.tasks.rtdetr.data import Targets, class_names, fit
+from taoq.tasks.preprocessing import fit
+from taoq.tasks.rtdetr.data import Targets, class_names
 from taoq.tasks.rtdetr.model import input_size
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 

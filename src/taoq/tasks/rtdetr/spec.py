@@ -10,6 +10,7 @@ from taoq.plain import JsonObject, Plain
 from taoq.spec.fields import option
 from taoq.tasks import sections
 from taoq.tasks.backbones.tao_names import TAO_NETWORKS, TaoNetwork
+from taoq.tasks.preprocessing import INTERPOLATIONS
 from taoq.tasks.sections import EvaluateSpec, InferenceSpec, TaskSpec
 
 RESNETS = ("resnet_18", "resnet_34", "resnet_50", "resnet_101")
@@ -185,6 +186,19 @@ class AugmentationSpec:
     )
     preserve_aspect_ratio: bool = option(
         False, "Keep the aspect ratio of images and pad them with black to the right and below, instead of stretching"
+    )
+    preprocessing: str = option(
+        "",
+        "Take the fields above and below, where the spec does not write them, from the folder of the checkpoint:"
+        " huggingface, or huggingface/FOLDER",
+        pattern="|huggingface(/.+)?",
+        omit_default=True,
+    )
+    interpolation: str = option("bilinear", "Interpolation of the resize", options=INTERPOLATIONS, omit_default=True)
+    antialias: bool = option(
+        True,
+        "Antialias where images shrink, as Pillow does; false for networks that are fed by OpenCV's resize",
+        omit_default=True,
     )
 
 

@@ -8,13 +8,20 @@ from collections.abc import Mapping
 
 from taoq.network import OutputSpec
 from taoq.tasks.base import Export, Task, refuse_differences
-from taoq.tasks.rtdetr.data import calibration_batches, evaluation_batches, example_inputs, inference_batches
+from taoq.tasks.rtdetr.data import (
+    calibration_batches,
+    evaluation_batches,
+    example_inputs,
+    inference_batches,
+    preprocessing,
+)
 from taoq.tasks.rtdetr.export import align, ambiguous, deepstream, significant, with_size
 from taoq.tasks.rtdetr.metric import CocoMetric
 from taoq.tasks.rtdetr.model import build_model, with_checkpoint
 from taoq.tasks.rtdetr.names import SENSITIVE, original_name
 from taoq.tasks.rtdetr.postprocess import POSTPROCESS
 from taoq.tasks.rtdetr.predict import DetectionPredictions
+from taoq.tasks.rtdetr.published import with_published
 from taoq.tasks.rtdetr.spec import UNUSED, ModelSpec, RtdetrSpec, is_resnet
 
 
@@ -28,6 +35,8 @@ def check_same_model(spec: RtdetrSpec, stored: RtdetrSpec) -> None:
         "dataset.num_classes",
         "dataset.augmentation.eval_spatial_size",
         "dataset.augmentation.preserve_aspect_ratio",
+        "dataset.augmentation.interpolation",
+        "dataset.augmentation.antialias",
     ]
     if spec.model != ModelSpec():
         fields += ["model.architecture", "model.backbone", "model.hidden_dim", "model.dec_layers", "model.num_queries"]
@@ -68,8 +77,10 @@ TASK = Task(
     inference_batches=inference_batches,
     metric=CocoMetric,
     predictions=DetectionPredictions,
+    complete=with_published,
     with_checkpoint=with_checkpoint,
     check_same_model=check_same_model,
+    preprocessing=lambda spec: preprocessing(spec).to_json(),
     kpi=kpi,
     export=Export(
         with_size=with_size,
