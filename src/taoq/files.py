@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -19,6 +20,26 @@ _WITH_EXTERNAL_WEIGHTS = (".onnx",)
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors of a write that name no file: no space, over quota, file too large, read-only."""
+
+
+def read_text(file: Path, where: str, hint: str) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        file: The file.
+        where: The field that names it, for messages.
+        hint: What the user should give.
+
+    Raises:
+        TaoqError: If it cannot be read, or is not in UTF-8.
+    """
+    try:
+        data = file.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and data.decode("utf-16"):
+            raise TaoqError(Fault(where, f"{file} is text in UTF-16", "save it as UTF-8"))
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise TaoqError(Fault(where, f"{file} cannot be read", hint)) from None
 
 
 def weights_beside(file: Path) -> Path:

@@ -40,21 +40,21 @@ from support.small_spec import CALIBRATION_NOTICES, PURPOSE, STATIC_OVERRIDES, R
             lambda: (shutil.rmtree("data/val"), Path("data/val").mkdir()),
             (),
             "spec.yaml:16: dataset.val_dataset.images_dir: data/val has no images\n"
-            "hint: image files end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp\n",
+            "hint: image files end in .jpg, .png, .webp, .tif or another suffix that Pillow reads\n",
             id="empty folder",
         ),
         pytest.param(
             lambda: (Path("data/classes.txt").unlink(), shutil.rmtree("data/val"), Path("data/val").mkdir()),
             (),
             "spec.yaml:16: dataset.val_dataset.images_dir: data/val has no images\n"
-            "hint: image files end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp\n",
+            "hint: image files end in .jpg, .png, .webp, .tif or another suffix that Pillow reads\n",
             id="empty folder that should name the classes",
         ),
         pytest.param(
             lambda: [image.unlink() for image in Path("data/val").rglob("*.png")],
             (),
             "spec.yaml:16: dataset.val_dataset.images_dir: data/val has no images\n"
-            "hint: image files end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp\n",
+            "hint: image files end in .jpg, .png, .webp, .tif or another suffix that Pillow reads\n",
             id="empty class folders",
         ),
         pytest.param(
@@ -88,6 +88,12 @@ from support.small_spec import CALIBRATION_NOTICES, PURPOSE, STATIC_OVERRIDES, R
         ),
         pytest.param(
             lambda: Path("data/classes.txt").write_bytes(b"\xff\xfe0\x00"),
+            (),
+            "spec.yaml:10: dataset.root_dir: data/classes.txt is text in UTF-16\nhint: save it as UTF-8\n",
+            id="file of classes in UTF-16",
+        ),
+        pytest.param(
+            lambda: Path("data/classes.txt").write_bytes(b"\xff\xfe0"),
             (),
             "spec.yaml:10: dataset.root_dir: data/classes.txt cannot be read\n"
             "hint: give a text file, one class a line\n",
@@ -124,7 +130,7 @@ def test_a_folder_of_labelled_images_that_does_not_fit_is_refused(
         pytest.param(
             lambda: (shutil.rmtree("data/calibration"), Path("data/calibration").mkdir()),
             "data/calibration has no images\n"
-            "hint: image files end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp\n",
+            "hint: image files end in .jpg, .png, .webp, .tif or another suffix that Pillow reads\n",
             id="empty folder",
         ),
     ],

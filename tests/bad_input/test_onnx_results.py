@@ -29,7 +29,7 @@ from taoq.pipeline.artifacts import MANIFEST, read_artifact
             lambda: [path.unlink() for path in Path("data/calibration").rglob("*.png")],
             "{purpose}"
             "spec.yaml:20: dataset.quant_calibration_dataset.images_dir: data/calibration has no images\n"
-            "hint: image files end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp\n",
+            "hint: image files end in .jpg, .png, .webp, .tif or another suffix that Pillow reads\n",
             id="empty",
         ),
         pytest.param(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from taoq.tasks.images import read_image
+from taoq.tasks.pixels import Pixels, read_pixels
 
 
 @pytest.fixture
@@ -15,9 +14,9 @@ def opened_images(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths of the images that have been read, in the order of reading."""
     opened: list[Path] = []
 
-    def read_and_record(path: Path) -> Image.Image:
+    def read_and_record(path: Path) -> Pixels:
         opened.append(path)
-        return read_image(path)
+        return read_pixels(path)
 
-    monkeypatch.setattr("taoq.tasks.images.read_image", read_and_record)
+    monkeypatch.setattr("taoq.tasks.images.read_pixels", read_and_record)
     return opened

@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files as lazily loaded batches, for every task. Nothing is ever written into the image folders."""
+"""Image files as lazily loaded batches, for every task."""
 
 from __future__ import annotations
 
 import logging
 import os
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from taoq.errors import Fault, Notice, TaoqError
 from taoq.files import digest
 from taoq.tasks.base import Batch, Targets
+from taoq.tasks.pixels import read_pixels
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""File name suffixes of images; case does not matter."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,17 @@ class ImageBatches:
         loader: DataLoader[_Sample | Fault] = DataLoader(
             _Images(self), batch_size=self.batch_size, num_workers=workers, collate_fn=self._collate
         )
+        said: set[str] = set()
         for batch in loader:
             if isinstance(batch, Fault):
                 raise TaoqError(batch)
-            yield batch
+            for scaled, path in batch.scaled.items():
+                if scaled not in said:
+                    log.info(Notice(path, f"{scaled}, here and in all images like it"))
+            said.update(batch.scaled)
+            yield batch.batch
 
-    def _collate(self, samples: list[_Sample | Fault]) -> Batch | Fault:
+    def _collate(self, samples: list[_Sample | Fault]) -> _Collated | Fault:
         readable: list[_Sample] = []
         for sample in samples:
             if isinstance(sample, Fault):
@@ -81,7 +83,9 @@ class ImageBatches:
             readable.append(sample)
         images = torch.stack([sample.image for sample in readable])
         targets = self.targets([sample.index for sample in readable], [sample.size for sample in readable])
-        return Batch({self.input: images}, targets, [str(self.paths[sample.index]) for sample in readable])
+        paths = [str(self.paths[sample.index]) for sample in readable]
+        scaled = {sample.scaled: path for sample, path in zip(readable, paths, strict=True) if sample.scaled}
+        return _Collated(Batch({self.input: images}, targets, paths), scaled)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,15 @@ class _Sample:
     image: Tensor
     index: int
     size: tuple[int, int]
+    scaled: str
+
+
+@dataclass(frozen=True)
+class _Collated:
+    """A batch, with the path of an image for each way in which values were scaled."""
+
+    batch: Batch
+    scaled: Mapping[str, str]
 
 
 class _Images(Dataset[_Sample | Fault]):
@@ -101,7 +114,7 @@ class _Images(Dataset[_Sample | Fault]):
     def __getitem__(self, index: int) -> _Sample | Fault:
         path = self._batches.paths[index]
         try:
-            image = read_image(path)
+            pixels = read_pixels(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Returned, not raised: DataLoader rebuilds exceptions of worker processes from their text, without faults.
             reason = (
@@ -111,14 +124,7 @@ class _Images(Dataset[_Sample | Fault]):
             )
             what = f"cannot be read as an image: {reason}"
             return Fault(str(path), what, "replace the file, or take it out of the folder")
-        return _Sample(self._batches.transform(image), index, image.size)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB, rotated according to its EXIF orientation."""
-    with Image.open(path) as file:
-        ImageOps.exif_transpose(file, in_place=True)  # In place, because it would copy images without an orientation.
-        return file.convert("RGB")
+        return _Sample(self._batches.transform(pixels.image), index, pixels.image.size, pixels.scaled)
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
@@ -136,62 +142,6 @@ def save_picture(image: Image.Image, path: Path) -> None:
         png = path.with_name(f"{path.name}.png")
         log.warning(Notice(path.name, f"its picture is {png.name}, because its format cannot hold it: {error}"))
         image.save(png)
-
-
-def image_folder(images_dir: str, where: str) -> Path:
-    """Return the path of an existing folder of images.
-
-    Args:
-        images_dir: The folder, as written in the spec.
-        where: The field that it is written in, for messages.
-
-    Raises:
-        TaoqError: If there is no such folder.
-    """
-    folder = Path(images_dir)
-    if not images_dir:
-        raise TaoqError(Fault(where, "one of the folders is empty text", "name a folder of images"))
-    if not folder.is_dir():
-        what = f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
-        raise TaoqError(Fault(where, what, "name a folder of images"))
-    return folder
-
-
-def image_files(folder: Path, where: str) -> Iterator[Path]:
-    """Yield the image files below a folder, sorted, without hidden files and folders.
-
-    Args:
-        folder: The folder.
-        where: The field that it is written in, for messages.
-
-    Raises:
-        TaoqError: If there are none.
-    """
-    has_images = False
-    for parent, directories, files in os.walk(folder):
-        directories[:] = sorted(name for name in directories if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                has_images = True
-                yield Path(parent, name)
-    if not has_images:
-        raise TaoqError(Fault(where, f"{folder} has no images", "image files end in " + ", ".join(SUFFIXES)))
-
-
-def draw(paths: Sequence[Path], num_samples: int, seed: int) -> list[Path]:
-    """Draw a random sample of the images for calibration, in random order.
-
-    Args:
-        paths: The images.
-        num_samples: Number of images to draw; with fewer images, all of them are used and a message is logged.
-        seed: Seed of the draw.
-    """
-    if len(paths) < num_samples:
-        what = f"is {num_samples}, there are {len(paths)} images: all are used"
-        log.info(Notice("quantize.calibration.num_samples", what))
-    shuffled = list(paths)
-    random.Random(seed).shuffle(shuffled)
-    return shuffled[:num_samples]
 
 
 def _processors() -> int:

@@ -11,15 +11,14 @@ from PIL import Image
 
 from taoq.errors import TaoqError
 from taoq.spec.load import spec_from_dict
+from taoq.tasks.classification.classes import class_names, class_names_or_numbers
 from taoq.tasks.classification.data import (
     calibration_batches,
-    class_names,
-    class_names_or_numbers,
     evaluation_batches,
     inference_batches,
 )
 from taoq.tasks.classification.spec import ClassificationSpec
-from taoq.tasks.images import read_image
+from taoq.tasks.pixels import read_image
 
 
 def spec(images: Path, **dataset: Any) -> ClassificationSpec:
@@ -95,7 +94,7 @@ def test_reader_processes_change_nothing(pets: Path) -> None:
 
 def test_classes_txt_gives_the_order(pets: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("dog\n\ncat\n")
-    assert class_names(spec(pets, root_dir=str(tmp_path)), pets) == ["dog", "cat"]
+    assert class_names(spec(pets, root_dir=str(tmp_path))) == ["dog", "cat"]
     assert dict(paths_and_labels(evaluation_batches(spec(pets, root_dir=str(tmp_path))), pets))["dog/a.JPG"] == 0
 
 
@@ -114,6 +113,7 @@ def test_images_of_an_unknown_class_are_left_out_with_a_warning(
     assert evaluation_batches(spec(pets, root_dir=str(tmp_path))).num_samples == 5
     where = "dataset.val_dataset.images_dir"
     assert caplog.messages == [
+        f"{where}: 1 file(s) are not read: 1 .txt",
         f"{where}: 1 image(s) in '.' are left out: it is not the folder of a class",
         f"{where}: 1 image(s) in 'stray' are left out: it is not the folder of a class",
     ]

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from support.coco import detector_outputs, detector_spec
 from support.commands import read_json
 from taoq.errors import SpecError, TaoqError
-from taoq.tasks.images import SUFFIXES, save_picture
+from taoq.tasks.images import save_picture
 from taoq.tasks.rtdetr.data import inference_batches
 from taoq.tasks.rtdetr.predict import DetectionPredictions
 
@@ -139,6 +139,12 @@ def test_an_unknown_color_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as error:
         infer(tmp_path, ["first"], color_map={"car": "rot"})
     assert str(error.value) == "inference.color_map.car: unknown colour 'rot'\nhint: write a name (red) or #rrggbb"
+
+
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff",
+    ".webp",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -38,7 +38,7 @@ def list_image(name: str) -> None:
             (),
             [
                 f"spec.yaml:12: {IMAGE_DIR}: data has no images",
-                "hint: image files end in .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+                "hint: image files end in .jpg, .png, .webp, .tif or another suffix that Pillow reads",
             ],
             id="a folder without images",
         ),

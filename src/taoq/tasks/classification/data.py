@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,77 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError
+from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError, abbreviated
 from taoq.network import Inputs
+from taoq.tasks.classification.classes import class_names, class_names_or_numbers, evaluation_section, indices, key
+from taoq.tasks.classification.labels import labels_of_folders, labels_of_table
 from taoq.tasks.classification.spec import AugmentationSpec, ClassificationSpec
-from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
+from taoq.tasks.image_files import draw, image_files, image_folder
+from taoq.tasks.images import ImageBatches
 from taoq.tasks.preprocessing import Preprocessing, interpolation_faults
 from taoq.tasks.sections import batch_size
 
 log = logging.getLogger(__name__)
 
 _WHERE = "dataset.augmentation"
-
-
-def class_names(spec: ClassificationSpec, images_dir: Path) -> list[str]:
-    """Return the names of the classes, by index: the lines of classes.txt, or without it the sorted folder names.
-
-    Args:
-        spec: The spec.
-        images_dir: The folder with one folder per class.
-
-    Raises:
-        TaoqError: If the file cannot be read, or if there are not dataset.num_classes names.
-    """
-    file = _classes_file(spec)
-    names = _read_classes(file, spec) if file else _folder_names(images_dir)
-    num_classes = spec.dataset.num_classes
-    if len(names) != num_classes:
-        source = f"{file} names" if file else f"{images_dir} has"
-        what = f"{source} {len(names)} classes, dataset.num_classes is {num_classes}"
-        hint = f"set it to {len(names)}, or name the classes in dataset.classes_file"
-        raise TaoqError(Fault("dataset.num_classes", what, hint))
-    return names
-
-
-def evaluation_folder(spec: ClassificationSpec) -> Path:
-    """Return the folder of val_dataset, or of test_dataset if only that is given."""
-    return Path(spec.dataset.val_dataset.images_dir or spec.dataset.test_dataset.images_dir)
-
-
-def class_names_or_numbers(spec: ClassificationSpec) -> list[str]:
-    """Return the names of the classes, or their numbers if no file or folder names them. For unlabelled images."""
-    folder = evaluation_folder(spec)
-    if _classes_file(spec) or (folder.is_dir() and len(_folder_names(folder)) == spec.dataset.num_classes):
-        return class_names(spec, folder)
-    log.warning(Notice("dataset.classes_file", "nothing names the classes, they are numbered"))
-    return [str(number) for number in range(spec.dataset.num_classes)]
-
-
-def _classes_file(spec: ClassificationSpec) -> Path | None:
-    if spec.dataset.classes_file:
-        return Path(spec.dataset.classes_file)
-    if spec.dataset.root_dir and not Path(spec.dataset.root_dir).is_dir():
-        what = f"there is no folder {spec.dataset.root_dir}"
-        raise TaoqError(Fault("dataset.root_dir", what, "name the folder of classes.txt, or leave the field out"))
-    file = Path(spec.dataset.root_dir, "classes.txt")
-    return file if spec.dataset.root_dir and file.is_file() else None
-
-
-def _read_classes(file: Path, spec: ClassificationSpec) -> list[str]:
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        where = "dataset.classes_file" if spec.dataset.classes_file else "dataset.root_dir"
-        raise TaoqError(Fault(where, f"{file} cannot be read", "give a text file, one class a line")) from None
-    duplicates = [name for name, count in Counter(names).items() if count > 1]
-    if duplicates:
-        raise TaoqError(Fault(str(file), f"names the class '{duplicates[0]}' twice", "write each class once"))
-    return names
-
-
-def _folder_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def example_inputs(spec: ClassificationSpec) -> Inputs:
@@ -104,7 +45,7 @@ def calibration_batches(spec: ClassificationSpec) -> ImageBatches:
     if not spec.dataset.quant_calibration_dataset.images_dir:
         what = f"missing: {spec.quantize.mode} with activations needs calibration images"
         raise NotGiven(Fault(where, what, "name a folder of a few hundred images like those the model will see"))
-    paths = list(image_files(image_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where))
+    paths = image_files(image_folder(spec.dataset.quant_calibration_dataset.images_dir, where), where)
     sample = draw(paths, section.num_samples, section.seed)
     return _batches(spec, sample, [-1] * len(sample), section.batch_size or spec.dataset.batch_size)
 
@@ -116,10 +57,9 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
         SpecError: If the spec names no labelled images.
         TaoqError: If there are none, or if their folders do not fit dataset.num_classes.
     """
-    name = "val_dataset" if spec.dataset.val_dataset.images_dir else "test_dataset"
-    where = f"dataset.{name}.images_dir"
-    images_dir = getattr(spec.dataset, name).images_dir
-    if not images_dir:
+    name, section = evaluation_section(spec)
+    where = f"{name}.images_dir"
+    if not section.images_dir:
         raise NotGiven(
             Fault(
                 "dataset.val_dataset.images_dir",
@@ -127,29 +67,23 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
                 "name a folder with one folder per class",
             )
         )
-    if name == "test_dataset":
+    if section is spec.dataset.test_dataset:
         log.info(Notice("dataset.val_dataset", "is not given: evaluating dataset.test_dataset"))
-    folder = image_folder(images_dir, where)
-    files = list(image_files(folder, where))
-    class_index = {class_name: number for number, class_name in enumerate(class_names(spec, folder))}
-    paths: list[Path] = []
-    labels: list[int] = []
-    left_out: Counter[str] = Counter()
-    for path in files:
-        class_name = path.relative_to(folder).parts[0]
-        if class_name in class_index and path.parent != folder:
-            paths.append(path)
-            labels.append(class_index[class_name])
-        else:
-            left_out[class_name if path.parent != folder else "."] += 1
-    if not paths:
+    folder = image_folder(section.images_dir, where)
+    files, names = image_files(folder, where), class_names(spec)
+    if section.labels_file:
+        labels = labels_of_table(section.labels_file, f"{name}.labels_file", folder, files, names)
+    else:
+        labels = labels_of_folders(files, folder, names, where)
+    if not labels:
         raise TaoqError(
             Fault(where, f"{folder} has no folder of a known class", "labelled data has one folder per class")
         )
-    for class_folder, count in left_out.items():
-        what = f"{count} image(s) in '{class_folder}' are left out: it is not the folder of a class"
-        log.warning(Notice(where, what))
-    return _batches(spec, paths, labels, batch_size(spec.evaluate, spec.dataset.batch_size))
+    without = sorted(set(range(len(names))) - set(labels.values()))
+    if without:
+        some = abbreviated([names[index] for index in without])
+        log.info(Notice(where, f"{len(without)} of {len(names)} classes have no image: {some}"))
+    return _batches(spec, list(labels), list(labels.values()), batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
 def inference_batches(spec: ClassificationSpec) -> ImageBatches:
@@ -163,9 +97,13 @@ def inference_batches(spec: ClassificationSpec) -> ImageBatches:
     if not spec.dataset.test_dataset.images_dir:
         raise NotGiven(Fault(where, "missing: inference needs images", "name a folder of images"))
     folder = image_folder(spec.dataset.test_dataset.images_dir, where)
-    class_index = {class_name: number for number, class_name in enumerate(class_names_or_numbers(spec))}
-    paths = list(image_files(folder, where))
-    labels = [class_index.get(path.relative_to(folder).parts[0], -1) for path in paths]
+    names, paths = class_names_or_numbers(spec), image_files(folder, where)
+    if file := spec.dataset.test_dataset.labels_file:
+        known = labels_of_table(file, "dataset.test_dataset.labels_file", folder, paths, names)
+        labels = [known.get(path, -1) for path in paths]
+    else:
+        class_index = indices(names)
+        labels = [class_index.get(key(path.relative_to(folder).parts[0]), -1) for path in paths]
     return _batches(spec, paths, labels, batch_size(spec.inference, spec.dataset.batch_size))
 
 

@@ -9,7 +9,8 @@ import statistics
 
 from taoq.errors import Fault, Notice, SpecError
 from taoq.tasks.base import DeepStream
-from taoq.tasks.classification.data import class_names_or_numbers, preprocessing
+from taoq.tasks.classification.classes import class_names_or_numbers
+from taoq.tasks.classification.data import preprocessing
 from taoq.tasks.classification.names import check_size
 from taoq.tasks.classification.spec import ClassificationSpec
 

@@ -16,7 +16,7 @@ from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.network import Outputs
 from taoq.plain import JsonMapping
-from taoq.tasks.classification.data import class_names, evaluation_folder
+from taoq.tasks.classification.classes import class_names
 from taoq.tasks.classification.spec import ClassificationSpec
 
 _MAX_NAMED = 40
@@ -32,7 +32,7 @@ class AccuracyMetric:
         if not topk or not all(1 <= k <= classes for k in topk):
             what = f"{topk} does not fit {classes} classes"
             raise SpecError(Fault("model.head.topk", what, f"write numbers from 1 to {classes}"))
-        self._names = class_names(spec, evaluation_folder(spec))
+        self._names = class_names(spec)
         self._topk = {k: MulticlassAccuracy(classes, top_k=k, average="micro") for k in topk}
         self._correct = {k: [torch.empty(0, dtype=torch.bool)] for k in topk}
         self._confusion = MulticlassConfusionMatrix(classes)

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from taoq.network import Outputs
 from taoq.tasks.base import Batch
-from taoq.tasks.classification.data import class_names, class_names_or_numbers, evaluation_folder
+from taoq.tasks.classification.classes import class_names, class_names_or_numbers
 from taoq.tasks.classification.spec import ClassificationSpec
-from taoq.tasks.images import read_image, save_picture
+from taoq.tasks.images import save_picture
+from taoq.tasks.pixels import read_image
 
 _MIN_SIDE = 224
 """Pixels; images whose longer side is shorter are enlarged, so that the text fits."""
@@ -64,7 +65,7 @@ class EvaluationTable:
     files = ("result.csv",)
 
     def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
-        self._names = class_names(spec, evaluation_folder(spec))
+        self._names = class_names(spec)
         self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
         self._rows.writerow(["img_name", *self._names, "pred_label", "pred_score", "gt_label"])

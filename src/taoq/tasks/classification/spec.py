@@ -80,6 +80,17 @@ class ImagesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledSpec(ImagesSpec):
+    """A folder of images with labels."""
+
+    labels_file: str = option(
+        "",
+        "CSV file with the name of an image (in images_dir) and its class in each row, instead of one folder per class",
+        omit_default=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentationSpec:
     """How images become inputs: the fields of TAO's augmentation that evaluation uses, too, and taoq's own."""
 
@@ -158,8 +169,10 @@ class DatasetSpec:
     )
     batch_size: int = option(8, "Images per batch", minimum=1)
     workers: int = option(8, "Number of processes that read images; at most one per processor", minimum=0)
-    val_dataset: ImagesSpec = option(ImagesSpec, "Labelled images for evaluate")
-    test_dataset: ImagesSpec = option(ImagesSpec, "Images for inference, and for evaluate if val_dataset is not given")
+    val_dataset: LabelledSpec = option(LabelledSpec, "Labelled images for evaluate")
+    test_dataset: LabelledSpec = option(
+        LabelledSpec, "Images for inference, and for evaluate if val_dataset is not given"
+    )
     quant_calibration_dataset: ImagesSpec = option(ImagesSpec, "Images for calibration; labels are not needed")
     augmentation: AugmentationSpec = option(AugmentationSpec, "How images become inputs")
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from taoq.errors import Fault, NotGiven, Notice, SpecError
 from taoq.network import Inputs
 from taoq.plain import JsonObject
-from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
+from taoq.tasks.image_files import draw, image_files, image_folder
+from taoq.tasks.images import ImageBatches
 from taoq.tasks.preprocessing import fit, interpolation_faults, resized
 from taoq.tasks.rtdetr.boxes import check_boxes
 from taoq.tasks.rtdetr.coco import Coco, image_paths, open_coco, read_coco
@@ -91,7 +92,7 @@ def calibration_batches(spec: RtdetrSpec) -> ImageBatches:
     if source.json_file:
         paths = image_paths(open_coco(source.json_file, f"{where}.json_file"), folder)
     else:
-        paths = list(image_files(folder, f"{where}.image_dir"))
+        paths = image_files(folder, f"{where}.image_dir")
     sample = draw(paths, section.num_samples, section.seed)
     return _batches(spec, sample, range(len(sample)), section.batch_size or spec.dataset.batch_size)
 

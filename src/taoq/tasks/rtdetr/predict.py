@@ -18,7 +18,8 @@ from taoq.errors import Fault, Notice, SpecError, did_you_mean
 from taoq.network import Outputs
 from taoq.plain import JsonObject
 from taoq.tasks.base import Batch
-from taoq.tasks.images import read_image, save_picture
+from taoq.tasks.images import save_picture
+from taoq.tasks.pixels import read_image
 from taoq.tasks.preprocessing import fit
 from taoq.tasks.rtdetr.data import Targets, class_names
 from taoq.tasks.rtdetr.model import input_size
