@@ -18,6 +18,7 @@ from taoq.network import Outputs
 from taoq.plain import JsonMapping
 from taoq.tasks.classification.classes import class_names
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.fonts import drawn_names
 
 _MAX_NAMED = 40
 """With more classes, the picture of the confusion matrix has no room for their names and for numbers."""
@@ -89,6 +90,7 @@ class AccuracyMetric:
 
 def _draw(matrix: Tensor, names: list[str], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
     with_names = len(names) <= _MAX_NAMED
     side = max(4.0, 0.5 * len(names)) if with_names else 10.0
@@ -99,8 +101,10 @@ def _draw(matrix: Tensor, names: list[str], path: Path) -> None:
     figure.colorbar(picture, label="share of the true class")
     axes.set(xlabel="predicted class", ylabel="true class", title=f"{int(matrix.sum())} images")
     if with_names:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        drawn = drawn_names(names, "dataset.classes_file")
+        font = FontProperties(fname=drawn.file) if drawn.file else None
+        axes.set_xticks(range(len(names)), drawn.names, rotation=90, fontproperties=font)
+        axes.set_yticks(range(len(names)), drawn.names, fontproperties=font)
         for row, counts in enumerate(matrix.tolist()):
             for column, count in enumerate(counts):
                 if count:

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from taoq.network import Outputs
 from taoq.tasks.base import Batch
 from taoq.tasks.classification.classes import class_names, class_names_or_numbers
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.fonts import Font, drawn_names
 from taoq.tasks.images import save_picture
 from taoq.tasks.pixels import read_image
 
@@ -26,6 +28,7 @@ class ClassificationPredictions:
 
     def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
         self._names = class_names_or_numbers(spec)
+        self._drawn = drawn_names(self._names, "dataset.classes_file")
         self._images_dir = Path(spec.dataset.test_dataset.images_dir)
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
@@ -49,14 +52,16 @@ class ClassificationPredictions:
         draw = self._every > 0 and self._batches % self._every == 0
         self._batches += 1
         for row, path in enumerate(batch.paths):
-            name, score = self._names[int(best.indices[row])], float(best.values[row])
+            index, score = int(best.indices[row]), float(best.values[row])
+            name = self._names[index]
             truth = int(batch.targets[row])
             label = self._names[truth] if truth >= 0 else ""
             relative = Path(path).relative_to(self._images_dir)
             self._rows.writerow([relative, name, f"{score:.6f}", label, *(f"{p:.6f}" for p in scores[row].tolist())])
             if draw:
-                text, correct = f"{name}  {100 * score:.1f} %", not label or label == name
-                save_picture(annotate(read_image(Path(path)), text, correct=correct), self._pictures / relative)
+                text, correct = f"{self._drawn.names[index]}  {100 * score:.1f} %", not label or label == name
+                picture = annotate(read_image(Path(path)), text, self._drawn.font, correct=correct)
+                save_picture(picture, self._pictures / relative)
 
 
 class EvaluationTable:
@@ -90,12 +95,19 @@ class EvaluationTable:
             self._rows.writerow([image, *columns, self._names[best], columns[best], self._names[truth]])
 
 
-def annotate(image: Image.Image, text: str, *, correct: bool) -> Image.Image:
-    """Return a copy of an image with a bar of text below it: green, or red for a wrong prediction."""
+def annotate(image: Image.Image, text: str, font_of: Callable[[int], Font], *, correct: bool) -> Image.Image:
+    """Return a copy of an image with a bar of text below it: green, or red for a wrong prediction.
+
+    Args:
+        image: The image.
+        text: The text.
+        font_of: Returns the font of a size in pixels.
+        correct: Whether the prediction is right.
+    """
     factor = max(1, -(-_MIN_SIDE // max(image.size)))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     points = max(14, image.width // 16)
-    font = ImageFont.load_default(points)
+    font = font_of(points)
     height = int(points * 1.6)
     result = Image.new("RGB", (image.width, image.height + height), (22, 101, 52) if correct else (153, 27, 27))
     result.paste(image)

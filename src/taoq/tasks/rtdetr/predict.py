@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from taoq.errors import Fault, Notice, SpecError, did_you_mean
 from taoq.network import Outputs
 from taoq.plain import JsonObject
 from taoq.tasks.base import Batch
+from taoq.tasks.fonts import drawn_names
 from taoq.tasks.images import save_picture
 from taoq.tasks.pixels import read_image
 from taoq.tasks.preprocessing import fit
@@ -94,6 +95,7 @@ class DetectionPredictions:
     def __init__(self, spec: RtdetrSpec, directory: Path) -> None:
         self._spec = spec
         self._names = class_names(spec)
+        self._drawn = drawn_names(self._names, "dataset.infer_data_sources.classmap")
         self._colors = _colors(spec, self._names)
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
@@ -166,12 +168,12 @@ class DetectionPredictions:
         """Draw boxes, names and scores into an image, the best detection last, on top. Return the image."""
         width = self._spec.inference.outline_width
         points = max(10, min(image.size) // 24)
-        font = ImageFont.load_default(points)
+        font = self._drawn.font(points)
         drawing = ImageDraw.Draw(image)
         for score, label, box in reversed(_entries(image_detections)):
             color = self._colors[label]
             drawing.rectangle(box, outline=color, width=width)
-            text = f"{self._names[label]}: {100 * score:.0f} %"
+            text = f"{self._drawn.names[label]}: {100 * score:.0f} %"
             left, top, right, bottom = drawing.textbbox((0, 0), text, font=font)
             x = max(0.0, min(box[0], image.width - (right - left) - 4))
             # Above the box if there is room, otherwise inside it.
