@@ -60,3 +60,15 @@ def test_a_damaged_font_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "x.ttf").write_bytes(b"no font")
     assert fonts._characters(str(tmp_path / "x.ttf")) == frozenset()
     assert fonts._characters(str(tmp_path / "nothing.ttf")) == frozenset()
+
+
+def test_boxes_in_place_of_characters_are_no_font() -> None:
+    """matplotlib brings a font with a box for every character. Whatever this machine has, it is not that."""
+    file = drawn_names(CJK, "x").file
+    assert file is None or "lastresort" not in file.name.lower()
+
+
+def test_a_long_name_leaves_room_for_its_score() -> None:
+    for size in ((224, 50), (30, 10), (3000, 10)):
+        picture = annotate(Image.new("RGB", size), "a" * 300 + "  97.0 %", drawn_names(["a"], "x").font, correct=True)
+        assert picture.height < 2 * max(size[1] * (224 // size[0] + 1), 64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.functional import to_tensor
 
@@ -32,7 +32,6 @@ def grey(path: Path) -> np.ndarray:
         ("16.png", GREY.astype(np.uint16) * 257, "16-bit values are scaled to 0..255"),
         ("16.tif", GREY.astype(np.uint16) * 257, "16-bit values are scaled to 0..255"),
         ("32.tif", GREY.astype(np.int32) * 257, "16-bit values are scaled to 0..255"),
-        ("few.tif", GREY.astype(np.int32), "32-bit values in 0..255 are taken as they are"),
         ("1.tif", GREY.astype(np.float32) / 255, "floating-point values in 0..1 are scaled to 0..255"),
         ("255.tif", GREY.astype(np.float32), "floating-point values in 0..255 are rounded"),
     ],
@@ -56,6 +55,7 @@ def test_a_big_endian_file_is_read(tmp_path: Path) -> None:
         (GREY.astype(np.float32) - 128, r"its floating-point values are in -\d+..\d+, neither in 0..1 nor in 0..255"),
         (np.full((2, 2), np.nan, np.float32), "some of its values are NaN or infinite"),
         (GREY.astype(np.int32) * 70000, r"its values are in 0..[\d.e+]+, not in 16 bits"),
+        (GREY.astype(np.int32), r"its 32-bit values are in 0..\d+, which can be 8 or 16 bits: save it as one of them"),
     ],
 )
 def test_values_of_unknown_meaning_are_refused(values: np.ndarray, message: str, tmp_path: Path) -> None:
@@ -98,3 +98,16 @@ def test_scaling_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert len(list(batches)) == 3
     assert len(caplog.messages) == 1
     assert caplog.messages[0].endswith(".png: 16-bit values are scaled to 0..255, here and in all images like it")
+
+
+def test_a_dark_picture_of_16_bits_stays_dark(tmp_path: Path) -> None:
+    """Pillow reads PGM files of 16 bits in the mode I."""
+    (tmp_path / "x.pgm").write_bytes(b"P5 2 1 65535 " + bytes([0, 200, 1, 44]))
+    assert grey(tmp_path / "x.pgm").tolist() == [[1, 1]]
+
+
+def test_programs_are_not_pictures(tmp_path: Path) -> None:
+    """Pillow would pass PostScript to Ghostscript, whatever the suffix."""
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
+    with pytest.raises(UnidentifiedImageError):
+        read_image(tmp_path / "x.jpg")

@@ -106,8 +106,11 @@ def prepare(checked: Checked) -> Prepared[Any]:
 def plan_layers(checked: Checked, model: object, section: QuantizeSpec) -> QuantizationPlan:
     """Resolve the rules of a section for the layers of a float model, and log the notices.
 
+    Layers that images do not reach stay float.
+
     Raises:
         SpecError: If a rule matches no layer, or no layer is quantized.
+        TaoqError: If `strict` is set and images do not reach a layer that a rule matches.
     """
     backend = checked.backend
     notices = check_section(section, backend.capability)
@@ -115,7 +118,9 @@ def plan_layers(checked: Checked, model: object, section: QuantizeSpec) -> Quant
     plan = resolve(section, layers, backend.capability, notices)
     for notice in plan.notices:
         log.warning(notice)
-    return plan
+    names = [item.layer.name for item in plan.quantized]
+    unreached = load_format(backend.capability.format).unreached(model, checked.experiment.example(), names)
+    return without(plan, unreached, strict=section.strict)
 
 
 def without(plan: QuantizationPlan, left_out: Mapping[str, str], *, strict: bool) -> QuantizationPlan:

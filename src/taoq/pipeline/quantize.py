@@ -9,16 +9,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import Generic, cast
+
+import torch
 
 import taoq
 from taoq.errors import Fault, TaoqError, first_line
 from taoq.files import sha256, total_size
+from taoq.network import Outputs
 from taoq.pipeline.accuracy import check_accuracy, evaluate_both, evaluated_figure, warn_of_small_budget
 from taoq.pipeline.artifacts import MANIFEST, SCHEMA_VERSION, Manifest, versions
 from taoq.pipeline.calibration import Feed, bias_shifts, calibration_batches, range_cache, source_digest
 from taoq.pipeline.experiment import Experiment
-from taoq.pipeline.models import OpenedModel, reopen_float, start
+from taoq.pipeline.models import OpenedModel, build_empty, reopen_float, start
 from taoq.pipeline.prepare import Prepared, without
 from taoq.pipeline.results.quantize import AccuracyCheck, Evaluation, LayerResult, QuantizeResult
 from taoq.pipeline.search import SearchResult
@@ -135,24 +138,38 @@ def _quantize(prepared: Prepared[M]) -> _Quantized[M]:
 
 
 def _check_runs(prepared: Prepared[M], model: M, payload: Path) -> None:
-    """Run the quantized model once, so that a model that does not run is not kept.
+    """Read the artifact as `evaluate` will, and run it once, so that one that does not run is not kept.
 
     Raises:
-        TaoqError: If the model does not run.
+        TaoqError: If it does not run, or if its outputs are others than before it was written.
     """
     experiment, backend = prepared.experiment, prepared.backend
     info = FORMATS[backend.capability.format]
-    saved = backend.load(payload, lambda: model) if info.whole else model
-    opened = OpenedModel(saved, info.name, payload if info.whole else None, True)
     try:
-        start(experiment, opened, "cpu", "quantize.device").run(experiment.example())
+        saved = backend.load(payload, lambda: cast(M, build_empty(experiment)))
+        outputs = _run_once(experiment, OpenedModel(saved, info.name, payload if info.whole else None, True))
+        if info.whole:  # The file is all that there is.
+            return
+        expected = _run_once(experiment, OpenedModel(model, info.name, None, True))
     except TaoqError:
         raise
     except Exception as error:  # The network's code may raise anything.
-        # A network may use the weight of a layer without calling the layer, which only a forward pass reveals.
         what = f"the quantized network does not run: {first_line(error)}"
-        hint = "it uses the weight of a layer without calling the layer: put such layers into quantize.skip_names"
+        hint = "put layers whose weights the network reads without calling them into quantize.skip_names"
         raise TaoqError(Fault("quantize.layers", what, hint)) from error
+    different = [
+        name
+        for name, values in expected.items()
+        if not torch.allclose(outputs[name], values, rtol=0, atol=0, equal_nan=True)
+    ]
+    if different:
+        what = f"the artifact gives other outputs after it is read again ({', '.join(different)})"
+        hint = "the network keeps values from its first run that depend on its weights: it cannot be stored quantized"
+        raise TaoqError(Fault("quantize.layers", what, hint))
+
+
+def _run_once(experiment: Experiment, opened: OpenedModel) -> Outputs:
+    return start(experiment, opened, "cpu", "quantize.device").run(experiment.example())
 
 
 def _measure_layers(prepared: Prepared[M], quantized: _Quantized[M], figure: str) -> tuple[LayerResult, ...]:

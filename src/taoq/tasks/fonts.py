@@ -72,6 +72,8 @@ def _best_font(needed: frozenset[str]) -> tuple[Path | None, frozenset[str]]:
     for entry in fontManager.ttflist:
         if entry.style != "normal" or str(entry.weight) not in ("400", "normal", "regular"):
             continue
+        if entry.name.replace(" ", "").startswith("LastResort"):  # It has a box for every character.
+            continue
         characters = needed & _characters(entry.fname)
         rank = next(
             (place for place, family in enumerate(_PREFERRED) if entry.name.startswith(family)), len(_PREFERRED)

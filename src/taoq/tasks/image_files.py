@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import os
 import random
@@ -15,13 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from taoq.errors import Fault, Notice, TaoqError
+from taoq.tasks.pixels import image_formats
 
 log = logging.getLogger(__name__)
 
-_FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP",
-)  # fmt: skip
-"""Formats of Pillow for pictures. Others are for icons, documents, films and measurements, or run programs (EPS)."""
 _HEIF = (".heic", ".heif", ".hif")
 _HARMLESS = ("thumbs.db", "desktop.ini")
 """Files that systems leave in folders, in lower case. Hidden files, such as .DS_Store, are never counted."""
@@ -35,9 +31,8 @@ def image_suffixes() -> tuple[str, ...]:
 
     Those of Pillow, and .heic and .heif if the package pillow-heif is installed.
     """
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
-    if importlib.util.find_spec("pillow_heif"):
-        suffixes |= set(_HEIF)
+    formats = image_formats()
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     return tuple(sorted(suffixes))
 
 
@@ -86,11 +81,11 @@ def image_files(folder: Path, where: str) -> list[Path]:
             path, suffix = Path(parent, name), Path(name).suffix.lower()
             if name.startswith(".") or name.lower() in _HARMLESS:
                 continue
-            if suffix not in suffixes:
+            if path.is_symlink() and not path.exists():
+                log.warning(Notice(where, f"{path} is left out: it is a link that leads nowhere"))
+            elif suffix not in suffixes:
                 if parent != str(folder) or suffix not in _ABOUT_IMAGES:
                     unread[suffix or "without a suffix"] += 1
-            elif not path.exists():
-                log.warning(Notice(where, f"{path} is left out: it is a link to a file that is not there"))
             else:
                 images.append(path)
     _warn_of_unread(unread, where)
@@ -101,18 +96,17 @@ def image_files(folder: Path, where: str) -> list[Path]:
 
 
 def _leads_back(path: Path, folder: Path, where: str) -> bool:
-    """Return whether a folder is a link to a folder that it is in, and say so."""
-    if not path.is_symlink():
+    """Return whether a link leads from a folder to itself, or to a folder that it is in, and say so."""
+    above = [path.parent]
+    while above[-1] != folder:
+        above.append(above[-1].parent)
+    if not any(part.is_symlink() for part in (path, *above[:-1])):
         return False
     real = path.resolve()
-    above = path.parent
-    while True:
-        if above.resolve() == real:
-            log.warning(Notice(where, f"{path} is left out: it is a link to a folder that it is in"))
-            return True
-        if above == folder or above == above.parent:
-            return False
-        above = above.parent
+    if all(part.resolve() != real for part in above):
+        return False
+    log.warning(Notice(where, f"{path} is left out: a link leads back to the folder {real.name} that it is in"))
+    return True
 
 
 def _warn_of_unread(unread: Counter[str], where: str) -> None:

@@ -21,6 +21,9 @@ from taoq.tasks.pixels import read_pixels
 
 log = logging.getLogger(__name__)
 
+_READING = 2
+"""Version of what `read_pixels` makes of a file; a new one makes calibration ranges be measured again."""
+
 
 @dataclass(frozen=True)
 class ImageBatches:
@@ -52,7 +55,7 @@ class ImageBatches:
         """Digest of everything that the batches depend on. Files are identified by path, size and modification time."""
         stats = [(path, path.stat()) for path in self.paths]
         files = [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-        return digest([files, self.transform, self.targets, self.batch_size])
+        return digest([files, _READING, self.transform, self.targets, self.batch_size])
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches.

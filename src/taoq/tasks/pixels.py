@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+"""Formats of Pillow for pictures. Others are for icons, documents, films and measurements, or run programs (EPS)."""
 _LEVELS = 255
 _DEEP = 65535
 """Largest value of 8 and 16 bits."""
@@ -45,24 +47,36 @@ def read_pixels(path: Path) -> Pixels:
     Raises:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: If it cannot be read as an image.
     """
-    _register_heif()
-    with Image.open(path) as file:
+    with open_image(path) as file:
         ImageOps.exif_transpose(file, in_place=True)  # In place, because it would copy images without an orientation.
         if file.mode == "F" or file.mode.startswith("I"):
-            return _scaled(file)
+            return _scaled(file, file.format)
         if file.mode == "P" and "transparency" in file.info:
             return Pixels(file.convert("RGBA").convert("RGB"))
         return Pixels(file.convert("RGB"))
 
 
+def open_image(path: Path) -> ImageFile.ImageFile:
+    """Open an image file in one of the `image_formats`, whatever its suffix.
+
+    Raises:
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: If it cannot be read as an image.
+    """
+    formats = image_formats()
+    Image.init()  # Some formats may be missing in this build of Pillow, and MPO is opened as JPEG.
+    return Image.open(path, formats=[name for name in formats if name in Image.OPEN])
+
+
 @functools.cache
-def _register_heif() -> None:
-    """Let Pillow read .heic and .heif where the package is installed."""
-    if importlib.util.find_spec("pillow_heif"):
-        importlib.import_module("pillow_heif").register_heif_opener()
+def image_formats() -> tuple[str, ...]:
+    """Return the formats of images that are read, by their names in Pillow; HEIF where pillow-heif is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return _FORMATS
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return (*_FORMATS, "HEIF")
 
 
-def _scaled(image: Image.Image) -> Pixels:
+def _scaled(image: Image.Image, format_: str | None) -> Pixels:
     """Return a grey image of more than 8 bits as 8 bits."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
@@ -76,8 +90,8 @@ def _scaled(image: Image.Image) -> Pixels:
         return _grey(values * _LEVELS, "floating-point values in 0..1 are scaled to 0..255")
     if low < 0 or high > _DEEP:
         raise ValueError(f"its values are in {low:g}..{high:g}, not in 16 bits")
-    if image.mode == "I" and high <= _LEVELS:
-        return _grey(values, "32-bit values in 0..255 are taken as they are")
+    if format_ == "TIFF" and image.mode == "I" and high <= _LEVELS:
+        raise ValueError(f"its 32-bit values are in 0..{high:g}, which can be 8 or 16 bits: save it as one of them")
     return _grey(values / (_DEEP / _LEVELS), "16-bit values are scaled to 0..255")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from taoq.errors import TaoqError
+from taoq.errors import SpecError, TaoqError
 from taoq.spec.load import spec_from_dict
 from taoq.tasks.classification.classes import class_names
 from taoq.tasks.classification.data import evaluation_batches, inference_batches
@@ -91,6 +90,11 @@ def test_images_without_a_row_are_counted(images: Path, caplog: pytest.LogCaptur
          "did you mean 'b.png' or 'a.png'?"),
         ("a.png,dog\na.png,cat\n", ":2", "a.png is labelled 'cat', and 'dog' in an earlier row",
          "an image has one label: delete one of the rows"),
+        ("a.png,dog\n./a.png,cat\n", ":2", "./a.png is labelled 'cat', and otherwise in an earlier row",
+         "an image has one label: delete one of the rows"),
+        ("a,dog\na.png,cat\n", ":2", "a.png is labelled 'cat', and otherwise in an earlier row",
+         "an image has one label: delete one of the rows"),
+        ("twice,dog\n", ":1", "twice can be twice.jpg or twice.png", "write the name with its suffix"),
         ("a.png,dog\nb.png\n", ":2", "has 1 column(s): 'b.png'", "give a CSV file with the columns filename and label"),
         ("a.png,\n", ":1", "has no label: 'a.png,'", "complete or delete the row"),
         ("a.png,dog,3\n", "", "has 3 columns, and its first row does not name those of images and labels",
@@ -99,6 +103,8 @@ def test_images_without_a_row_are_counted(images: Path, caplog: pytest.LogCaptur
 )  # fmt: skip
 def test_a_wrong_row_is_named(text: str, where: str, what: str, hint: str, images: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    for suffix in (".jpg", ".png") if "twice" in text else ():
+        Image.new("RGB", (4, 4)).save(images / f"twice{suffix}")
     file = table(images, text)
     with pytest.raises(TaoqError) as error:
         evaluation_batches(spec(images, file, root_dir=str(tmp_path)))
@@ -151,9 +157,17 @@ def test_classes_in_utf_16_are_refused(images: Path, tmp_path: Path) -> None:
     )
 
 
-def test_classes_without_an_image_are_said(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
-    file = table(images, "a.png,dog\nb.png,cat\ndeep/c.jpg,dog\n")
-    with caplog.at_level(logging.INFO, "taoq"):
-        evaluation_batches(spec(images, file, root_dir=str(tmp_path), num_classes=3))
-    assert caplog.messages == ["dataset.val_dataset.images_dir: 1 of 3 classes have no image: bird"]
+def test_numbers_of_classes_are_not_sorted_as_text(images: Path) -> None:
+    own = spec(images, table(images, "a.png,2\nb.png,10\ndeep/c.jpg,0\n"), num_classes=12)
+    assert labels(evaluation_batches(own), images) == {"a.png": 2, "b.png": 10, "deep/c.jpg": 0}
+    assert class_names(own) == [str(number) for number in range(12)]
+
+
+def test_a_table_without_the_folder_of_its_images_is_refused(images: Path) -> None:
+    own = spec(images, "labels.csv", val_dataset={"labels_file": "labels.csv"})
+    with pytest.raises(SpecError) as error:
+        evaluation_batches(own)
+    assert str(error.value) == (
+        "dataset.val_dataset.images_dir: missing: the images of labels_file are in a folder\n"
+        "hint: name the folder that the names in the table are relative to"
+    )

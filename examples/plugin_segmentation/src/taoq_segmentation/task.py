@@ -22,7 +22,8 @@ from taoq.checkpoint import load_weights
 from taoq.errors import Fault, NotGiven, SpecError, TaoqError
 from taoq.network import Inputs, OutputSpec
 from taoq.tasks.base import Metric, Task
-from taoq.tasks.images import ImageBatches, draw, image_files, image_folder
+from taoq.tasks.image_files import draw, image_files, image_folder
+from taoq.tasks.images import ImageBatches
 from taoq.tasks.metrics import metric_factory
 from taoq.tasks.sections import batch_size
 from taoq_segmentation.spec import ImagesSpec, SegmentationSpec
@@ -110,7 +111,7 @@ def list_images(section: ImagesSpec, where: str) -> list[Path]:
     """
     if not section.images_dir:
         raise NotGiven(Fault(f"{where}.images_dir", "missing: this needs images", "name a folder of images"))
-    return list(image_files(image_folder(section.images_dir, f"{where}.images_dir"), f"{where}.images_dir"))
+    return image_files(image_folder(section.images_dir, f"{where}.images_dir"), f"{where}.images_dir")
 
 
 def calibration_batches(spec: SegmentationSpec) -> ImageBatches:

@@ -64,6 +64,15 @@ class ModelFormat(Protocol[M]):
     def digest(self, model: M) -> str:
         """Return the SHA-256 of a float model that has no file."""
 
+    def unreached(self, model: M, inputs: Inputs, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the layers that images do not reach, with the reason: they stay float.
+
+        Args:
+            model: The float model.
+            inputs: One sample.
+            names: Names of the layers.
+        """
+
     def macs(self, model: M, inputs: Inputs) -> Mapping[str, int]:
         """Return the multiply-accumulates of each layer of a float model, for one sample."""
 

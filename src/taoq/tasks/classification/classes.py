@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from taoq.errors import Fault, Notice, TaoqError
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def evaluation_section(spec: ClassificationSpec) -> tuple[str, LabelledSpec]:
     """Return the images of `evaluate`, after the field: val_dataset, or test_dataset if only that is given."""
     dataset = spec.dataset
-    if dataset.val_dataset.images_dir:
+    if dataset.val_dataset.images_dir or dataset.val_dataset.labels_file:
         return "dataset.val_dataset", dataset.val_dataset
     return "dataset.test_dataset", dataset.test_dataset
 
@@ -40,7 +40,7 @@ def class_names(spec: ClassificationSpec) -> list[str]:
         names, source = _read_classes(file, spec), f"{file} names"
     elif section.labels_file:
         rows = read_labels(section.labels_file, f"{where}.labels_file")
-        names, source = sorted({row.label for row in rows}), f"{section.labels_file} has"
+        names, source = _names_of_labels([row.label for row in rows], spec), f"{section.labels_file} has"
     else:
         names, source = _folder_names(folder), f"{folder} has"
     num_classes = spec.dataset.num_classes
@@ -60,6 +60,11 @@ def class_names_or_numbers(spec: ClassificationSpec) -> list[str]:
         return class_names(spec)
     log.warning(Notice("dataset.classes_file", "nothing names the classes, they are numbered"))
     return [str(number) for number in range(spec.dataset.num_classes)]
+
+
+def are_numbers(labels: Sequence[str], num_classes: int) -> bool:
+    """Return whether labels are indices of classes, rather than names."""
+    return all(label.isdecimal() and int(label) < num_classes for label in labels)
 
 
 def key(name: str) -> str:
@@ -90,6 +95,13 @@ def _read_classes(file: Path, spec: ClassificationSpec) -> list[str]:
     if duplicates:
         raise TaoqError(Fault(str(file), f"names the class '{duplicates[0]}' twice", "write each class once"))
     return names
+
+
+def _names_of_labels(labels: Sequence[str], spec: ClassificationSpec) -> list[str]:
+    """Return the sorted names of a table of labels, or the numbers of all classes if its labels are such numbers."""
+    if are_numbers(labels, spec.dataset.num_classes):
+        return [str(number) for number in range(spec.dataset.num_classes)]
+    return sorted(set(labels))
 
 
 def _folder_names(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError, abbreviated
+from taoq.errors import Fault, NotGiven, Notice, SpecError, TaoqError
 from taoq.network import Inputs
 from taoq.tasks.classification.classes import class_names, class_names_or_numbers, evaluation_section, indices, key
 from taoq.tasks.classification.labels import labels_of_folders, labels_of_table
@@ -59,6 +59,9 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
     """
     name, section = evaluation_section(spec)
     where = f"{name}.images_dir"
+    if not section.images_dir and section.labels_file:
+        what = "missing: the images of labels_file are in a folder"
+        raise SpecError(Fault(where, what, "name the folder that the names in the table are relative to"))
     if not section.images_dir:
         raise NotGiven(
             Fault(
@@ -79,10 +82,6 @@ def evaluation_batches(spec: ClassificationSpec) -> ImageBatches:
         raise TaoqError(
             Fault(where, f"{folder} has no folder of a known class", "labelled data has one folder per class")
         )
-    without = sorted(set(range(len(names))) - set(labels.values()))
-    if without:
-        some = abbreviated([names[index] for index in without])
-        log.info(Notice(where, f"{len(without)} of {len(names)} classes have no image: {some}"))
     return _batches(spec, list(labels), list(labels.values()), batch_size(spec.evaluate, spec.dataset.batch_size))
 
 
@@ -99,7 +98,7 @@ def inference_batches(spec: ClassificationSpec) -> ImageBatches:
     folder = image_folder(spec.dataset.test_dataset.images_dir, where)
     names, paths = class_names_or_numbers(spec), image_files(folder, where)
     if file := spec.dataset.test_dataset.labels_file:
-        known = labels_of_table(file, "dataset.test_dataset.labels_file", folder, paths, names)
+        known = labels_of_table(file, "dataset.test_dataset.labels_file", folder, paths, names, "have no label")
         labels = [known.get(path, -1) for path in paths]
     else:
         class_index = indices(names)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taoq.errors import Fault, Notice, TaoqError, abbreviated, did_you_mean
-from taoq.tasks.classification.classes import indices, key
+from taoq.tasks.classification.classes import are_numbers, indices, key
 from taoq.tasks.classification.labels_file import read_labels
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def labels_of_folders(files: Sequence[Path], folder: Path, names: Sequence[str],
 
 
 def labels_of_table(
-    file: str, where: str, folder: Path, files: Sequence[Path], names: Sequence[str]
+    file: str, where: str, folder: Path, files: Sequence[Path], names: Sequence[str], without_row: str = "are left out"
 ) -> dict[Path, int]:
     """Return the class index of each image in a table of labels, and warn of images that are not in it.
 
@@ -51,30 +51,36 @@ def labels_of_table(
         folder: Folder of the images.
         files: The images in it.
         names: Names of the classes.
+        without_row: What becomes of images that are not in the table, for the warning.
 
     Raises:
-        TaoqError: If the table cannot be read, or names an image or a class that is not there.
+        TaoqError: If the table cannot be read, names an image or a class that is not there, or labels an image twice.
     """
     rows = read_labels(file, where)
     class_index = indices(names)
-    numbered = all(row.label.isdecimal() and int(row.label) < len(names) for row in rows)
+    numbered = are_numbers([row.label for row in rows], len(names))
     by_name = {key(str(path.relative_to(folder))): path for path in files}
-    by_stem = {key(str(path.relative_to(folder).with_suffix(""))): path for path in files}
+    by_stem: dict[str, list[Path]] = {}
+    for path in files:
+        by_stem.setdefault(key(str(path.relative_to(folder).with_suffix(""))), []).append(path)
     labels: dict[Path, int] = {}
     for row in rows:
         image = key(str(Path(row.image)))
-        path = by_name.get(image) or by_stem.get(image)
-        if path is None:
+        candidates = [by_name[image]] if image in by_name else by_stem.get(image, [])
+        if len(candidates) > 1:
+            what = f"{row.image} can be {' or '.join(path.name for path in candidates)}"
+            raise TaoqError(Fault(f"{file}:{row.line}", what, "write the name with its suffix"))
+        if not candidates:
             what = f"there is no image {row.image} in {folder}"
             hint = did_you_mean(row.image, by_name, "names are relative to images_dir")
             raise TaoqError(Fault(f"{file}:{row.line}", what, hint))
-        if key(row.label) in class_index:
-            labels[path] = class_index[key(row.label)]
-        elif numbered:
-            labels[path] = int(row.label)
-        else:
+        label = class_index.get(key(row.label), int(row.label) if numbered else None)
+        if label is None:
             hint = did_you_mean(row.label, names, "classes are " + abbreviated(list(names)))
             raise TaoqError(Fault(f"{file}:{row.line}", f"there is no class '{row.label}'", hint))
+        if labels.setdefault(candidates[0], label) != label:
+            what = f"{row.image} is labelled '{row.label}', and otherwise in an earlier row"
+            raise TaoqError(Fault(f"{file}:{row.line}", what, "an image has one label: delete one of the rows"))
     if missing := len(files) - len(labels):
-        log.warning(Notice(where, f"{missing} image(s) in {folder} are left out: they have no row in {file}"))
+        log.warning(Notice(where, f"{missing} image(s) in {folder} {without_row}: they have no row in {file}"))
     return labels

@@ -12,7 +12,10 @@ from taoq.errors import Fault, TaoqError
 from taoq.files import read_text
 
 _SEPARATORS = (",", ";", "\t")
-_IMAGE_COLUMNS = ("filename", "file_name", "file", "image", "image_path", "path", "image_id", "id", "img", "name")
+_IMAGE_COLUMNS = (
+    "filename", "file_name", "filepath", "file_path", "fname", "file", "image_name", "image", "image_path", "path",
+    "image_id", "id", "img", "name",
+)  # fmt: skip
 _LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels", "y")
 """Names of columns in the first row, in lower case, the preferred ones first. Other columns are not read."""
 

@@ -103,8 +103,8 @@ def _draw(matrix: Tensor, names: list[str], path: Path) -> None:
     if with_names:
         drawn = drawn_names(names, "dataset.classes_file")
         font = FontProperties(fname=drawn.file) if drawn.file else None
-        axes.set_xticks(range(len(names)), drawn.names, rotation=90, fontproperties=font)
-        axes.set_yticks(range(len(names)), drawn.names, fontproperties=font)
+        axes.set_xticks(range(len(names)), drawn.names, rotation=90, fontproperties=font, parse_math=False)
+        axes.set_yticks(range(len(names)), drawn.names, fontproperties=font, parse_math=False)
         for row, counts in enumerate(matrix.tolist()):
             for column, count in enumerate(counts):
                 if count:

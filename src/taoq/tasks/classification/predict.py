@@ -21,6 +21,10 @@ _MIN_SIDE = 224
 """Pixels; images whose longer side is shorter are enlarged, so that the text fits."""
 
 
+_MAX_TEXT_WIDTH, _MARGIN = 2048, 6
+"""Pixels: width of an image beyond which the text does not become larger, and what is free on its left and right."""
+
+
 class ClassificationPredictions:
     """Writer of predictions. Each batch is written at once; none is kept in memory."""
 
@@ -33,7 +37,7 @@ class ClassificationPredictions:
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
         self._pictures = directory / "visualize"
-        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8")
+        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self._rows = csv.writer(self._file)
         self._rows.writerow(["image", "prediction", "score", "ground_truth", *self._names])
 
@@ -71,7 +75,7 @@ class EvaluationTable:
 
     def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
         self._names = class_names(spec)
-        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8")
+        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape")
         self._rows = csv.writer(self._file)
         self._rows.writerow(["img_name", *self._names, "pred_label", "pred_score", "gt_label"])
 
@@ -106,10 +110,24 @@ def annotate(image: Image.Image, text: str, font_of: Callable[[int], Font], *, c
     """
     factor = max(1, -(-_MIN_SIDE // max(image.size)))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    points = max(14, image.width // 16)
+    points = max(14, min(image.width, 2 * image.height, _MAX_TEXT_WIDTH) // 16)
     font = font_of(points)
+    text = _shortened(text, font, image.width - 2 * _MARGIN)
     height = int(points * 1.6)
     result = Image.new("RGB", (image.width, image.height + height), (22, 101, 52) if correct else (153, 27, 27))
     result.paste(image)
-    ImageDraw.Draw(result).text((6, image.height + height // 2), text, fill="white", font=font, anchor="lm")
+    ImageDraw.Draw(result).text((_MARGIN, image.height + height // 2), text, fill="white", font=font, anchor="lm")
     return result
+
+
+def _shortened(text: str, font: Font, width: int) -> str:
+    """Return a text without as much of its middle as needed to fit a width, pixels; the score at its end is kept."""
+    kept = len(text)
+    while kept > 0 and font.getlength(text if kept == len(text) else _without_middle(text, kept)) > width:
+        kept -= 1
+    return text if kept == len(text) else _without_middle(text, kept)
+
+
+def _without_middle(text: str, kept: int) -> str:
+    end = min(kept // 2, len("100.0 %"))
+    return f"{text[: kept - end]}...{text[len(text) - end :]}"

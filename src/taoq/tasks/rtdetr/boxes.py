@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from taoq.errors import Fault, Notice, TaoqError
+from taoq.tasks.pixels import open_image
 from taoq.tasks.rtdetr.coco import Coco
 from taoq.tasks.rtdetr.coco_reader import annotation_fault
 
@@ -176,7 +177,7 @@ def _check_other_sizes(coco: Coco, wrong: NDArray[np.intp], sizes: Floats, sampl
 def _size_of(path: Path) -> tuple[float, float]:
     """Return width and height of an image that is turned upright, without reading its pixels; NaN if it is damaged."""
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             width, height = file.size
             # The method of the base class, because that of PNG files reads all pixels. 0x0112 is the orientation.
             turned = Image.Image.getexif(file).get(0x0112, 1) in (5, 6, 7, 8)

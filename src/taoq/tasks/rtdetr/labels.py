@@ -12,6 +12,7 @@ from pathlib import Path
 
 from taoq.checkpoint import read_names
 from taoq.errors import Fault, TaoqError
+from taoq.files import read_text
 from taoq.tasks.rtdetr.names import is_original
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
@@ -70,10 +71,7 @@ def read_classmap(spec: RtdetrSpec) -> tuple[str, ...]:
     """
     num_classes, classmap = spec.dataset.num_classes, spec.dataset.infer_data_sources.classmap
     where = "dataset.infer_data_sources.classmap"
-    try:
-        lines = Path(classmap).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise TaoqError(Fault(where, f"{classmap} cannot be read", "give a text file, one class a line")) from None
+    lines = read_text(Path(classmap), where, "give a text file, one class a line").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     if len(names) == num_classes - 1:
         return ("background", *names)  # In TAO category ids start at 1, and class index 0 is not used.

@@ -63,7 +63,8 @@ def export_graph(
         _full_scopes(model),
     ):
         path = Path(folder, "traced.onnx")
-        with _errors_reported(opset):
+        # Networks may keep tensors of an earlier run, which was in inference mode; with gradients, torch refuses them.
+        with _errors_reported(opset), torch.no_grad():
             torch.onnx.export(
                 model.eval(),
                 arguments(model, inputs),

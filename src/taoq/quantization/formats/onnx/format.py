@@ -57,6 +57,10 @@ class OnnxFormat:
         """Return the SHA-256 of the serialized model."""
         return hashlib.sha256(model.model.SerializeToString(deterministic=True)).hexdigest()
 
+    def unreached(self, model: Graph, inputs: Inputs, names: Sequence[str]) -> Mapping[str, str]:
+        """Return no layers: an exporter folds constants, and a node is always run."""
+        return {}
+
     def macs(self, model: Graph, inputs: Inputs) -> Mapping[str, int]:
         """Return the multiply-accumulates of each layer, for one sample."""
         return measures.macs(model, inputs)

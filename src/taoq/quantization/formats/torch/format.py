@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from taoq.network import Inputs
 from taoq.plain import JsonMapping
 from taoq.quantization.formats.base import ModelFormat
-from taoq.quantization.formats.torch import measures
+from taoq.quantization.formats.torch import measures, reach
 from taoq.quantization.formats.torch.state import saved_size, state_digest
 from taoq.quantization.types import LayerError
 
@@ -47,6 +47,10 @@ class TorchFormat:
     def digest(self, model: nn.Module) -> str:
         """Return the SHA-256 of the state dict."""
         return state_digest(model)
+
+    def unreached(self, model: nn.Module, inputs: Inputs, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the layers that images do not reach, with the reason."""
+        return reach.unreached(model, inputs, names)
 
     def macs(self, model: nn.Module, inputs: Inputs) -> Mapping[str, int]:
         """Return the multiply-accumulates of each layer, for one sample."""

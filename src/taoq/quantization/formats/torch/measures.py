@@ -116,7 +116,7 @@ def macs(model: nn.Module, inputs: Inputs) -> dict[str, int]:
             tensor = [*args, *kwargs.values()][0] if isinstance(module, TRANSPOSED) else output
             counts[name] += weight.numel() * (tensor.numel() // weight.shape[0])
 
-    with torch.inference_mode(), _observed(model.eval(), names, count):
+    with torch.inference_mode(), observed(model.eval(), names, count):
         call(model, inputs)
     return counts
 
@@ -150,7 +150,7 @@ def _run_both(
 
     reference.to(device).eval()
     model.to(device)
-    with torch.inference_mode(), _observed(reference, names, run_quantized):
+    with torch.inference_mode(), observed(reference, names, run_quantized):
         for inputs in batches:
             call(reference, {name: tensor.to(device) for name, tensor in inputs.items()})
             count += batch_size(inputs)
@@ -160,7 +160,7 @@ def _run_both(
 
 
 @contextmanager
-def _observed(model: nn.Module, names: Sequence[str], observer: _Observer) -> Iterator[None]:
+def observed(model: nn.Module, names: Sequence[str], observer: _Observer) -> Iterator[None]:
     """Call `observer` after each call of one of these layers."""
 
     def hook(name: str) -> Callable[..., None]:
