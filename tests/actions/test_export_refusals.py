@@ -74,10 +74,10 @@ def test_an_opset_that_is_too_old_for_the_network_is_refused(taoq: Taoq, export_
 def test_a_network_of_a_single_size_is_refused_another(taoq: Taoq, export_network: Words, tmp_path: Path) -> None:
     code, _, err = taoq(*export_network("vit_tiny", "export.input_height=64", "export.input_width=64"))
     assert (code, err) == (
-        1,
-        "override export.input_height=64: export.input_height: the network does not run on inputs of [1, 3, 64, 64]:"
-        " Input height (64) doesn't match model (32).\n"
-        "hint: leave input_height and input_width out\n",
+        2,
+        "override export.input_height=64: export.input_height: is 64, but vit_tiny_patch16_224 takes images of 32"
+        " pixels\n"
+        "hint: write 32; for a checkpoint of a network for 64 pixels, write model.backbone.args: {img_size: 64}\n",
     )
     assert not files_of(tmp_path / "results" / "export")
 

@@ -7,11 +7,12 @@ import dataclasses
 import logging
 import statistics
 
+from taoq.checkpoint import WithoutInitialisation
 from taoq.errors import Fault, Notice, SpecError
 from taoq.tasks.base import DeepStream
 from taoq.tasks.classification.classes import class_names_or_numbers
 from taoq.tasks.classification.data import preprocessing
-from taoq.tasks.classification.names import check_size
+from taoq.tasks.classification.model import build_model
 from taoq.tasks.classification.spec import ClassificationSpec
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,11 @@ def with_size(spec: ClassificationSpec, height: int, width: int) -> Classificati
     if height != width:
         what = f"the input is {height} x {width} (height x width), classification_pyt has square inputs"
         raise SpecError(Fault("export.input_height", what, "write the same input_height and input_width"))
-    check_size(spec.model.backbone, height, "export.input_height")
-    return dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, img_size=height))
+    resized = dataclasses.replace(spec, dataset=dataclasses.replace(spec.dataset, img_size=height))
+    if spec.model.backbone.type:  # An artifact knows its network.
+        with WithoutInitialisation():
+            build_model(resized, None, "export.input_height")
+    return resized
 
 
 def deepstream(spec: ClassificationSpec) -> DeepStream:

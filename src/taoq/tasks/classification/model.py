@@ -16,6 +16,7 @@ from taoq.plain import JsonObject
 from taoq.tasks.backbones.tao_names import OWN, TAO_NETWORKS
 from taoq.tasks.classification.names import Source, check_size, find_network
 from taoq.tasks.classification.spec import ClassificationSpec
+from taoq.tasks.classification.trial import run_once
 from taoq.tasks.classification.weights import is_of_tao, load_weights
 
 log = logging.getLogger(__name__)
@@ -33,16 +34,18 @@ _NOT_ARGUMENTS = {
 """Arguments of the constructors that must not be given, with the part of the spec that decides them."""
 
 
-def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
-    """Build the float network of a spec.
+def build_model(spec: ClassificationSpec, checkpoint: str | None, size_field: str = "dataset.img_size") -> nn.Module:
+    """Build the float network of a spec, and run it once on a black image.
 
     Args:
         spec: The spec.
         checkpoint: The file with its weights; an empty string for the library's pretrained weights, which the spec must
             ask for; None for initial weights, where a backend loads the weights later.
+        size_field: The field that sets the size of images, for messages.
 
     Raises:
-        SpecError: If the name or an argument is wrong, or if there is neither a checkpoint nor pretrained weights.
+        SpecError: If the name or an argument is wrong, if the network does not take images of this size, or if there is
+            neither a checkpoint nor pretrained weights.
         TaoqError: If the checkpoint cannot be loaded or does not fit, or if pretrained weights cannot be downloaded.
     """
     backbone = spec.model.backbone
@@ -60,12 +63,19 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None) -> nn.Module:
     if checkpoint:
         spec = with_checkpoint(spec, checkpoint)
     source = find_network(spec.model.backbone)
-    check_size(spec.model.backbone, spec.dataset.img_size, "dataset.img_size")
+    check_size(spec.model.backbone, spec.dataset.img_size, size_field)
     with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
         model = _create(source, spec, pretrained=checkpoint == "")
     if checkpoint:
         load_weights(model, source, checkpoint)
+    run_once(model, spec.dataset.img_size, size_field, source, lambda more: _create(source, _with_args(spec, more)))
     return model
+
+
+def _with_args(spec: ClassificationSpec, more: JsonObject) -> ClassificationSpec:
+    backbone = spec.model.backbone
+    backbone = dataclasses.replace(backbone, args={**backbone.args, **more})
+    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
 
 
 def with_checkpoint(spec: ClassificationSpec, checkpoint: str) -> ClassificationSpec:
@@ -89,7 +99,7 @@ def with_checkpoint(spec: ClassificationSpec, checkpoint: str) -> Classification
     return dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
 
 
-def _create(source: Source, spec: ClassificationSpec, *, pretrained: bool) -> nn.Module:
+def _create(source: Source, spec: ClassificationSpec, *, pretrained: bool = False) -> nn.Module:
     arguments: JsonObject = dict(spec.model.backbone.args)
     faults = [
         Fault(f"model.backbone.args.{key}", f"the network gets it from {where}", "take it out of the arguments")
