@@ -79,7 +79,7 @@ def test_a_network_of_a_single_size_is_refused_another(taoq: Taoq, export_networ
         " pixels\n"
         "hint: write 32; for a checkpoint of a network for 64 pixels, write model.backbone.args: {img_size: 64}\n",
     )
-    assert not files_of(tmp_path / "results" / "export")
+    assert not (tmp_path / "results" / "export").exists()
 
 
 def test_a_checkpoint_that_is_not_there_or_is_onnx_already_is_refused(
