@@ -161,3 +161,16 @@ def test_a_checkpoint_with_other_classes_is_refused(work: Path, refused: Refused
         " fc.bias [10] for [12])\n"
         "hint: check model.backbone.type, model.backbone.args and dataset.num_classes\n",
     )
+
+
+@pytest.mark.parametrize("action", ["evaluate", "inference"])
+def test_a_checkpoint_with_nan_is_refused(refused: Refused, action: str) -> None:
+    state = load_file("weights.safetensors")
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name] = torch.full_like(state[name], float("nan"))
+    torch.save(state, "nan.pth")
+    code, err = refused(action, f"{action}.checkpoint=nan.pth")
+    assert code == 1
+    what, hint = err.splitlines()[-2:]
+    assert what.startswith("nan.pth: its output output is not a number (NaN) for data/")
+    assert hint == "hint: look for NaN or infinite values in the checkpoint, or in the sample"

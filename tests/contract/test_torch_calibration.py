@@ -57,7 +57,8 @@ def test_a_layer_that_saw_no_data_is_refused_not_quantized_dynamically(algorithm
     with pytest.raises(TaoqError) as error:
         quantize(MODELOPT, Unused(), rules(MODELOPT, "int8", "*"), feed(normal(16, 8)), algorithm=algorithm)
     assert str(error.value) == (
-        "spare: saw no calibration data\nhint: the model does not call this layer: put it into quantize.skip_names"
+        "quantize.layers: 1 layer(s) saw no calibration data (spare): the model does not call them\n"
+        "hint: add to quantize.skip_names: spare"
     )
 
 

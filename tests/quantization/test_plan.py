@@ -11,7 +11,7 @@ from support.networks import notices, scheme
 from taoq.errors import SpecError
 from taoq.quantization.capability import Algorithm, Capability, TensorCapability, check
 from taoq.quantization.dtypes import FP8_E4M3FN, FP8_E5M2, INT8
-from taoq.quantization.plan import matches, resolve
+from taoq.quantization.plan import common_patterns, matches, resolve
 from taoq.quantization.spec import LayerSpec, QuantizeSpec, TensorSpec
 from taoq.quantization.types import (
     Granularity,
@@ -342,3 +342,18 @@ def test_a_dtype_that_the_backend_lacks_is_refused() -> None:
 )
 def test_a_scheme_is_stored_with_its_granularity(granularity: Granularity, fields: dict[str, Any]) -> None:
     assert Scheme(INT8, granularity).to_json() == {"dtype": "int8", **fields, "asked": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "patterns"),
+    [
+        (["blocks.0.qkv", "blocks.11.qkv"], ["blocks.0.proj"], ["blocks.*.qkv"]),
+        (["blocks.0.qkv", "blocks.1.qkv"], ["blocks.2.qkv"], ["blocks.0.qkv", "blocks.1.qkv"]),
+        (["head"], ["blocks.0.qkv"], ["head"]),
+        (["stage1.a", "stage2.a", "b.0[x]"], [], ["stage*.a", "b.0[[]x]"]),
+    ],
+)
+def test_patterns_that_match_some_layers_and_no_others(
+    names: list[str], others: list[str], patterns: list[str]
+) -> None:
+    assert common_patterns(names, [*names, *others]) == patterns

@@ -14,6 +14,7 @@ from pathlib import Path
 from taoq.errors import Fault, SpecError, TaoqError, did_you_mean
 from taoq.network import Outputs, batch_size
 from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.finite import refuse_nan
 from taoq.pipeline.models import experiment_for, open_runtime
 from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.staging import staged
@@ -119,11 +120,21 @@ def evaluate_runtime(
     experiment: Experiment, runtime: Runtime, checkpoint: str, directory: Path | None
 ) -> EvaluateResult:
     """Evaluate a model that is already open; see `evaluate`."""
+
+    def check(outputs: Outputs, batch: Batch) -> None:
+        refuse_nan(outputs, batch, checkpoint)
+
     if directory is None:
-        return _result(measure(experiment, [runtime]), runtime, checkpoint)
+        return _result(measure(experiment, [runtime], record=check), runtime, checkpoint)
     with staged(directory) as stage:
         with experiment.records(stage.path) if experiment.records else contextlib.nullcontext() as records:
-            measured = measure(experiment, [runtime], record=records.write if records else None)
+
+            def record(outputs: Outputs, batch: Batch) -> None:
+                check(outputs, batch)
+                if records:
+                    records.write(outputs, batch)
+
+            measured = measure(experiment, [runtime], record=record)
         metric = measured.metrics[0]
         details = metric.write(stage.path) if isinstance(metric, Writing) else {}
         result = dataclasses.replace(_result(measured, runtime, checkpoint), details=details, directory=directory)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taoq.network import batch_size
 from taoq.pipeline.experiment import Experiment
+from taoq.pipeline.finite import refuse_nan
 from taoq.pipeline.models import experiment_for, open_runtime
 from taoq.pipeline.results.inference import InferenceResult
 from taoq.pipeline.staging import staged
@@ -27,7 +28,9 @@ def infer(experiment: Experiment, directory: Path) -> InferenceResult:
     with staged(directory) as stage:
         with experiment.predictions(stage.path) as predictions:
             for batch in track(batches, batches.num_samples, "running", lambda batch: batch_size(batch.inputs)):
-                predictions.write(runtime.run(batch.inputs), batch)
+                outputs = runtime.run(batch.inputs)
+                refuse_nan(outputs, batch, experiment.spec.inference.checkpoint)
+                predictions.write(outputs, batch)
         stage.write_spec("experiment.yaml", experiment.spec)
         stage.commit()
     return InferenceResult(

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -86,6 +87,24 @@ def matches(pattern: str, layer: Layer) -> bool:
 def exact_patterns(names: Iterable[str]) -> list[str]:
     """Return patterns that match exactly these names."""
     return [glob.escape(name) for name in names]
+
+
+def common_patterns(names: Sequence[str], all_names: Iterable[str]) -> list[str]:
+    """Return few patterns that match these names and no others: `blocks.*.attn.qkv` for that layer of each block.
+
+    Args:
+        names: Names of layers.
+        all_names: Names of all layers.
+    """
+    others = set(all_names) - set(names)
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"\d+", "*", glob.escape(name)), []).append(name)
+    result: list[str] = []
+    for pattern, matched in patterns.items():
+        unique = len(matched) > 1 and not any(fnmatchcase(other, pattern) for other in others)
+        result += [pattern] if unique else exact_patterns(matched)
+    return result
 
 
 def leave_out(plan: QuantizationPlan, reasons: Mapping[str, str], *, strict: bool) -> QuantizationPlan:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from taoq.errors import Fault, Notice, TaoqError
+from taoq.errors import Fault, Notice, SpecError, TaoqError
 from taoq.files import read_text
 from taoq.tasks.classification.labels_file import read_labels
 from taoq.tasks.classification.spec import ClassificationSpec, LabelledSpec
@@ -23,6 +23,17 @@ def evaluation_section(spec: ClassificationSpec) -> tuple[str, LabelledSpec]:
     if dataset.val_dataset.images_dir or dataset.val_dataset.labels_file:
         return "dataset.val_dataset", dataset.val_dataset
     return "dataset.test_dataset", dataset.test_dataset
+
+
+def refuse_one_class(spec: ClassificationSpec) -> None:
+    """Refuse a network with one class, whose prediction is always that class.
+
+    Raises:
+        SpecError: If there is one class.
+    """
+    if spec.dataset.num_classes == 1:
+        what = "is 1: the softmax of one output is always 1, so every prediction is right"
+        raise SpecError(Fault("dataset.num_classes", what, "train with two classes, one of them for all other images"))
 
 
 def class_names(spec: ClassificationSpec) -> list[str]:

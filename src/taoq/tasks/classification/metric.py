@@ -16,7 +16,7 @@ from taoq.errors import Fault, SpecError
 from taoq.files import digest
 from taoq.network import Outputs
 from taoq.plain import JsonMapping
-from taoq.tasks.classification.classes import class_names
+from taoq.tasks.classification.classes import class_names, refuse_one_class
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.fonts import drawn_names
 
@@ -30,6 +30,7 @@ class AccuracyMetric:
     def __init__(self, spec: ClassificationSpec) -> None:
         classes = spec.dataset.num_classes
         topk = spec.model.head.topk
+        refuse_one_class(spec)
         if not topk or not all(1 <= k <= classes for k in topk):
             what = f"{topk} does not fit {classes} classes"
             raise SpecError(Fault("model.head.topk", what, f"write numbers from 1 to {classes}"))

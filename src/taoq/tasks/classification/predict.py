@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from taoq.network import Outputs
 from taoq.tasks.base import Batch
-from taoq.tasks.classification.classes import class_names, class_names_or_numbers
+from taoq.tasks.classification.classes import class_names, class_names_or_numbers, refuse_one_class
 from taoq.tasks.classification.spec import ClassificationSpec
 from taoq.tasks.fonts import Font, drawn_names
 from taoq.tasks.images import save_picture
@@ -31,6 +31,7 @@ class ClassificationPredictions:
     files = ("result.csv", "visualize")
 
     def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
+        refuse_one_class(spec)
         self._names = class_names_or_numbers(spec)
         self._drawn = drawn_names(self._names, "dataset.classes_file")
         self._images_dir = Path(spec.dataset.test_dataset.images_dir)

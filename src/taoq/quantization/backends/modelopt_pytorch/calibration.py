@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from taoq.errors import Fault, SpecError, TaoqError
+from taoq.errors import Fault, SpecError, TaoqError, abbreviated
 from taoq.network import Inputs
 from taoq.plain import Options
 from taoq.quantization.backends.base import NO_SHIFTS
@@ -25,6 +25,7 @@ from taoq.quantization.formats.torch.biases import ShiftedBiases, add_to_biases
 from taoq.quantization.formats.torch.call import call, call_every_layer
 from taoq.quantization.formats.torch.state import check_weights, is_finite
 from taoq.quantization.library import library_output
+from taoq.quantization.plan import common_patterns
 from taoq.quantization.ranges import LEAST_RANGE
 from taoq.quantization.types import LayerPlan, QuantizationPlan, Scheme
 
@@ -256,14 +257,15 @@ def _finite_inputs(model: nn.Module, plan: QuantizationPlan) -> Iterator[None]:
 
 def _check_calibrated(model: nn.Module, plan: QuantizationPlan) -> None:
     """Refuse layers whose input saw no data: ModelOpt would silently quantize them dynamically."""
-    hint = "the model does not call this layer: put it into quantize.skip_names"
-    faults = [
-        Fault(item.layer.name, "saw no calibration data", hint)
+    names = [
+        item.layer.name
         for item in plan.quantized
         if item.activations and quantizer_of(model.get_submodule(item.layer.name), "input").amax is None
     ]
-    if faults:
-        raise TaoqError(*faults)
+    if names:
+        patterns = common_patterns(names, [item.layer.name for item in plan.layers])
+        what = f"{len(names)} layer(s) saw no calibration data ({abbreviated(names)}): the model does not call them"
+        raise TaoqError(Fault("quantize.layers", what, f"add to quantize.skip_names: {', '.join(patterns)}"))
 
 
 def _replace_zero_ranges(model: nn.Module, plan: QuantizationPlan) -> None:

@@ -16,29 +16,27 @@ from taoq.quantization.formats.torch.measures import observed
 NOT_CALLED = "the network does not call it: it uses the weight in another way, or not at all"
 CONSTANT = "its input is the same for all images: what it computes is a constant"
 _Input = tuple[tuple[int, ...], float, float]
-"""Shape, sum and norm of an input."""
+"""Shape, weighted sum and norm of an input."""
 
 
 def unreached(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, str]:
     """Return the layers that images do not reach, with the reason.
 
-    The network runs twice, on an example and on noise. A layer that is not called in either run has a weight that the
-    network reads itself (`F.linear(x, self.qkv.weight, bias)`), or does not use. A layer whose input is the same in
-    both runs computes a constant, such as a bias of positions.
+    The network runs twice, on an example and on other values. A layer that is not called in either run has a weight
+    that the network reads itself (`F.linear(x, self.qkv.weight, bias)`), or does not use. A layer whose input is the
+    same in both runs computes a constant, such as a bias of positions.
 
     Args:
         model: The float network, on the CPU.
         inputs: One sample.
         names: Names of the layers.
     """
-    runs = [_inputs_of_layers(model, inputs, names), _inputs_of_layers(model, _noise(inputs), names)]
-    reasons = {}
-    for name in names:
-        seen = [run[name] for run in runs if name in run]
-        if not seen:
-            reasons[name] = NOT_CALLED
-        elif len(seen) == len(runs) and seen[0] == seen[1]:
-            reasons[name] = CONSTANT
+    others = _others(inputs)
+    first = _inputs_of_layers(model, inputs, names)
+    second = _inputs_of_layers(model, others, names)
+    reasons = {name: NOT_CALLED for name in names if name not in first and name not in second}
+    if all(not torch.equal(inputs[name], others[name]) for name in inputs):
+        reasons |= {name: CONSTANT for name in first if second.get(name) == first[name]}
     return reasons
 
 
@@ -49,20 +47,21 @@ def _inputs_of_layers(model: nn.Module, inputs: Inputs, names: Sequence[str]) ->
     def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Tensor], _: object) -> None:
         tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if tensor is not None:
-            values = tensor.detach().double()
-            seen.setdefault(name, []).append((tuple(tensor.shape), float(values.sum()), float(values.norm())))
+            values = tensor.detach().flatten().double()
+            places = torch.linspace(1, 2, len(values), dtype=torch.float64)  # The order of the values counts, too.
+            seen.setdefault(name, []).append((tuple(tensor.shape), float(places @ values), float(values.norm())))
 
     with torch.no_grad(), observed(model.eval(), names, note):
         call(model, inputs)
     return seen
 
 
-def _noise(inputs: Inputs) -> Inputs:
-    """Return inputs of the same shapes, with other values where these are floating point."""
+def _others(inputs: Inputs) -> Inputs:
+    """Return inputs of the same shapes with other values: noise in 0..1, or numbers and flags in another order."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+        name: torch.rand(tensor.shape, generator=generator).to(tensor.dtype)
         if tensor.is_floating_point()
-        else tensor
+        else tensor.flatten().roll(1).view(tensor.shape)
         for name, tensor in inputs.items()
     }
