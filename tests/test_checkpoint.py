@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from taoq.checkpoint import WithoutInitialisation, load_weights
+from taoq.checkpoint import WithoutInitialisation, load_weights, read_names
 from taoq.errors import TaoqError
 
 
@@ -34,6 +34,102 @@ def test_prefixes_and_containers_of_frameworks(tmp_path: Path, prefix: str, cont
     torch.save(data, tmp_path / "a.ckpt")
     load_weights(target, str(tmp_path / "a.ckpt"))
     assert equal(source, target)
+
+
+def values(number: float) -> dict[str, Any]:
+    return {key: torch.full_like(value, number) for key, value in net().state_dict().items()}
+
+
+SHADOW = {"decay": 0.99, "num_updates": 3, "shadow_params": [torch.ones(2)], "collected_params": None}
+TRAINING = {
+    "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+    "lr_scheduler": {"base": torch.ones(1)},
+    "epoch": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "number", "said"),
+    [
+        ({"state_dict": values(1), "state_dict_ema": values(2)}, 2,
+         "the averaged weights in 'state_dict_ema' are taken, not 'state_dict'; model.checkpoint_key chooses"),
+        ({"model": values(1), "model_ema": values(2)}, 2,
+         "the averaged weights in 'model_ema' are taken, not 'model'; model.checkpoint_key chooses"),
+        ({"model": values(1), "ema": {"module": values(2), "updates": 7}}, 2,
+         "the averaged weights in 'ema.module' are taken, not 'model'; model.checkpoint_key chooses"),
+        ({"student": values(1), "teacher": values(2)}, 2,
+         "the averaged weights in 'teacher' are taken, not 'student'; model.checkpoint_key chooses"),
+        ({"params": values(1), "params_ema": values(2)}, 2,
+         "the averaged weights in 'params_ema' are taken, not 'params'; model.checkpoint_key chooses"),
+        ({"model": values(1), "ema": SHADOW}, 1,
+         "its averaged weights (ema) are a list without names, or empty: the others are taken"),
+        ({"model": values(1), "ema": {}}, 1,
+         "its averaged weights (ema) are a list without names, or empty: the others are taken"),
+        ({"net": values(1)}, 1, "the tensors in 'net' are taken"),
+        ({"weights": values(1)}, 1, "the tensors in 'weights' are taken"),
+        ({"a": {"b": {"c": values(1)}}}, 1, "the tensors in 'a.b.c' are taken"),
+        ({"generator": values(1), "model": values(2)}, 2,
+         "'model' are taken, not 'generator'; model.checkpoint_key chooses"),
+        ({"state_dict": values(1), "mean": torch.ones(3)}, 1, ""),
+        ({"model": {"state_dict": values(1)}}, 1, ""),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_state_dict_is_found_and_averaged_weights_go_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, data: dict[str, Any], number: int, said: str
+) -> None:
+    path, target = tmp_path / "a.pth", net()
+    torch.save({**TRAINING, **data}, path)
+    with caplog.at_level(logging.INFO, "taoq"):
+        load_weights(target, str(path))
+        names = read_names(str(path))
+    assert all((value == number).all() for value in target.state_dict().values())
+    assert caplog.messages == ([f"{path}: {said}"] if said else [])
+    assert sorted(names) == sorted(net().state_dict())
+
+
+@pytest.mark.parametrize(("key", "number"), [("model", 1), ("ema.module", 2), ("ema", 2)])
+def test_a_key_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, number: int) -> None:
+    torch.save({"model": values(1), "ema": {"module": values(2)}}, tmp_path / "a.pth")
+    target = net()
+    with caplog.at_level(logging.INFO, "taoq"):
+        load_weights(target, str(tmp_path / "a.pth"), key=key)
+    assert all((value == number).all() for value in target.state_dict().values())
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [("modle", "did you mean 'model' or 'ema.module'?"), ("xyz", "it has tensors under model, ema.module")],
+)
+def test_a_key_without_tensors_is_refused(tmp_path: Path, key: str, hint: str) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": values(1), "ema": {"module": values(2)}}, path)
+    with pytest.raises(TaoqError) as error:
+        load_weights(net(), str(path), key=key)
+    assert str(error.value) == f"model.checkpoint_key: {path} has no tensors under '{key}'\nhint: {hint}"
+
+
+def test_what_a_file_without_tensors_has_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"epoch": 3, "history": [1, 2], "best": 0.5}, path)
+    with pytest.raises(TaoqError) as error:
+        load_weights(net(), str(path))
+    assert str(error.value) == (
+        f"{path}: holds no state dict, only epoch, history, best\n"
+        "hint: give a file that torch.save wrote of a state dict"
+    )
+
+
+def test_containers_that_are_shared_or_in_themselves_end(tmp_path: Path) -> None:
+    inner: dict[str, Any] = {}
+    for _ in range(4):
+        inner = {str(number): inner for number in range(1000)}
+    inner["self"] = inner
+    torch.save({**inner, "model": values(1)}, tmp_path / "a.pth")
+    target = net()
+    load_weights(target, str(tmp_path / "a.pth"))
+    assert (target.state_dict()["0.weight"] == 1).all()
 
 
 def test_safetensors_in_half_precision_become_float32(tmp_path: Path) -> None:

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from taoq.containers import keys_of, state_dict_in
 from taoq.errors import Fault, Notice, TaoqError, abbreviated, first_line
 from taoq.plain import JsonMapping
 
 log = logging.getLogger(__name__)
 
 _ANOTHER_NETWORK = "check that the spec describes the network of this checkpoint"
-_CONTAINERS = ("ema", "module", "state_dict", "model_state_dict", "model")
-"""Keys under which training frameworks store the state dict. Averaged weights (`ema`) take precedence."""
 _REFUSED = "nsupported (global|class)|GLOBAL|unrecognized function|Can only|instantiate"
 """Pattern of the messages of torch's unpickler for objects that it refuses to load, as opposed to damaged files."""
 _DAMAGED = (
@@ -65,7 +64,7 @@ class WithoutInitialisation(TorchFunctionMode):
         return func(*args, **arguments)
 
 
-def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK) -> None:
+def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK, *, key: str = "") -> None:
     """Load every tensor of a model from a file; values are converted to the model's dtype.
 
     A prefix that a framework put in front of all names (`model.`, `module.`) is detected and removed.
@@ -74,11 +73,12 @@ def load_weights(model: nn.Module, checkpoint: str, hint: str = _ANOTHER_NETWORK
         model: The model.
         checkpoint: The file.
         hint: What the user should check if the tensors do not fit the model.
+        key: Keys that lead to the state dict in the file; empty to look for it.
 
     Raises:
         TaoqError: If the file is missing or damaged, holds code or no tensors, or does not fit the model.
     """
-    load_prefixed(model, read_state_dict(checkpoint), checkpoint, hint)
+    load_prefixed(model, read_state_dict(checkpoint, key), checkpoint, hint)
 
 
 def load_prefixed(model: nn.Module, state: Mapping[str, Tensor], checkpoint: str, hint: str) -> None:
@@ -139,25 +139,30 @@ def without_prefix(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def read_names(checkpoint: str) -> list[str]:
+def read_names(checkpoint: str, key: str = "") -> list[str]:
     """Return the names of the tensors of a checkpoint, without reading their values where the format allows that.
+
+    Args:
+        checkpoint: The file.
+        key: Keys that lead to the state dict in the file; empty to look for it.
 
     Raises:
         TaoqError: As `read_state_dict`.
     """
-    return list(read_state_dict(checkpoint, mapped=True))
+    return list(read_state_dict(checkpoint, key, mapped=True))
 
 
-def read_state_dict(checkpoint: str, *, mapped: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, by name.
+def read_state_dict(checkpoint: str, key: str = "", *, mapped: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, by name. Log which state dict of a file is taken where it has several.
 
     Args:
         checkpoint: The file.
-        mapped: Map a file of torch into memory, so that only what is used of its values is read. The tensors are then
-            valid only while the file does not change.
+        key: Keys that lead to the state dict in the file, joined with dots; empty to look for it.
+        mapped: Map a file of torch into memory, so that only what is used of its values is read, and log nothing. The
+            tensors are then valid only while the file does not change.
 
     Raises:
-        TaoqError: If the file is missing or damaged, or holds code or no tensors.
+        TaoqError: If the file is missing or damaged, holds code or no tensors, or has none under `key`.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -196,12 +201,14 @@ def read_state_dict(checkpoint: str, *, mapped: bool = False) -> dict[str, Tenso
     if isinstance(data, Mapping) and data.get("state_dict_encrypted") is True:
         what = "is encrypted by TAO, and only TAO can decrypt it"
         raise TaoqError(Fault(checkpoint, what, "train or export without encryption_key (-k)"))
-    state = _tensors(data)
+    state = state_dict_in(data, key, checkpoint, silent=mapped)
     # With torchao imported, torch loads its quantized tensors, which are subclasses of Tensor.
     if any(type(value) not in (Tensor, nn.Parameter) for value in state.values()):
         raise TaoqError(_quantized(checkpoint))
     if not state:
-        raise TaoqError(Fault(checkpoint, "holds no state dict", "give a file that torch.save wrote of a state dict"))
+        keys = keys_of(data)
+        what = f"holds no state dict, only {keys}" if keys else "holds no state dict"
+        raise TaoqError(Fault(checkpoint, what, "give a file that torch.save wrote of a state dict"))
     return state
 
 
@@ -212,16 +219,6 @@ def _damaged(checkpoint: str) -> Fault:
 def _quantized(checkpoint: str) -> Fault:
     what = "is the payload of a quantized model, without the manifest.json that belongs to it"
     return Fault(checkpoint, what, "give the folder that quantize wrote, or quantize again")
-
-
-def _tensors(data: object) -> dict[str, Tensor]:
-    """Return the state dict in the result of torch.load: the data itself, or the value of a framework's key."""
-    if not isinstance(data, Mapping):
-        return {}
-    for key in _CONTAINERS:
-        if isinstance(data.get(key), Mapping):
-            return _tensors(data[key])
-    return {str(key): value for key, value in data.items() if isinstance(value, Tensor)}
 
 
 def _prefix(keys: Iterable[str], model_state: Mapping[str, Tensor]) -> str:

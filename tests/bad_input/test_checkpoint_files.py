@@ -70,7 +70,11 @@ def save_and_cut(size: int, *, zipped: bool) -> None:
             id="an old pickle with code",
         ),
         pytest.param(lambda: torch.save(nn.Linear(2, 2), "bad.pth"), HOLDS_CODE, id="a whole network"),
-        pytest.param(lambda: torch.save({"epoch": 3}, "bad.pth"), NO_STATE_DICT, id="without tensors"),
+        pytest.param(
+            lambda: torch.save({"epoch": 3}, "bad.pth"),
+            NO_STATE_DICT.replace("dict", "dict, only epoch", 1),
+            id="without tensors",
+        ),
         pytest.param(lambda: torch.save([torch.zeros(2)], "bad.pth"), NO_STATE_DICT, id="a list"),
     ],
 )

@@ -67,7 +67,7 @@ def build_model(spec: ClassificationSpec, checkpoint: str | None, size_field: st
     with WithoutInitialisation() if checkpoint else contextlib.nullcontext():
         model = _create(source, spec, pretrained=checkpoint == "")
     if checkpoint:
-        load_weights(model, source, checkpoint)
+        load_weights(model, source, checkpoint, spec.model.checkpoint_key)
     run_once(model, spec.dataset.img_size, size_field, source, lambda more: _create(source, _with_args(spec, more)))
     return model
 
@@ -92,7 +92,7 @@ def with_checkpoint(spec: ClassificationSpec, checkpoint: str) -> Classification
     network = TAO_NETWORKS.get(backbone.type)
     if network is None or backbone.variant != "auto" or not network.two_variants:
         return spec
-    if not Path(checkpoint).is_file() or not is_of_tao(network, checkpoint):
+    if not Path(checkpoint).is_file() or not is_of_tao(network, checkpoint, spec.model.checkpoint_key):
         return spec
     log.info(Notice("model.backbone.variant", f"tao: {checkpoint} has TAO's {network.name}, which differs from timm's"))
     backbone = dataclasses.replace(backbone, variant="tao")

@@ -70,6 +70,12 @@ class ModelSpec:
 
     backbone: BackboneSpec = option(BackboneSpec, "The network")
     head: HeadSpec = option(HeadSpec, "The classifier at the end of the network")
+    checkpoint_key: str = option(
+        "",
+        "Keys that lead to the state dict in a checkpoint that has several, joined with dots: ema.module. Without it,"
+        " averaged weights go first, and the log says what was taken",
+        omit_default=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

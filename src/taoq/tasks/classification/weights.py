@@ -18,28 +18,29 @@ log = logging.getLogger(__name__)
 _FIT_HINT = "check model.backbone.type, model.backbone.args and dataset.num_classes"
 
 
-def is_of_tao(network: TaoNetwork, checkpoint: str) -> bool:
+def is_of_tao(network: TaoNetwork, checkpoint: str, key: str) -> bool:
     """Return whether a file has TAO's names of the tensors of a network, where the library has other names.
 
     Raises:
         TaoqError: If the file cannot be read.
     """
-    return network.family in LAYOUTS and tao_prefix(network.family, read_names(checkpoint)) is not None
+    return network.family in LAYOUTS and tao_prefix(network.family, read_names(checkpoint, key)) is not None
 
 
-def load_weights(model: nn.Module, source: Source, checkpoint: str) -> None:
+def load_weights(model: nn.Module, source: Source, checkpoint: str, key: str) -> None:
     """Load every tensor of a network from a file.
 
     Args:
         model: The network.
         source: Where it comes from.
         checkpoint: The file.
+        key: Value of model.checkpoint_key.
 
     Raises:
         SpecError: If the spec names one of two networks of a name, and the file has the other.
         TaoqError: If the file is missing or damaged, holds code or no tensors, or does not fit the network.
     """
-    state = read_state_dict(checkpoint)
+    state = read_state_dict(checkpoint, key)
     network = source.tao
     prefix = tao_prefix(network.family, state) if network and network.family in LAYOUTS else None
     if network and network.two_variants and source.as_tao != (prefix is not None):

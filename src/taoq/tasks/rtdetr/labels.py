@@ -86,18 +86,20 @@ def original_checkpoint(spec: RtdetrSpec) -> Path | None:
 
     In both, output k is category id k, unless the network is for COCO.
     """
-    found = {path: kind for path in _checkpoints(spec) if (kind := _is_original(path)) is not None}
+    found = {
+        path: kind for path in _checkpoints(spec) if (kind := _is_original(path, spec.model.checkpoint_key)) is not None
+    }
     return next(iter(found)) if found and all(found.values()) else None
 
 
-def _is_original(path: Path) -> bool | None:
+def _is_original(path: Path, key: str) -> bool | None:
     """Return whether a float checkpoint has the names of the original code; None if it cannot be read."""
     if path.is_dir() and (path / "config.json").is_file():
         return False
     if path.suffix not in _FILES:
         return None
     try:
-        return is_original(read_names(str(path)))
+        return is_original(read_names(str(path), key))
     except TaoqError:
         return None  # The file of an artifact; if it is damaged, building the network reports it.
 

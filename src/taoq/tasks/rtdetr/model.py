@@ -49,7 +49,9 @@ def build_model(spec: RtdetrSpec, checkpoint: str | None) -> nn.Module:
             check_config(Path(checkpoint), make_config(spec))
         with WithoutInitialisation():
             model = _create(spec)
-        columns_first = load_network(model, checkpoint)  # The order of position embeddings in the original code.
+        columns_first = load_network(
+            model, checkpoint, spec.model.checkpoint_key
+        )  # The order of position embeddings in the original code.
         _say_assumptions(spec, original=columns_first)
     detector = Detector(
         model,
@@ -111,10 +113,14 @@ def with_checkpoint(spec: RtdetrSpec, checkpoint: str) -> RtdetrSpec:
     model = spec.model
     if not Path(checkpoint).is_file():
         return spec
-    if is_resnet(model) and model.resnet == "auto" and resnet_of(checkpoint) == "plain":
+    if is_resnet(model) and model.resnet == "auto" and resnet_of(checkpoint, model.checkpoint_key) == "plain":
         log.info(Notice("model.resnet", f"plain: {checkpoint} has the ResNet of TAO, not that of RT-DETR's authors"))
         return dataclasses.replace(spec, model=dataclasses.replace(model, resnet="plain"))
-    if model.backbone.startswith("convnextv2_") and UPSAMPLE not in model.backbone_args and is_widened(checkpoint):
+    if (
+        model.backbone.startswith("convnextv2_")
+        and UPSAMPLE not in model.backbone_args
+        and is_widened(checkpoint, model.checkpoint_key)
+    ):
         log.info(Notice("model.backbone_args", f"{UPSAMPLE}: true: {checkpoint} has conv_512, as networks of TAO 6"))
         arguments = {**model.backbone_args, UPSAMPLE: True}
         return dataclasses.replace(spec, model=dataclasses.replace(model, backbone_args=arguments))

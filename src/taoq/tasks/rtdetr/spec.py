@@ -93,6 +93,12 @@ class ModelSpec:
         options=BACKBONES,
         aliases={name.partition("_p4")[0].rpartition("_")[0]: name for name in _FANS},
     )
+    checkpoint_key: str = option(
+        "",
+        "Keys that lead to the state dict in a checkpoint that has several, joined with dots: ema.module. Without it,"
+        " averaged weights go first, and the log says what was taken",
+        omit_default=True,
+    )
     resnet: str = option(
         "auto",
         "Kind of ResNet: vd, that of RT-DETR's authors and of transformers; plain, that of TAO; auto takes it from the"

@@ -39,12 +39,13 @@ _DEPLOY = re.compile(r"(.*\.bottlenecks\.\d+)\.conv\.(weight|bias)")
 """Matches the tensors of a RepVGG block that `deploy()` of the original code made one convolution."""
 
 
-def load_network(network: nn.Module, checkpoint: str) -> bool:
+def load_network(network: nn.Module, checkpoint: str, key: str) -> bool:
     """Load the weights of a network.
 
     Args:
         network: The network, in the layers of transformers.
         checkpoint: A Hugging Face folder, or a file.
+        key: Value of model.checkpoint_key.
 
     Returns:
         Whether the checkpoint has the names of the original code, which TAO has, too.
@@ -54,7 +55,7 @@ def load_network(network: nn.Module, checkpoint: str) -> bool:
         TaoqError: If the checkpoint cannot be read, is that of another network, or does not fit.
     """
     path = Path(checkpoint)
-    state = read_state_dict(str(path / "model.safetensors") if path.is_dir() else checkpoint)
+    state = read_state_dict(str(path / "model.safetensors") if path.is_dir() else checkpoint, key)
     _refuse_other_detector(state, checkpoint)
     named = nn.ModuleDict({"model": network})
     original = is_original(state)
@@ -95,22 +96,22 @@ def _tao_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> tuple[dic
     return rest | {prefix + name: tensor for name, tensor in renamed.items() if name not in unused}, unused
 
 
-def resnet_of(checkpoint: str) -> str:
+def resnet_of(checkpoint: str, key: str) -> str:
     """Return the kind of ResNet that a file has, plain or vd; an empty string for any other file.
 
     Raises:
         TaoqError: If the file cannot be read.
     """
-    return _resnet_in(read_names(checkpoint))
+    return _resnet_in(read_names(checkpoint, key))
 
 
-def is_widened(checkpoint: str) -> bool:
+def is_widened(checkpoint: str, key: str) -> bool:
     """Return whether a file has the convolutions that widen the feature maps of a ConvNeXt in TAO.
 
     Raises:
         TaoqError: If the file cannot be read.
     """
-    return any(name.endswith("backbone.conv_512.weight") for name in read_names(checkpoint))
+    return any(name.endswith("backbone.conv_512.weight") for name in read_names(checkpoint, key))
 
 
 def _resnet_in(names: Collection[str]) -> str:
