@@ -16,7 +16,7 @@ from taoq.actions import ACTIONS
 from taoq.actions.base import load_experiment
 from taoq.pipeline.experiment import Experiment
 from taoq.pipeline.models import build_empty
-from taoq.pipeline.prepare import Checked, plan_layers
+from taoq.pipeline.prepare import Checked, resolve_rules
 from taoq.quantization.backends import load_backend
 from taoq.quantization.formats.onnx.export import export_graph
 from taoq.quantization.formats.onnx.graph import Graph
@@ -49,7 +49,7 @@ def test_a_shipped_spec_loads_and_its_rules_match_its_network(path: Path, monkey
         else:
             with torch.device("meta"):  # the names of the layers, without their memory
                 model = experiment.build(None)
-        assert plan_layers(checked, model, section).notices == ()
+        assert resolve_rules(checked, model, section).notices == ()
 
 
 def task_of(path: Path) -> Task[Any]:

@@ -112,15 +112,28 @@ def plan_layers(checked: Checked, model: object, section: QuantizeSpec) -> Quant
         SpecError: If a rule matches no layer, or no layer is quantized.
         TaoqError: If `strict` is set and images do not reach a layer that a rule matches.
     """
+    plan = resolve_rules(checked, model, section)
+    for notice in plan.notices:
+        log.warning(notice)
+    try:
+        example = checked.experiment.example()
+    except NotGiven:
+        return plan  # The steps that need the data say what is missing.
+    names = [item.layer.name for item in plan.quantized]
+    unreached = load_format(checked.backend.capability.format).unreached(model, example, names)
+    return without(plan, unreached, strict=section.strict)
+
+
+def resolve_rules(checked: Checked, model: object, section: QuantizeSpec) -> QuantizationPlan:
+    """Resolve the rules of a section for the layers of a float model, which is not run.
+
+    Raises:
+        SpecError: If a rule matches no layer, or no layer is quantized.
+    """
     backend = checked.backend
     notices = check_section(section, backend.capability)
     layers = [checked.experiment.name_layer(layer) for layer in backend.layers(model, section.backend_kwargs)]
-    plan = resolve(section, layers, backend.capability, notices)
-    for notice in plan.notices:
-        log.warning(notice)
-    names = [item.layer.name for item in plan.quantized]
-    unreached = load_format(backend.capability.format).unreached(model, checked.experiment.example(), names)
-    return without(plan, unreached, strict=section.strict)
+    return resolve(section, layers, backend.capability, notices)
 
 
 def without(plan: QuantizationPlan, left_out: Mapping[str, str], *, strict: bool) -> QuantizationPlan:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from taoq.network import Inputs
 from taoq.quantization.formats.torch.call import call
@@ -22,21 +23,23 @@ _Input = tuple[tuple[int, ...], float, float]
 def unreached(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, str]:
     """Return the layers that images do not reach, with the reason.
 
-    The network runs twice, on an example and on other values. A layer that is not called in either run has a weight
-    that the network reads itself (`F.linear(x, self.qkv.weight, bias)`), or does not use. A layer whose input is the
-    same in both runs computes a constant, such as a bias of positions.
+    The network runs on an example and on two others. A layer that is not called in any run has a weight that the
+    network reads itself (`F.linear(x, self.qkv.weight, bias)`), or does not use. A layer whose input is the same in all
+    runs computes a constant, such as a bias of positions.
 
     Args:
         model: The float network, on the CPU.
         inputs: One sample.
         names: Names of the layers.
     """
-    others = _others(inputs)
+    others = [_noise(inputs), _blobs(inputs)]
     first = _inputs_of_layers(model, inputs, names)
-    second = _inputs_of_layers(model, others, names)
-    reasons = {name: NOT_CALLED for name in names if name not in first and name not in second}
-    if all(not torch.equal(inputs[name], others[name]) for name in inputs):
-        reasons |= {name: CONSTANT for name in first if second.get(name) == first[name]}
+    rest = [_inputs_of_layers(model, other, names) for other in others]
+    reasons = {name: NOT_CALLED for name in names if not any(name in run for run in (first, *rest))}
+    if all(not torch.equal(inputs[name], values) for other in others for name, values in other.items()):
+        same = [name for name in first if all(run.get(name) == first[name] for run in rest)]
+        # Only zeros are a sign of dead channels, which other images may bring to life.
+        reasons |= {name: CONSTANT for name in same if any(norm for _, _, norm in first[name])}
     return reasons
 
 
@@ -56,7 +59,7 @@ def _inputs_of_layers(model: nn.Module, inputs: Inputs, names: Sequence[str]) ->
     return seen
 
 
-def _others(inputs: Inputs) -> Inputs:
+def _noise(inputs: Inputs) -> Inputs:
     """Return inputs of the same shapes with other values: noise in 0..1, or numbers and flags in another order."""
     generator = torch.Generator().manual_seed(0)
     return {
@@ -64,4 +67,16 @@ def _others(inputs: Inputs) -> Inputs:
         if tensor.is_floating_point()
         else tensor.flatten().roll(1).view(tensor.shape)
         for name, tensor in inputs.items()
+    }
+
+
+def _blobs(inputs: Inputs) -> Inputs:
+    """Return inputs like `_noise`, where images have large areas of similar colours, as photographs have."""
+    return {
+        name: functional.interpolate(
+            functional.adaptive_avg_pool2d(tensor, 8) * 4 - 1.5, tensor.shape[2:], mode="bicubic"
+        )
+        if tensor.ndim == 4 and tensor.is_floating_point()
+        else tensor
+        for name, tensor in _noise(inputs).items()
     }
