@@ -66,7 +66,8 @@ def test_a_checkpoint_of_tao_is_quantized_evaluated_and_exported(
     manifest = read_json(artifact / "manifest.json")
     assert manifest["spec"]["model"]["backbone"].get("variant") == ("tao" if name.startswith("swin") else None)
     float_layers = [row["layer"] for row in manifest["plan"] if not row["weights"]]
-    assert float_layers == (["pos_embed.token_projection"] if name.startswith("fan") else [])  # it is a constant
+    constant = ["pos_embed.token_projection", "cls_attn_blocks.0.attn.q"]  # of positions, and of the class token
+    assert float_layers == (constant if name.startswith("fan") else [])
     succeeds("evaluate")
     succeeds("export")  # which proves that the file computes what the artifact does
     succeeds("evaluate", f"evaluate.checkpoint={file}")
