@@ -42,6 +42,11 @@ def read_text(file: Path, where: str, hint: str) -> str:
         raise TaoqError(Fault(where, f"{file} cannot be read", hint)) from None
 
 
+def read_lines(file: Path, where: str, hint: str) -> list[str]:
+    """Return the lines of a text file that are not blank, without spaces around them; see `read_text`."""
+    return [line.strip() for line in read_text(file, where, hint).splitlines() if line.strip()]
+
+
 def weights_beside(file: Path) -> Path:
     """Return the path at which ModelOpt and onnxruntime store the external weights of an ONNX file."""
     return file.with_name(f"{file.name}_data")

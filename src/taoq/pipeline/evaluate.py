@@ -20,7 +20,7 @@ from taoq.pipeline.results.evaluate import EvaluateResult
 from taoq.pipeline.staging import staged
 from taoq.runtimes.base import Runtime
 from taoq.status import track
-from taoq.tasks.base import Batch, Metric, Writing
+from taoq.tasks.base import Batch, Metric, Predictions, Writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +120,11 @@ def evaluate_runtime(
     experiment: Experiment, runtime: Runtime, checkpoint: str, directory: Path | None
 ) -> EvaluateResult:
     """Evaluate a model that is already open; see `evaluate`."""
-
-    def check(outputs: Outputs, batch: Batch) -> None:
-        refuse_nan(outputs, batch, checkpoint)
-
     if directory is None:
-        return _result(measure(experiment, [runtime], record=check), runtime, checkpoint)
+        return _result(measure(experiment, [runtime], record=_recorder(checkpoint, None)), runtime, checkpoint)
     with staged(directory) as stage:
         with experiment.records(stage.path) if experiment.records else contextlib.nullcontext() as records:
-
-            def record(outputs: Outputs, batch: Batch) -> None:
-                check(outputs, batch)
-                if records:
-                    records.write(outputs, batch)
-
-            measured = measure(experiment, [runtime], record=record)
+            measured = measure(experiment, [runtime], record=_recorder(checkpoint, records))
         metric = measured.metrics[0]
         details = metric.write(stage.path) if isinstance(metric, Writing) else {}
         result = dataclasses.replace(_result(measured, runtime, checkpoint), details=details, directory=directory)
@@ -142,6 +132,17 @@ def evaluate_runtime(
         stage.write_spec("experiment.yaml", experiment.spec)
         stage.commit()
     return result
+
+
+def _recorder(checkpoint: str, records: Predictions | None) -> Callable[[Outputs, Batch], None]:
+    """Return a function that refuses outputs that are not numbers, and writes the others into the records."""
+
+    def record(outputs: Outputs, batch: Batch) -> None:
+        refuse_nan(outputs, batch, checkpoint)
+        if records:
+            records.write(outputs, batch)
+
+    return record
 
 
 def _result(measured: Measured, runtime: Runtime, checkpoint: str) -> EvaluateResult:

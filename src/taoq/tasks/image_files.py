@@ -31,7 +31,7 @@ def image_suffixes() -> tuple[str, ...]:
 
     Those of Pillow, and .heic and .heif if the package pillow-heif is installed.
     """
-    formats = image_formats()
+    formats = (*image_formats(), "MPO")
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     return tuple(sorted(suffixes))
 

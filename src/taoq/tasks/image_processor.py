@@ -57,6 +57,11 @@ def read_processor(folder: str, where: str) -> Any:
         raise TaoqError(Fault(where, what, "name a folder with the file of an image processor")) from None
 
 
+def given(size: Any) -> dict[str, int]:
+    """Return the parts of a size of a processor (height, width, shortest_edge, ...) that are not None, by name."""
+    return {name: value for name, value in sorted(dict(size or {}).items()) if value}
+
+
 def interpolation_of(processor: Any) -> str:
     """Return the interpolation of a processor's resize, by its name in taoq."""
     return Image.Resampling(int(processor.resample)).name.lower()

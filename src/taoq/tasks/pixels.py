@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 """Formats of Pillow for pictures. Others are for icons, documents, films and measurements, or run programs (EPS)."""
 _LEVELS = 255
 _DEEP = 65535
@@ -62,18 +62,21 @@ def open_image(path: Path) -> ImageFile.ImageFile:
     Raises:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: If it cannot be read as an image.
     """
-    formats = image_formats()
-    Image.init()  # Some formats may be missing in this build of Pillow, and MPO is opened as JPEG.
-    return Image.open(path, formats=[name for name in formats if name in Image.OPEN])
+    return Image.open(path, formats=image_formats())
 
 
 @functools.cache
 def image_formats() -> tuple[str, ...]:
-    """Return the formats of images that are read, by their names in Pillow; HEIF where pillow-heif is installed."""
-    if importlib.util.find_spec("pillow_heif") is None:
-        return _FORMATS
-    importlib.import_module("pillow_heif").register_heif_opener()
-    return (*_FORMATS, "HEIF")
+    """Return the formats of images that this build of Pillow reads, by their names there.
+
+    HEIF is one of them where the package pillow-heif is installed. MPO is not: Pillow opens it as JPEG.
+    """
+    names = list(_FORMATS)
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+        names.append("HEIF")
+    Image.init()
+    return tuple(name for name in names if name in Image.OPEN)
 
 
 def _scaled(image: Image.Image, format_: str | None) -> Pixels:

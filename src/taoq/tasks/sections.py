@@ -175,7 +175,6 @@ class TaskSpec:
 
 
 def checkpoints(spec: TaskSpec) -> list[str]:
-    """Return the checkpoints that a spec names, each once, in the order in which a user runs the actions."""
-    sections = (spec.evaluate, spec.inference, spec.export, spec.benchmark)
-    paths = [spec.quantize.model_path, *(section.checkpoint for section in sections)]
-    return list(dict.fromkeys(path for path in paths if path))
+    """Return the different paths that a spec names where it can name a float checkpoint."""
+    paths = (spec.evaluate.checkpoint, spec.quantize.model_path, spec.inference.checkpoint, spec.export.checkpoint)
+    return [path for path in dict.fromkeys(paths) if path and path != "???"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from taoq.errors import Fault, Notice, SpecError, TaoqError
-from taoq.files import read_text
+from taoq.files import read_lines
 from taoq.tasks.classification.labels_file import read_labels
 from taoq.tasks.classification.spec import ClassificationSpec, LabelledSpec
 
@@ -100,8 +100,7 @@ def _classes_file(spec: ClassificationSpec) -> Path | None:
 
 def _read_classes(file: Path, spec: ClassificationSpec) -> list[str]:
     where = "dataset.classes_file" if spec.dataset.classes_file else "dataset.root_dir"
-    text = read_text(file, where, "give a text file, one class a line")
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = read_lines(file, where, "give a text file, one class a line")
     duplicates = [name for name, count in Counter(map(key, names)).items() if count > 1]
     if duplicates:
         raise TaoqError(Fault(str(file), f"names the class '{duplicates[0]}' twice", "write each class once"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image, ImageDraw
 
@@ -19,10 +20,13 @@ from taoq.tasks.pixels import read_image
 
 _MIN_SIDE = 224
 """Pixels; images whose longer side is shorter are enlarged, so that the text fits."""
-
-
 _MAX_TEXT_WIDTH, _MARGIN = 2048, 6
 """Pixels: width of an image beyond which the text does not become larger, and what is free on its left and right."""
+
+
+def _create_table(directory: Path) -> TextIO:
+    """Create result.csv; names of files that are not UTF-8 are written as they are."""
+    return (directory / "result.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
 
 class ClassificationPredictions:
@@ -38,7 +42,7 @@ class ClassificationPredictions:
         self._every = spec.inference.vis_after_n_batches
         self._batches = 0
         self._pictures = directory / "visualize"
-        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        self._file = _create_table(directory)
         self._rows = csv.writer(self._file)
         self._rows.writerow(["image", "prediction", "score", "ground_truth", *self._names])
 
@@ -76,7 +80,7 @@ class EvaluationTable:
 
     def __init__(self, spec: ClassificationSpec, directory: Path) -> None:
         self._names = class_names(spec)
-        self._file = (directory / "result.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape")
+        self._file = _create_table(directory)
         self._rows = csv.writer(self._file)
         self._rows.writerow(["img_name", *self._names, "pred_label", "pred_score", "gt_label"])
 
@@ -123,10 +127,11 @@ def annotate(image: Image.Image, text: str, font_of: Callable[[int], Font], *, c
 
 def _shortened(text: str, font: Font, width: int) -> str:
     """Return a text without as much of its middle as needed to fit a width, pixels; the score at its end is kept."""
-    kept = len(text)
-    while kept > 0 and font.getlength(text if kept == len(text) else _without_middle(text, kept)) > width:
+    shown, kept = text, len(text)
+    while kept > 0 and font.getlength(shown) > width:
         kept -= 1
-    return text if kept == len(text) else _without_middle(text, kept)
+        shown = _without_middle(text, kept)
+    return shown
 
 
 def _without_middle(text: str, kept: int) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from taoq.errors import Fault, TaoqError
 from taoq.tasks.classification.data import preprocessing
 from taoq.tasks.classification.spec import AugmentationSpec
-from taoq.tasks.image_processor import interpolation_of, read_processor
+from taoq.tasks.image_processor import given, interpolation_of, read_processor
 from taoq.tasks.preprocessing import Preprocessing
 
 _WRITE = "write the fields of dataset.augmentation"
@@ -52,7 +52,7 @@ def _size_and_resize(processor: Any, folder: str, where: str) -> tuple[int, dict
     if not processor.do_resize:
         raise TaoqError(Fault(where, f"{folder} does not resize images, so that inputs differ in size", _WRITE))
     if not size:
-        what = f"{folder} resizes to {_given(processor.size)}, which is not one size of square inputs"
+        what = f"{folder} resizes to {given(processor.size)}, which is not one size of square inputs"
         raise TaoqError(Fault(where, what, _WRITE))
     cropped = crop.get("height") if processor.do_center_crop else None
     if "edge" not in size:
@@ -75,17 +75,12 @@ def _size_and_resize(processor: Any, folder: str, where: str) -> tuple[int, dict
 
 def _sides(size: Any) -> dict[str, int]:
     """Return `edge`, the shorter side, or `height` of a size whose width is the same."""
-    values = _given(size)
+    values = given(size)
     if values.keys() == {"shortest_edge"}:
         return {"edge": int(values["shortest_edge"])}
     if values.keys() == {"height", "width"} and values["height"] == values["width"]:
         return {"height": int(values["height"])}
     return {}
-
-
-def _given(size: Any) -> dict[str, int]:
-    """Return the parts of a size that are not None."""
-    return {name: value for name, value in sorted(dict(size or {}).items()) if value}
 
 
 def _normalization(processor: Any) -> dict[str, list[float]]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 
 from taoq.checkpoint import read_names
 from taoq.errors import Fault, TaoqError
-from taoq.files import read_text
+from taoq.files import read_lines
 from taoq.tasks.rtdetr.names import is_original
 from taoq.tasks.rtdetr.spec import RtdetrSpec
+from taoq.tasks.sections import checkpoints
 
-_CHECKPOINTS = ("evaluate.checkpoint", "quantize.model_path", "inference.checkpoint", "export.checkpoint")
-"""Fields that can name a float checkpoint."""
 _FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _GENERIC = re.compile(r"(label_?)?\d+", re.IGNORECASE)
 """Labels that are only numbers, such as those that transformers makes up."""
@@ -38,7 +35,9 @@ class Labels:
 
 def checkpoint_labels(spec: RtdetrSpec) -> Labels | None:
     """Return the names in the config.json of the spec's Hugging Face folders; None if there are none, or several."""
-    found = {labels.names: labels for folder in _checkpoints(spec) if (labels := _config_labels(folder, spec))}
+    found = {
+        labels.names: labels for folder in map(Path, checkpoints(spec)) if (labels := _config_labels(folder, spec))
+    }
     return next(iter(found.values())) if len(found) == 1 else None
 
 
@@ -71,8 +70,7 @@ def read_classmap(spec: RtdetrSpec) -> tuple[str, ...]:
     """
     num_classes, classmap = spec.dataset.num_classes, spec.dataset.infer_data_sources.classmap
     where = "dataset.infer_data_sources.classmap"
-    lines = read_text(Path(classmap), where, "give a text file, one class a line").splitlines()
-    names = [line.strip() for line in lines if line.strip()]
+    names = read_lines(Path(classmap), where, "give a text file, one class a line")
     if len(names) == num_classes - 1:
         return ("background", *names)  # In TAO category ids start at 1, and class index 0 is not used.
     if len(names) != num_classes:
@@ -87,7 +85,9 @@ def original_checkpoint(spec: RtdetrSpec) -> Path | None:
     In both, output k is category id k, unless the network is for COCO.
     """
     found = {
-        path: kind for path in _checkpoints(spec) if (kind := _is_original(path, spec.model.checkpoint_key)) is not None
+        path: kind
+        for path in map(Path, checkpoints(spec))
+        if (kind := _is_original(path, spec.model.checkpoint_key)) is not None
     }
     return next(iter(found)) if found and all(found.values()) else None
 
@@ -102,9 +102,3 @@ def _is_original(path: Path, key: str) -> bool | None:
         return is_original(read_names(str(path), key))
     except TaoqError:
         return None  # The file of an artifact; if it is damaged, building the network reports it.
-
-
-def _checkpoints(spec: RtdetrSpec) -> Iterator[Path]:
-    """Yield the different checkpoints that a spec names."""
-    paths = [attrgetter(field)(spec) for field in _CHECKPOINTS]
-    yield from (Path(path) for path in dict.fromkeys(paths) if path and path != "???")

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from taoq.errors import Fault, Notice, TaoqError
-from taoq.tasks.image_processor import interpolation_of, processor_folder, read_processor
+from taoq.tasks.image_processor import given, interpolation_of, processor_folder, read_processor
 from taoq.tasks.published import IsWritten, fill_in, warn_of
 from taoq.tasks.rtdetr.spec import RtdetrSpec
 
@@ -45,7 +45,7 @@ def with_published(spec: RtdetrSpec, is_written: IsWritten) -> RtdetrSpec:
 
 def _fields(processor: Any, folder: str) -> dict[str, Any]:
     """Return the fields of `dataset.augmentation` that a processor describes."""
-    size = {name: value for name, value in sorted(dict(processor.size or {}).items()) if value}
+    size = given(processor.size)
     what = ""
     if not processor.do_resize or size.keys() != {"height", "width"}:
         what = f"resizes images to {size if processor.do_resize else 'no size'}, not to one height and width"
